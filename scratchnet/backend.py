@@ -1,0 +1,238 @@
+"""Which array library computes: NumPy on the CPU or CuPy on a GPU.
+
+This is the one module that knows. Everything above asks ``array_module(x)`` for the library that made ``x``, writes
+its array operations once, and so runs on both. CuPy is imported only when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+ON_CPU = "use --backend numpy to compute on the CPU"
+
+
+class BackendError(RuntimeError):
+    """The array library that was asked for cannot compute here. The message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """An array library and the device on which it computes.
+
+    Attributes
+    ----------
+    name : str
+        ``"numpy"`` or ``"cupy"``.
+    xp : module
+        The array library itself: ``numpy`` or ``cupy``.
+    device : str
+        The device, in words.
+
+    Examples
+    --------
+    >>> numpy = get("numpy")
+    >>> numpy.asarray([1.0, 2.0], dtype="float32")
+    array([1., 2.], dtype=float32)
+    """
+
+    name: str
+    xp: ModuleType
+    device: str
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """Return ``x`` as an array of this backend, copied only where it has to be.
+
+        Parameters
+        ----------
+        x : array_like
+            Anything that NumPy can read, or an array of either backend.
+        dtype : dtype, optional
+            The element type wanted; by default that of ``x``.
+
+        Returns
+        -------
+        numpy.ndarray or cupy.ndarray
+        """
+        if array_module(x) is not self.xp:
+            x = to_numpy(x)
+        return self.xp.asarray(x, dtype=dtype)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """Return ``x`` as a NumPy array on the host."""
+        return to_numpy(x)
+
+    def synchronize(self) -> None:
+        """Wait until everything that was started on the device has finished (at once on a CPU)."""
+        if self.name == "cupy":
+            self.xp.cuda.get_current_stream().synchronize()
+
+    def __deepcopy__(self, memo: dict) -> Backend:
+        return self  # a library cannot be copied, and a copied network computes on the same one
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device}"
+
+
+def get(name: str | Backend = "auto") -> Backend:
+    """Choose the array library.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "auto"}
+        ``"cupy"`` either works or raises; only ``"auto"`` may choose, and takes CuPy where it can compute. A
+        ``Backend`` is returned as it is.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    BackendError
+        If CuPy was asked for and cannot compute here: it is not installed, or installed but broken, or there is no
+        driver, or the driver is too old for it, or there is no GPU, or the GPU fails a test product.
+    ValueError
+        If the name is none of the three.
+
+    Examples
+    --------
+    >>> get("numpy").name
+    'numpy'
+    """
+    if isinstance(name, Backend):
+        return name
+    if name == "numpy":
+        return Backend("numpy", np, _cpu())
+    if name == "cupy":
+        return _cupy()
+    if name == "auto":
+        try:
+            return _cupy()
+        except BackendError:
+            return get("numpy")
+    raise ValueError(f"backend must be 'numpy', 'cupy' or 'auto', not {name!r}")
+
+
+def array_module(x: Any) -> ModuleType:
+    """Return the library that ``x`` is an array of: ``cupy`` for CuPy's arrays, ``numpy`` for everything else.
+
+    Never imports CuPy: where nobody imported it, nothing can be an array of it.
+
+    Examples
+    --------
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
+    cupy = sys.modules.get("cupy")
+    return cupy if cupy is not None and isinstance(x, getattr(cupy, "ndarray", ())) else np
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """Return ``x`` as a NumPy array on the host: a copy if it lies on a GPU, itself if it is one already.
+
+    Examples
+    --------
+    >>> to_numpy([1, 2])
+    array([1, 2])
+    """
+    xp = array_module(x)
+    return np.asarray(x) if xp is np else xp.asnumpy(x)
+
+
+@functools.cache
+def _cpu() -> str:
+    """Name the processor, the cores that this process may use, and NumPy."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or an architecture that does not say
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"CPU ({model}, {cores} core{'s' if cores > 1 else ''}, NumPy {np.__version__})"
+
+
+def _cupy() -> Backend:
+    """Import CuPy, make it compute something, and say precisely what is wrong where it cannot."""
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise BackendError(
+                f"CuPy is installed but broken, since the module {error.name} is missing: reinstall it, or {ON_CPU}"
+            ) from error
+        raise BackendError(
+            "CuPy is not installed: install it with pip install 'scratchnet[cuda13]' (NVIDIA driver 580 or newer) or "
+            f"'scratchnet[cuda12]', or {ON_CPU}"
+        ) from error
+    except Exception as error:  # a clash of packages or a missing library can raise anything while importing
+        raise BackendError(
+            f"CuPy is installed but broken ({_first_line(error)}): reinstall it, or {ON_CPU}"
+        ) from error
+
+    try:
+        runtime = cupy.cuda.runtime
+        driver, built = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    except Exception as error:
+        raise BackendError(
+            f"CuPy is installed but broken ({_first_line(error)}): reinstall it, or {ON_CPU}"
+        ) from error
+    # CuPy raises the same error for an absent driver and for one that is too old; only the version tells them apart.
+    if driver == 0:
+        raise BackendError(
+            f"CuPy is installed but this machine has no NVIDIA driver: install one, or {ON_CPU}"
+        )
+    try:
+        devices = runtime.getDeviceCount()
+    except Exception as error:
+        if "InsufficientDriver" in str(error):
+            raise BackendError(
+                f"the NVIDIA driver is too old for this CuPy: it supports CUDA {_version(driver)} and CuPy was built for "
+                f"{_version(built)}: update the driver, or install cupy-cuda{driver // 1000}x, or {ON_CPU}"
+            ) from error
+        if "NoDevice" not in str(error):
+            raise BackendError(
+                f"CUDA does not start ({_first_line(error)}): check nvidia-smi, or {ON_CPU}"
+            ) from error
+        devices = 0
+    if devices == 0:
+        raise BackendError(
+            "there is an NVIDIA driver but no GPU: check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES, "
+            f"or {ON_CPU}"
+        )
+
+    # A GPU that is counted may still lack the compiler (NVRTC), cuBLAS or memory: only a computation shows it.
+    try:
+        twos = cupy.full((2, 2), 2, dtype=np.float32)
+        total = float((twos @ twos + twos).sum())
+    except Exception as error:
+        raise BackendError(
+            f"there is a GPU but a test product on it fails ({type(error).__name__}: {_first_line(error)}): where a CUDA "
+            f"library is missing, pip install 'cupy-cuda{built // 1000}x[ctk]', or {ON_CPU}"
+        ) from error
+    if total != 40.0:
+        raise BackendError(
+            f"there is a GPU but a test product on it is wrong (40 expected, got {total:g}): {ON_CPU}"
+        )
+    device = runtime.getDevice()
+    model = runtime.getDeviceProperties(device)["name"]
+    model = model.decode() if isinstance(model, bytes) else model
+    return Backend("cupy", cupy, f"GPU {device} ({model}, CUDA {_version(built)}, CuPy {cupy.__version__})")
+
+
+def _version(number: int) -> str:
+    """CUDA writes 12.4 as 12040."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip("= \t*")]
+    return lines[0].rstrip(".") if lines else type(error).__name__

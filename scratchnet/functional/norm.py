@@ -1,0 +1,107 @@
+"""Batch normalisation: every channel to mean 0 and variance 1, then to a scale and shift that are learned.
+
+Symbols: M values a channel (N * H * W of them), C channels, mu and var their mean and variance.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from scratchnet.backend import array_module
+from scratchnet.functional.sums import channel_sum
+
+
+class BatchNormCache(NamedTuple):
+    """What the backward pass needs, and the statistics that the layer tracks."""
+
+    x: Any  # (..., C)
+    weight: Any  # (C,)
+    mean: Any  # (C,)
+    var: Any  # (C,), biased: divided by M
+    inv_std: Any  # (C,), 1 / sqrt(var + eps)
+    of_batch: bool  # whether mean and var were computed from x
+
+
+def batch_norm_forward(
+    x: Any, weight: Any, bias: Any, mean: Any = None, var: Any = None, eps: float = 1e-5
+) -> tuple[Any, BatchNormCache]:
+    """Return weight * (x - mu) / sqrt(var + eps) + bias, channel by channel.
+
+    Parameters
+    ----------
+    x : array (..., C)
+        A feature map (N, H, W, C), or any other array with the channels last.
+    weight, bias : array (C,)
+        The learned scale and shift (gamma and beta in the paper).
+    mean, var : array (C,), optional
+        Statistics to use, as in evaluation. Without them, as in training, they are those of ``x``; the variance is the
+        biased one.
+    eps : float
+        Keeps the division away from zero.
+
+    Returns
+    -------
+    y : array, shape and dtype of x
+    cache : BatchNormCache
+        Its ``mean`` and ``var`` are the statistics that were used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y, cache = batch_norm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), eps=0.0)
+    >>> y.ravel(), cache.mean, cache.var
+    (array([-1.,  1.]), array([2.]), array([1.]))
+    """
+    of_batch = mean is None
+    if of_batch:
+        M = x.size // x.shape[-1]
+        mean = channel_sum(x) / M  # (C,)
+    y = x - mean  # (..., C)
+    if of_batch:
+        var = channel_sum(y * y) / M  # (C,)
+    inv_std = 1.0 / array_module(x).sqrt(var + eps)  # (C,)
+    y *= weight * inv_std
+    y += bias
+    return y, BatchNormCache(x, weight, mean, var, inv_std, of_batch)
+
+
+def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Any, Any, Any]:
+    """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
+
+    Write h = (x - mu) / s with s = sqrt(var + eps), so that y = weight * h + bias. Then dbias = sum dy and
+    dweight = sum dy h, both over the M values of the channel. For x, with dh = weight * dy, three paths add up:
+    directly, through mu, and through var (Ioffe and Szegedy 2015, sec. 3)::
+
+        direct       dh / s
+        through mu   dmu  = -sum(dh) / s                     and dmu/dx  = 1 / M
+        through var  dvar = -sum(dh h) / (2 s^2)             and dvar/dx = 2 (x - mu) / M = 2 s h / M
+
+        dx = (dh - sum(dh) / M - h sum(dh h) / M) / s = weight / s * (dy - dbias / M - h dweight / M)
+
+    With given statistics (evaluation) only the direct path is there.
+
+    Parameters
+    ----------
+    dy : array, shape of y
+    cache : BatchNormCache
+        From ``batch_norm_forward``.
+
+    Returns
+    -------
+    dx : array, shape of y
+    dweight, dbias : array (C,)
+    """
+    x, weight, mean, _, inv_std, of_batch = cache
+    h = x - mean  # (..., C)
+    h *= inv_std
+    dbias = channel_sum(dy)  # (C,)
+    dweight = channel_sum(dy * h)  # (C,)
+    if of_batch:
+        M = x.size // x.shape[-1]
+        h *= dweight / M
+        dx = dy - h  # (..., C)
+        dx -= dbias / M
+        dx *= weight * inv_std
+    else:
+        dx = dy * (weight * inv_std)  # (..., C)
+    return dx, dweight, dbias

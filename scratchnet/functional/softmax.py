@@ -1,0 +1,111 @@
+"""Softmax and the cross-entropy loss, together, because together their gradient is simple.
+
+Symbols: N images in the batch, K classes, z logits, p probabilities, t targets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scratchnet.backend import array_module
+
+
+def softmax(logits: Any) -> Any:
+    """Turn scores into probabilities: p[k] = exp(z[k]) / sum_j exp(z[j]).
+
+    Parameters
+    ----------
+    logits : array (..., K)
+
+    Returns
+    -------
+    array (..., K)
+        Every row adds up to one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax(np.array([[10000.0, 10000.0]]))
+    array([[0.5, 0.5]])
+    """
+    return array_module(logits).exp(_log_softmax(logits))
+
+
+def _log_softmax(logits: Any) -> Any:
+    """log p[k] = z[k] - max(z) - log sum_j exp(z[j] - max(z)).
+
+    Taking the same number off every logit changes nothing, as it cancels; taking the largest off leaves no exponent
+    above 0, so that nothing overflows, and at least one term of the sum is 1, so that the logarithm is finite
+    (Goodfellow et al. 2016, sec. 4.1).
+    """
+    xp = array_module(logits)
+    z = logits - logits.max(axis=-1, keepdims=True)  # (N, K)
+    z -= xp.log(xp.exp(z).sum(axis=-1, keepdims=True))  # (N, 1) taken off (N, K)
+    return z
+
+
+def softmax_cross_entropy_forward(logits: Any, labels: Any, label_smoothing: float = 0.0) -> tuple[Any, Any]:
+    """Return the mean over the batch of -sum_k t[k] log p[k].
+
+    The target t is 1 - s for the right class, plus s / K for every class, where s is the label smoothing (Szegedy et
+    al. 2016, sec. 7); without smoothing the loss is -log p[label].
+
+    Parameters
+    ----------
+    logits : array (N, K)
+    labels : integer array (N,)
+        The right classes, from 0 to K - 1.
+    label_smoothing : float
+        In [0, 1).
+
+    Returns
+    -------
+    loss : scalar array, dtype of the logits
+    cache
+        For ``softmax_cross_entropy_backward``.
+
+    Examples
+    --------
+    A network that knows nothing about ten classes has the loss log(10):
+
+    >>> import numpy as np
+    >>> loss, cache = softmax_cross_entropy_forward(np.zeros((4, 10)), np.array([1, 2, 3, 4]))
+    >>> print(f"{loss:.3f}")
+    2.303
+    """
+    xp = array_module(logits)
+    log_p = _log_softmax(logits)  # (N, K)
+    loss = -log_p[xp.arange(len(labels)), labels].mean()
+    if label_smoothing:
+        loss = (1.0 - label_smoothing) * loss - label_smoothing * log_p.mean()
+    return loss, (log_p, labels, label_smoothing)
+
+
+def softmax_cross_entropy_backward(cache: Any) -> Any:
+    """Return the gradient with respect to the logits.
+
+    With L = -sum_k t[k] log p[k], log p[k] = z[k] - log sum_j exp(z[j]) and sum_k t[k] = 1::
+
+        L = log sum_j exp(z[j]) - sum_k t[k] z[k]
+        dL/dz[k] = exp(z[k]) / sum_j exp(z[j]) - t[k] = p[k] - t[k]
+
+    and the mean over the batch divides by N (Bishop 2006, eq. 4.109).
+
+    Parameters
+    ----------
+    cache
+        From ``softmax_cross_entropy_forward``.
+
+    Returns
+    -------
+    dlogits : array (N, K)
+    """
+    log_p, labels, label_smoothing = cache
+    xp = array_module(log_p)
+    N, K = log_p.shape
+    dlogits = xp.exp(log_p)  # (N, K), p
+    if label_smoothing:
+        dlogits -= label_smoothing / K
+    dlogits[xp.arange(N), labels] -= 1.0 - label_smoothing
+    dlogits /= N
+    return dlogits

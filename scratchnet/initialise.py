@@ -1,0 +1,117 @@
+"""How weights begin. Whether VGG16 learns at all is decided here.
+
+A layer computes z = sum of ``fan_in`` products x w. With independent weights of mean 0 the variance of z is
+fan_in * Var(w) * E[x^2], and after a ReLU, which halves the second moment, E[x^2] = Var(z_previous) / 2. So every
+layer multiplies the variance of the signal by fan_in * Var(w) / 2 (He et al. 2015, eq. 7 to 10):
+
+===========  ============================  =======================================================================
+name         Var(w)                        factor a layer
+===========  ============================  =======================================================================
+``he``       2 / fan_in                    1: the signal arrives at layer 16 as strong as it began
+``pytorch``  1 / (3 fan_in)                1/6: after 13 convolutions the signal is 10^-10 of what it was, and all that
+                                           reaches the output is the bias: loss log(10), accuracy 10 %, no gradient
+``normal``   0.01^2                        fan_in / 20,000: 0.03 to 0.23 in VGG16, the same fate
+===========  ============================  =======================================================================
+
+``he`` takes the fan-in, which keeps the forward signal; the fan-out would keep the backward one. In VGG the two differ
+only where the number of channels doubles, by that factor of two, and it is the forward signal that sets the scale of
+the logits, and so the first loss, which should be near log(number of classes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+
+import numpy as np
+
+Fill = Callable[[np.ndarray], None]
+
+
+def he(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
+    """Normal weights of variance 2 / fan_in, biases zero (He et al. 2015, eq. 10). The default.
+
+    Parameters
+    ----------
+    fan_in : int
+        How many products an output adds up: KH * KW * C for a convolution, the inputs for a linear layer.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    fill_weight, fill_bias : callable
+        Each fills the array that it is given, in place.
+
+    Examples
+    --------
+    >>> weight = np.empty((9, 100))
+    >>> he(fan_in=9, rng=np.random.default_rng(0))[0](weight)
+    >>> bool(abs(weight.std() - sqrt(2 / 9)) < 0.02)
+    True
+    """
+    return _normal(sqrt(2.0 / fan_in), rng), zeros
+
+
+def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
+    """PyTorch's default for convolutions and linear layers: weights and biases uniform up to 1 / sqrt(fan_in).
+
+    ``torch.nn.Conv2d.reset_parameters`` calls it Kaiming with a = sqrt(5), which is a sixth of the variance that He et
+    al. derive. A plain VGG16 does not learn from it. Kept by name, for lessons.
+
+    Parameters
+    ----------
+    fan_in : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    fill_weight, fill_bias : callable
+    """
+    bound = 1.0 / sqrt(fan_in)
+
+    def fill(out: np.ndarray) -> None:
+        rng.random(out=out, dtype=out.dtype)
+        out *= 2.0 * bound
+        out -= bound
+
+    return fill, fill
+
+
+def normal(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
+    """Weights from N(0, 0.01^2), biases zero, whatever the fan-in (Krizhevsky et al. 2012, sec. 5).
+
+    Simonyan and Zisserman (sec. 3.1) took it for VGG and could train only the shallow configuration A that way; the
+    deeper ones began from A's trained layers. Kept by name, for lessons.
+
+    Parameters
+    ----------
+    fan_in : int
+        Not used.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    fill_weight, fill_bias : callable
+    """
+    return _normal(0.01, rng), zeros
+
+
+def zeros(out: np.ndarray) -> None:
+    """Fill with zeros."""
+    out[...] = 0.0
+
+
+def ones(out: np.ndarray) -> None:
+    """Fill with ones."""
+    out[...] = 1.0
+
+
+def _normal(std: float, rng: np.random.Generator) -> Fill:
+    def fill(out: np.ndarray) -> None:
+        rng.standard_normal(out=out, dtype=out.dtype)
+        out *= std
+
+    return fill
+
+
+INITIALISATIONS = {"he": he, "pytorch": pytorch, "normal": normal}

@@ -1,0 +1,212 @@
+"""Parameters, and the two flat arrays that hold all of a network's: one of values, one of gradients.
+
+::
+
+    buffer.data  [ features.0.weight | features.0.bias | features.2.weight | ...            | classifier.6.bias ]
+    buffer.grad  [ the same places, one gradient for each value                                                 ]
+                   ^ parameter.data and parameter.grad are views into these
+
+So a step of the optimizer is one pass over memory, and moving to a GPU is one copy. Nothing is allocated until a value
+is asked for: a layer declares its parameters' shapes when it is made, the network that it becomes part of gathers the
+declarations, and then one buffer is allocated and every parameter filled in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from scratchnet import backend as backends
+from scratchnet.initialise import Fill, zeros
+
+
+class Parameter:
+    """An array that is learned, and its gradient.
+
+    Parameters
+    ----------
+    data : array_like, optional
+        Its first values, copied. Without them ``shape`` must be given.
+    shape : tuple of int, optional
+    dtype : dtype, optional
+        By default that of ``data``, or float32.
+    fill : callable, optional
+        ``fill(array)`` writes the first values in place, when they are first asked for. Zeros by default.
+
+    Examples
+    --------
+    >>> weight = Parameter([1.0, 2.0], dtype="float32")
+    >>> weight.grad is None
+    True
+    >>> weight.grad = np.array([0.5, 0.5])
+    >>> weight.data - weight.grad
+    array([0.5, 1.5], dtype=float32)
+    """
+
+    def __init__(
+        self, data: Any = None, *, shape: tuple[int, ...] | None = None, dtype: Any = None, fill: Fill = zeros
+    ):
+        if data is not None:
+            values = np.array(data, dtype=dtype)
+
+            def fill(out: np.ndarray) -> None:
+                out[...] = values
+
+            shape, dtype = values.shape, values.dtype
+        elif shape is None:
+            raise ValueError("a Parameter needs data, or a shape")
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(dtype or np.float32)
+        self.size = prod(self.shape)
+        self.fill: Fill | None = fill
+        self.has_grad = False
+        FlatBuffer([self])
+
+    @property
+    def ndim(self) -> int:
+        """How many axes the array has."""
+        return len(self.shape)
+
+    @property
+    def data(self) -> Any:
+        """The values, a view into the network's buffer: write into it in place, or assign an array to copy it in."""
+        if not self.buffer.filled:
+            self.buffer.fill()
+        return self.view(self.buffer.data)
+
+    def view(self, flat: Any) -> Any:
+        """Return this parameter's part of a flat array that is laid out as its buffer."""
+        return flat[self.place].reshape(self.shape)
+
+    @data.setter
+    def data(self, values: Any) -> None:
+        values = self._fitting(values)
+        self.buffer.allocate()
+        self.view(self.buffer.data)[...] = values
+        self.fill = None  # so that weights which are loaded are never drawn first
+        self.buffer.version += 1
+
+    @property
+    def grad(self) -> Any:
+        """The gradient of the loss, a view into the network's second buffer; None before the first backward.
+
+        Assigning an array copies it in; assigning None forgets it.
+        """
+        return self.view(self.buffer.grad) if self.has_grad else None
+
+    @grad.setter
+    def grad(self, values: Any) -> None:
+        if values is None:
+            self.has_grad = False
+            return
+        values = self._fitting(values)
+        self.buffer.allocate_grad()
+        self.has_grad = True
+        self.grad[...] = values
+
+    def _fitting(self, values: Any) -> Any:
+        """Refuse what NumPy would stretch to fit, or CuPy would silently convert."""
+        values = values if hasattr(values, "shape") else np.asarray(values)
+        if tuple(values.shape) != self.shape:
+            raise ValueError(f"this parameter has the shape {self.shape}, the array {tuple(values.shape)}")
+        if backends.array_module(values) is not self.buffer.backend.xp:
+            raise ValueError(f"this parameter is on {self.buffer.backend.name}, the array is not")
+        return values
+
+    def __repr__(self) -> str:
+        return f"Parameter(shape={self.shape}, dtype={self.dtype}, backend={self.buffer.backend.name})"
+
+
+class FlatBuffer:
+    """The values and gradients of all parameters of one network, each in one flat array.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+        In the order in which they lie. They leave the buffers that they were in, and take their values along.
+
+    Attributes
+    ----------
+    data, grad : array (size,) or None
+        None until they are needed.
+    version : int
+        Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, so that whatever was derived
+        from them (a plan's transformed weights) can tell that it is stale.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter]):
+        self.parameters = list(parameters)
+        self.data = self.grad = None
+        self.filled = False
+        self.version = 0
+        self.size = 0
+        self.backend = backends.get("numpy")
+        sources = [p.buffer for p in self.parameters if hasattr(p, "buffer")]
+        if sources:
+            self.backend = sources[0].backend
+        dtypes = sorted({str(p.dtype) for p in self.parameters})
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"the layers of one network must have one dtype, and these have {' and '.join(dtypes)}"
+            )
+        if any(source.backend.xp is not self.backend.xp for source in sources):
+            raise ValueError(
+                "the layers of one network must be on one backend: build it first, then call to()"
+            )
+        self.dtype = self.parameters[0].dtype if self.parameters else np.dtype(np.float32)
+
+        values = [
+            (p, p.data, p.grad) for p in self.parameters if hasattr(p, "buffer") and p.buffer.data is not None
+        ]
+        for p in self.parameters:
+            p.buffer, p.place = self, slice(self.size, self.size + p.size)
+            self.size += p.size
+        for p, data, grad in values:
+            self.allocate()
+            p.view(self.data)[...] = data
+            if grad is not None:
+                p.grad = grad
+
+    @classmethod
+    def gather(cls, parameters: list[Parameter]) -> FlatBuffer:
+        """Return the buffer that holds all these parameters, made now unless they lie together already."""
+        buffers = {id(p.buffer): p.buffer for p in parameters}
+        return next(iter(buffers.values())) if len(buffers) == 1 else cls(parameters)
+
+    def allocate(self) -> None:
+        """Make the array of values, not yet filled."""
+        if self.data is None:
+            self.data = self.backend.xp.empty(self.size, dtype=self.dtype)
+
+    def fill(self) -> None:
+        """Give first values to all parameters that have none yet."""
+        self.allocate()
+        for p in self.parameters:
+            if p.fill is None:
+                continue
+            if self.backend.name == "numpy":
+                p.fill(p.view(self.data))
+            else:  # random numbers are drawn on the host
+                values = np.empty(p.shape, p.dtype)
+                p.fill(values)
+                p.view(self.data)[...] = self.backend.asarray(values)
+            p.fill = None
+        self.filled = True
+
+    def allocate_grad(self) -> None:
+        """Make the array of gradients."""
+        if self.grad is None:
+            self.grad = self.backend.xp.zeros(self.size, dtype=self.dtype)
+
+    def to(self, backend: backends.Backend) -> None:
+        """Move both arrays to another backend, one copy each."""
+        if backend.xp is self.backend.xp:
+            return
+        self.fill()
+        self.data = backend.asarray(self.data)
+        self.grad = None if self.grad is None else backend.asarray(self.grad)
+        self.backend = backend
+        self.version += 1
