@@ -1,7 +1,7 @@
 """Which array library computes: NumPy on the CPU or CuPy on a GPU.
 
-This is the one module that knows. Everything above asks ``array_module(x)`` for the library that made ``x``, writes
-its array operations once, and so runs on both. CuPy is imported only when somebody asks for it.
+This is the one module that knows. Everything above asks ``array_module(x)`` for the library that made ``x``,
+writes its array operations once, and so runs on both. CuPy is imported only when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def get(name: str | Backend = "auto") -> Backend:
     Raises
     ------
     BackendError
-        If CuPy was asked for and cannot compute here: it is not installed, or installed but broken, or there is no
-        driver, or the driver is too old for it, or there is no GPU, or the GPU fails a test product.
+        If CuPy was asked for and cannot compute here: it is not installed, or installed but broken, or there
+        is no driver, or the driver is too old for it, or there is no GPU, or the GPU fails a test product.
     ValueError
         If the name is none of the three.
 
@@ -122,7 +122,8 @@ def get(name: str | Backend = "auto") -> Backend:
 
 
 def array_module(x: Any) -> ModuleType:
-    """Return the library that ``x`` is an array of: ``cupy`` for CuPy's arrays, ``numpy`` for everything else.
+    """Return the library that ``x`` is an array of: ``cupy`` for CuPy's arrays, ``numpy`` for everything
+    else.
 
     Never imports CuPy: where nobody imported it, nothing can be an array of it.
 
@@ -167,11 +168,11 @@ def _cupy() -> Backend:
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             raise BackendError(
-                f"CuPy is installed but broken, since the module {error.name} is missing: reinstall it, or {ON_CPU}"
+                f"CuPy is installed but broken, since {error.name} is missing: reinstall it, or {ON_CPU}"
             ) from error
         raise BackendError(
-            "CuPy is not installed: install it with pip install 'scratchnet[cuda13]' (NVIDIA driver 580 or newer) or "
-            f"'scratchnet[cuda12]', or {ON_CPU}"
+            "CuPy is not installed: install it with pip install 'scratchnet[cuda13]' (NVIDIA driver 580 or "
+            f"newer) or 'scratchnet[cuda12]', or {ON_CPU}"
         ) from error
     except Exception as error:  # a clash of packages or a missing library can raise anything while importing
         raise BackendError(
@@ -185,7 +186,7 @@ def _cupy() -> Backend:
         raise BackendError(
             f"CuPy is installed but broken ({_first_line(error)}): reinstall it, or {ON_CPU}"
         ) from error
-    # CuPy raises the same error for an absent driver and for one that is too old; only the version tells them apart.
+    # CuPy raises the same error for a driver that is absent and one that is too old; the version tells which.
     if driver == 0:
         raise BackendError(
             f"CuPy is installed but this machine has no NVIDIA driver: install one, or {ON_CPU}"
@@ -195,8 +196,8 @@ def _cupy() -> Backend:
     except Exception as error:
         if "InsufficientDriver" in str(error):
             raise BackendError(
-                f"the NVIDIA driver is too old for this CuPy: it supports CUDA {_version(driver)} and CuPy was built for "
-                f"{_version(built)}: update the driver, or install cupy-cuda{driver // 1000}x, or {ON_CPU}"
+                f"the NVIDIA driver is too old for this CuPy: it supports CUDA {_version(driver)} and CuPy was "
+                f"built for {_version(built)}: update the driver, or install cupy-cuda{driver // 1000}x, or {ON_CPU}"
             ) from error
         if "NoDevice" not in str(error):
             raise BackendError(
@@ -205,18 +206,18 @@ def _cupy() -> Backend:
         devices = 0
     if devices == 0:
         raise BackendError(
-            "there is an NVIDIA driver but no GPU: check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES, "
-            f"or {ON_CPU}"
+            "there is an NVIDIA driver but no GPU: check nvidia-smi and the environment variable "
+            f"CUDA_VISIBLE_DEVICES, or {ON_CPU}"
         )
 
-    # A GPU that is counted may still lack the compiler (NVRTC), cuBLAS or memory: only a computation shows it.
+    # A GPU that is counted may still lack the compiler (NVRTC), cuBLAS or memory: only computing shows it.
     try:
         twos = cupy.full((2, 2), 2, dtype=np.float32)
         total = float((twos @ twos + twos).sum())
     except Exception as error:
         raise BackendError(
-            f"there is a GPU but a test product on it fails ({type(error).__name__}: {_first_line(error)}): where a CUDA "
-            f"library is missing, pip install 'cupy-cuda{built // 1000}x[ctk]', or {ON_CPU}"
+            f"there is a GPU but a test product on it fails ({type(error).__name__}: {_first_line(error)}): "
+            f"where a CUDA library is missing, pip install 'cupy-cuda{built // 1000}x[ctk]', or {ON_CPU}"
         ) from error
     if total != 40.0:
         raise BackendError(

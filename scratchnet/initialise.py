@@ -1,21 +1,21 @@
 """How weights begin. Whether VGG16 learns at all is decided here.
 
 A layer computes z = sum of ``fan_in`` products x w. With independent weights of mean 0 the variance of z is
-fan_in * Var(w) * E[x^2], and after a ReLU, which halves the second moment, E[x^2] = Var(z_previous) / 2. So every
-layer multiplies the variance of the signal by fan_in * Var(w) / 2 (He et al. 2015, eq. 7 to 10):
+fan_in * Var(w) * E[x^2], and after a ReLU, which halves the second moment, E[x^2] = Var(z_previous) / 2. So
+every layer multiplies the variance of the signal by fan_in * Var(w) / 2 (He et al. 2015, eq. 7 to 10):
 
-===========  ============================  =======================================================================
-name         Var(w)                        factor a layer
-===========  ============================  =======================================================================
-``he``       2 / fan_in                    1: the signal arrives at layer 16 as strong as it began
-``pytorch``  1 / (3 fan_in)                1/6: after 13 convolutions the signal is 10^-10 of what it was, and all that
-                                           reaches the output is the bias: loss log(10), accuracy 10 %, no gradient
-``normal``   0.01^2                        fan_in / 20,000: 0.03 to 0.23 in VGG16, the same fate
-===========  ============================  =======================================================================
+===========  ============  ====================================================================================
+name         Var(w)        factor a layer
+===========  ============  ====================================================================================
+``he``       2 / fan_in    1: the signal arrives at layer 16 as strong as it began
+``pytorch``  1/(3 fan_in)  1/6: after 13 convolutions the signal is 10^-10 of what it was, and what reaches the
+                           output is the bias alone: loss log(10), accuracy 10 %, hardly a gradient
+``normal``   0.01^2        fan_in / 20,000, 0.001 to 0.23 in VGG16: the same fate
+===========  ============  ====================================================================================
 
-``he`` takes the fan-in, which keeps the forward signal; the fan-out would keep the backward one. In VGG the two differ
-only where the number of channels doubles, by that factor of two, and it is the forward signal that sets the scale of
-the logits, and so the first loss, which should be near log(number of classes).
+``he`` takes the fan-in, which keeps the forward signal; the fan-out would keep the backward one. In VGG the
+two differ only where the number of channels doubles, by that factor of two, and it is the forward signal that
+sets the scale of the logits, and so the first loss, which should be near log(number of classes).
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def he(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
 
 
 def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
-    """PyTorch's default for convolutions and linear layers: weights and biases uniform up to 1 / sqrt(fan_in).
+    """PyTorch's default: weights and biases uniform between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
 
-    ``torch.nn.Conv2d.reset_parameters`` calls it Kaiming with a = sqrt(5), which is a sixth of the variance that He et
-    al. derive. A plain VGG16 does not learn from it. Kept by name, for lessons.
+    ``torch.nn.Conv2d.reset_parameters`` calls it Kaiming with a = sqrt(5), which is a sixth of the variance
+    that He et al. derive. A plain VGG16 does not learn from it. Kept by name, for lessons.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
 def normal(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     """Weights from N(0, 0.01^2), biases zero, whatever the fan-in (Krizhevsky et al. 2012, sec. 5).
 
-    Simonyan and Zisserman (sec. 3.1) took it for VGG and could train only the shallow configuration A that way; the
-    deeper ones began from A's trained layers. Kept by name, for lessons.
+    Simonyan and Zisserman (sec. 3.1) took it for VGG and could train only the shallow configuration A that
+    way; the deeper ones began from A's trained layers. Kept by name, for lessons.
 
     Parameters
     ----------

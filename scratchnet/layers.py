@@ -1,7 +1,7 @@
 """Layers: parameters, and what the backward pass needs to remember. The mathematics is in ``functional/``.
 
-A layer has ``forward(x)`` and ``backward(dy)``, which returns the gradient for the layer before and sets ``.grad`` of
-its own parameters. To write one of your own, derive from ``Layer``::
+A layer has ``forward(x)`` and ``backward(dy)``, which returns the gradient for the layer before and sets
+``.grad`` of its own parameters. To write one of your own, derive from ``Layer``::
 
     class Scale(Layer):
         def __init__(self, channels):
@@ -82,7 +82,7 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def backward(self, dy: Any) -> Any:
-        """Set the parameters' gradients and return the gradient with respect to the input of the last forward."""
+        """Set the parameters' gradients; return the gradient with respect to the last forward's input."""
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __call__(self, x: Any) -> Any:
@@ -99,7 +99,7 @@ class Layer:
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Layer))
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
-        """Yield this layer and all layers within it, each with its path, in the order in which they were made.
+        """Yield this layer and all layers within it, each with its path, in the order they were made.
 
         Examples
         --------
@@ -131,7 +131,7 @@ class Layer:
                 place = f"{path}.{name}".strip(".")
                 if id(thing) in places:
                     raise ValueError(
-                        f"one {type(thing).__name__} is both {places[id(thing)]!r} and {place!r}: make two of them"
+                        f"one {type(thing).__name__} is both {places[id(thing)]!r} and {place!r}: make two"
                     )
                 places[id(thing)] = place
             found |= {f"{path}.{name}".lstrip("."): value for name, value in parts.items()}
@@ -263,7 +263,7 @@ class Layer:
     # Shapes
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output for an input of this shape; the same, unless a layer says otherwise."""
+        """Return the shape of the output for an input of this shape: the same, by default."""
         return shape
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
@@ -298,7 +298,7 @@ class Layer:
                 raise ValueError(f"{self._label()}: expected {self.dtype}, got {x.dtype}")
             if array_module(x) is not parameter.buffer.backend.xp:
                 raise ValueError(
-                    f"{self._label()}: the network is on {parameter.buffer.backend.name} and the input is not: "
+                    f"{self._label()}: the network is on {parameter.buffer.backend.name}, the input is not: "
                     "use net.backend.asarray(x)"
                 )
 
@@ -579,7 +579,7 @@ class Flatten(Layer):
 
 
 class Dropout(Layer):
-    """Forget a random part of the activations in training; do nothing in evaluation (``functional/dropout.py``).
+    """In training forget a random part of the activations, in evaluation nothing (``functional/dropout.py``).
 
     Parameters
     ----------

@@ -2,13 +2,15 @@
 
 ::
 
-    buffer.data  [ features.0.weight | features.0.bias | features.2.weight | ...            | classifier.6.bias ]
-    buffer.grad  [ the same places, one gradient for each value                                                 ]
+    buffer.data  [ features.0.weight | features.0.bias | features.2.weight | ...            |
+    classifier.6.bias ] buffer.grad  [ the same places, one gradient for each value
+    ]
                    ^ parameter.data and parameter.grad are views into these
 
-So a step of the optimizer is one pass over memory, and moving to a GPU is one copy. Nothing is allocated until a value
-is asked for: a layer declares its parameters' shapes when it is made, the network that it becomes part of gathers the
-declarations, and then one buffer is allocated and every parameter filled in its place.
+So a step of the optimizer is one pass over memory, and moving to a GPU is one copy. Nothing is allocated
+until a value is asked for: a layer declares its parameters' shapes when it is made, the network that it
+becomes part of gathers the declarations, and then one buffer is allocated and every parameter filled in its
+place.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Parameter:
 
     @property
     def data(self) -> Any:
-        """The values, a view into the network's buffer: write into it in place, or assign an array to copy it in."""
+        """The values, a view into the network's buffer: write into it, or assign an array to copy it in."""
         if not self.buffer.filled:
             self.buffer.fill()
         return self.view(self.buffer.data)
@@ -133,8 +135,8 @@ class FlatBuffer:
     data, grad : array (size,) or None
         None until they are needed.
     version : int
-        Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, so that whatever was derived
-        from them (a plan's transformed weights) can tell that it is stale.
+        Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, so that whatever was
+        derived from them (a plan's transformed weights) can tell that it is stale.
     """
 
     def __init__(self, parameters: Iterable[Parameter]):

@@ -1,11 +1,11 @@
 """One pool of worker threads for the whole process.
 
-NumPy releases Python's global lock inside its array operations, so threads compute at the same time. Everything
-that works beside the main thread asks this module for it: a loader that prepares the next batch, a step of the
-optimizer. There is one pool, so that the program never runs more threads than it was given cores.
+NumPy releases Python's global lock inside its array operations, so threads compute at the same time.
+Everything that works beside the main thread asks this module for it: a loader that prepares the next batch, a
+step of the optimizer. There is one pool, so that the program never runs more threads than it was given cores.
 
-Its size is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores that the process may use.
-Idle workers wait on a lock; they never spin.
+Its size is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores that the process may
+use. Idle workers wait on a lock; they never spin.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def size() -> int:
     Returns
     -------
     int
-        ``SCRATCHNET_THREADS`` where it is set, otherwise the cores that this process may use (its affinity mask,
-        not the machine's total).
+        ``SCRATCHNET_THREADS`` where it is set, otherwise the cores that this process may use (its affinity
+        mask, not the machine's total).
 
     Raises
     ------

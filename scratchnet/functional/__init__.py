@@ -1,9 +1,10 @@
 """The mathematics: every operation of the network, its forward pass beside its backward pass.
 
-Pure functions of arrays, for NumPy and CuPy alike, without classes and without state. Each ``op_forward(...)``
-returns ``(y, cache)``, where the cache is what the backward pass needs, and ``op_backward(dy, cache)`` returns the
-gradients, where ``dy`` is the gradient of the loss with respect to ``y``. Images and feature maps are channels
-last, ``(N, H, W, C)``. A file reads from top to bottom; begin with ``linear.py``, ``relu.py`` and ``conv.py``.
+Pure functions of arrays, for NumPy and CuPy alike, without classes and without state. Each
+``op_forward(...)`` returns ``(y, cache)``, where the cache is what the backward pass needs, and
+``op_backward(dy, cache)`` returns the gradients, where ``dy`` is the gradient of the loss with respect to
+``y``. Images and feature maps are channels last, ``(N, H, W, C)``. A file reads from top to bottom; begin
+with ``linear.py``, ``relu.py`` and ``conv.py``.
 
 Arguments are not checked here; ``scratchnet.layers`` and ``scratchnet.losses`` do that, once, at the door.
 """

@@ -6,17 +6,17 @@ Symbols, here and in the comments behind the lines:
     H  W   height and width of the input             KH KW  height and width of the kernel
     OH OW  height and width of the output            S  stride      P  padding with zeros on every side
 
-The picture to keep in mind, for one image of 4 x 4 pixels and a 3 x 3 kernel without padding. The output has 2 x 2
-pixels, and each is the inner product of the kernel with one patch of the input::
+The picture to keep in mind, for one image of 4 x 4 pixels and a 3 x 3 kernel without padding. The output has
+2 x 2 pixels, and each is the inner product of the kernel with one patch of the input::
 
     a b c d       patch of output pixel (0, 0):  a b c e f g i j k      row 0 of the column matrix
     e f g h                             (0, 1):  b c d f g h j k l      row 1
     i j k l                             (1, 0):  e f g i j k m n o      row 2
     m n o p                             (1, 1):  f g h j k l n o p      row 3
 
-So columns (N*OH*OW, KH*KW*C) times weight (KH*KW*C, O) is the whole convolution. Nine pixels of the input stand in the
-column matrix for every one of the output, nine times the memory: therefore it is made for a few images at a time, in
-one buffer that is used again and again, and never kept.
+So columns (N*OH*OW, KH*KW*C) times weight (KH*KW*C, O) is the whole convolution. Nine pixels of the input
+stand in the column matrix for every one of the output, nine times the memory: therefore it is made for a few
+images at a time, in one buffer that is used again and again, and never kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import numpy as np
 from scratchnet.backend import array_module
 from scratchnet.functional.sums import channel_sum
 
-# How much of the column matrix to hold at a time, in bytes. On a CPU it should still be in the cache when the product
-# reads it; a GPU wants products that are large enough to fill it.
+# How much of the column matrix to hold at a time, in bytes. On a CPU it should still be in the cache when the
+# product reads it; a GPU wants products that are large enough to fill it.
 COLUMNS_ON_CPU = 4 << 20
 COLUMNS_ON_GPU = 512 << 20
 
@@ -49,8 +49,9 @@ def conv_output_size(size: int, kernel_size: int, stride: int = 1, padding: int 
 def conv2d_six_loops(x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0) -> Any:
     """Convolve by the definition: the text to read first, and what the tests compare the fast version with.
 
-    y[n, oh, ow, o] = bias[o] + sum over i, j, c of x[n, oh*S + i - P, ow*S + j - P, c] weight[i, j, c, o], where x is
-    zero outside the picture. (Deep learning says convolution and means correlation: the kernel is not turned.)
+    y[n, oh, ow, o] = bias[o] + sum over i, j, c of x[n, oh*S + i - P, ow*S + j - P, c] weight[i, j, c, o],
+    where x is zero outside the picture. (Deep learning says convolution and means correlation: the kernel is
+    not turned.)
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def im2col(x: Any, kernel_size: int | tuple[int, int], stride: int = 1, padding:
     Returns
     -------
     array (N*OH*OW, KH*KW*C)
-        Row (n, oh, ow) holds the patch under output pixel (oh, ow) of image n; within it, the order is (i, j, c).
+        Row (n, oh, ow) is the patch under output pixel (oh, ow) of image n; within it, the order is (i, j, c).
 
     Examples
     --------
@@ -123,9 +124,10 @@ def col2im(
 ) -> Any:
     """Add every row of the matrix back to the patch that it came from: the adjoint of ``im2col``.
 
-    im2col is linear: it copies pixel p into some places of the column matrix, as many as patches hold p. Its adjoint
-    therefore takes what stands in those places and adds it up: the gradient of a copy is the sum of the gradients of
-    its copies. That is <im2col(x), c> = <x, col2im(c)> for all x and c. What falls on the padding is dropped.
+    im2col is linear: it copies pixel p into some places of the column matrix, as many as patches hold p. Its
+    adjoint therefore takes what stands in those places and adds it up: the gradient of a copy is the sum of
+    the gradients of its copies. That is <im2col(x), c> = <x, col2im(c)> for all x and c. What falls on the
+    padding is dropped.
 
     Parameters
     ----------
@@ -203,9 +205,9 @@ def conv2d_forward(
 def conv2d_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
-    With columns = im2col(x) the convolution is y = columns W + b, a fully connected layer whose batch is every pixel
-    of every image (Chellapilla et al. 2006, sec. 3). So its gradients are those of ``linear_backward``, and the one of
-    the columns goes back to the picture through the adjoint of im2col::
+    With columns = im2col(x) the convolution is y = columns W + b, a fully connected layer whose batch is
+    every pixel of every image (Chellapilla et al. 2006, sec. 3). So its gradients are those of
+    ``linear_backward``, and the one of the columns goes back to the picture through the adjoint of im2col::
 
         dW       = columns^T dy
         db       = sum of dy over n, oh, ow
@@ -277,7 +279,7 @@ def _pad(x: Any, padding: int) -> Any:
 
 
 def _patches(x: Any, KH: int, KW: int, stride: int) -> Any:
-    """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has a place of its own. Nothing is copied."""
+    """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has a place of its own, without a copy."""
     windows = array_module(x).lib.stride_tricks.sliding_window_view(x, (KH, KW), axis=(1, 2))
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)  # from (N, OH, OW, C, KH, KW)
 

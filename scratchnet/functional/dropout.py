@@ -8,14 +8,15 @@ from typing import Any
 def dropout_forward(x: Any, keep: Any, p: float) -> tuple[Any, Any]:
     """Set the activations that are not kept to zero, and scale the others by 1 / (1 - p).
 
-    With that scale ("inverted dropout") the expected value of every activation stays what it was, so that nothing
-    has to be done in evaluation.
+    With that scale ("inverted dropout") the expected value of every activation stays what it was, so that
+    nothing has to be done in evaluation.
 
     Parameters
     ----------
     x : array of any shape
     keep : bool array, shape of x
-        True with probability 1 - p. It is an argument, so that this function is one of arrays only: the layer draws it.
+        True with probability 1 - p. It is an argument, so that this function is one of arrays only: the layer
+        draws it.
     p : float
         The share that is dropped, in [0, 1].
 

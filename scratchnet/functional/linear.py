@@ -40,8 +40,8 @@ def linear_forward(x: Any, weight: Any, bias: Any = None) -> tuple[Any, Any]:
 def linear_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
-    y[n, o] = sum_i x[n, i] W[i, o] + b[o]. By the chain rule, every gradient is dy times the other factor, summed
-    over the index that the two share (Goodfellow et al. 2016, sec. 6.5.6)::
+    y[n, o] = sum_i x[n, i] W[i, o] + b[o]. By the chain rule, every gradient is dy times the other factor,
+    summed over the index that the two share (Goodfellow et al. 2016, sec. 6.5.6)::
 
         dx[n, i] = sum_o dy[n, o] W[i, o]        dx = dy W^T
         dW[i, o] = sum_n x[n, i] dy[n, o]        dW = x^T dy

@@ -34,8 +34,8 @@ def batch_norm_forward(
     weight, bias : array (C,)
         The learned scale and shift (gamma and beta in the paper).
     mean, var : array (C,), optional
-        Statistics to use, as in evaluation. Without them, as in training, they are those of ``x``; the variance is the
-        biased one.
+        Statistics to use, as in evaluation. Without them, as in training, they are those of ``x``; the
+        variance is the biased one.
     eps : float
         Keeps the division away from zero.
 
@@ -69,8 +69,8 @@ def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
     Write h = (x - mu) / s with s = sqrt(var + eps), so that y = weight * h + bias. Then dbias = sum dy and
-    dweight = sum dy h, both over the M values of the channel. For x, with dh = weight * dy, three paths add up:
-    directly, through mu, and through var (Ioffe and Szegedy 2015, sec. 3)::
+    dweight = sum dy h, both over the M values of the channel. For x, with dh = weight * dy, three paths add
+    up: directly, through mu, and through var (Ioffe and Szegedy 2015, sec. 3)::
 
         direct       dh / s
         through mu   dmu  = -sum(dh) / s                     and dmu/dx  = 1 / M

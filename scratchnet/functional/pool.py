@@ -26,8 +26,8 @@ def max_pool2d_forward(x: Any, kernel_size: int = 2, stride: int | None = None) 
     y : array (N, OH, OW, C)
         OH = (H - K) // S + 1: rows and columns that fill no whole window are left out.
     cache
-        For ``max_pool2d_backward``: for every window which of its positions had the largest value, in a byte. Of
-        equal values (common after a ReLU, where they are zeros) the first one counts.
+        For ``max_pool2d_backward``: for every window which of its positions had the largest value, in a byte.
+        Of equal values (common after a ReLU, where they are zeros) the first one counts.
 
     Examples
     --------
@@ -43,7 +43,8 @@ def max_pool2d_forward(x: Any, kernel_size: int = 2, stride: int | None = None) 
     winner = xp.zeros(y.shape, dtype="uint8")  # (N, OH, OW, C), its position
     for position in range(1, K * K):
         candidate = x[_at(x.shape, K, S, position)]  # (N, OH, OW, C)
-        # Positions only grow, so the latest one that was larger than all before it is also the largest number.
+        # Positions only grow, so the latest one that was larger than all before it is also the largest
+        # number.
         xp.maximum(winner, (candidate > y) * xp.uint8(position), out=winner)
         xp.maximum(y, candidate, out=y)
     return y, (winner, x.shape, K, S)
@@ -52,8 +53,9 @@ def max_pool2d_forward(x: Any, kernel_size: int = 2, stride: int | None = None) 
 def max_pool2d_backward(dy: Any, cache: Any) -> Any:
     """Return the gradient with respect to ``x``.
 
-    y = x[winner] in each window, so dy goes to the winner, to exactly one position, and the others get zero. (A mask
-    ``x == y`` would give it to all positions of a tie.) Where windows overlap, a pixel adds up what it gets from each.
+    y = x[winner] in each window, so dy goes to the winner, to exactly one position, and the others get zero.
+    (A mask ``x == y`` would give it to all positions of a tie.) Where windows overlap, a pixel adds up what
+    it gets from each.
 
     Parameters
     ----------

@@ -18,8 +18,8 @@ def relu_forward(x: Any) -> tuple[Any, Any]:
     -------
     y : array, shape and dtype of x
     cache
-        ``y`` itself: it is positive exactly where ``x`` is, and the next layer keeps it anyway, so remembering it
-        costs no memory.
+        ``y`` itself: it is positive exactly where ``x`` is, and the next layer keeps it anyway, so
+        remembering it costs no memory.
 
     Examples
     --------
@@ -34,8 +34,9 @@ def relu_forward(x: Any) -> tuple[Any, Any]:
 def relu_backward(dy: Any, cache: Any) -> Any:
     """Return the gradient with respect to ``x``.
 
-    y = max(x, 0), so dy/dx is 1 where x > 0 and 0 where x < 0. At x = 0 there is no derivative; any number between 0
-    and 1 is a subgradient, and everybody takes 0 (Nair and Hinton 2010; Goodfellow et al. 2016, sec. 6.3).
+    y = max(x, 0), so dy/dx is 1 where x > 0 and 0 where x < 0. At x = 0 there is no derivative; any number
+    between 0 and 1 is a subgradient, and everybody takes 0 (Nair and Hinton 2010; Goodfellow et al. 2016,
+    sec. 6.3).
 
     Parameters
     ----------

@@ -34,9 +34,9 @@ def softmax(logits: Any) -> Any:
 def _log_softmax(logits: Any) -> Any:
     """log p[k] = z[k] - max(z) - log sum_j exp(z[j] - max(z)).
 
-    Taking the same number off every logit changes nothing, as it cancels; taking the largest off leaves no exponent
-    above 0, so that nothing overflows, and at least one term of the sum is 1, so that the logarithm is finite
-    (Goodfellow et al. 2016, sec. 4.1).
+    Taking the same number off every logit changes nothing, as it cancels; taking the largest off leaves no
+    exponent above 0, so that nothing overflows, and at least one term of the sum is 1, so that the logarithm
+    is finite (Goodfellow et al. 2016, sec. 4.1).
     """
     xp = array_module(logits)
     z = logits - logits.max(axis=-1, keepdims=True)  # (N, K)
@@ -47,8 +47,8 @@ def _log_softmax(logits: Any) -> Any:
 def softmax_cross_entropy_forward(logits: Any, labels: Any, label_smoothing: float = 0.0) -> tuple[Any, Any]:
     """Return the mean over the batch of -sum_k t[k] log p[k].
 
-    The target t is 1 - s for the right class, plus s / K for every class, where s is the label smoothing (Szegedy et
-    al. 2016, sec. 7); without smoothing the loss is -log p[label].
+    The target t is 1 - s for the right class, plus s / K for every class, where s is the label smoothing
+    (Szegedy et al. 2016, sec. 7); without smoothing the loss is -log p[label].
 
     Parameters
     ----------

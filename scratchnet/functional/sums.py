@@ -1,4 +1,5 @@
-"""Sums over a feature map, one number a channel: the gradient of a bias, the mean of a batch normalisation."""
+"""Sums over a feature map, one number a channel: the gradient of a bias, the mean of a batch
+normalisation."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from typing import Any
 def channel_sum(x: Any) -> Any:
     """Add up every axis but the last.
 
-    One axis after the other, from the inside: a float32 running total over the 131,072 pixels of a batch would lose
-    three digits, since each addition rounds at the size of the total; short sums of short sums lose hardly any
-    (Higham 1993, "The accuracy of floating point summation", sec. 3).
+    One axis after the other, from the inside: a float32 running total over the 131,072 pixels of a batch
+    would lose three digits, since each addition rounds at the size of the total; short sums of short sums
+    lose hardly any (Higham 1993, "The accuracy of floating point summation", sec. 3).
 
     Parameters
     ----------
