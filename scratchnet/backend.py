@@ -196,8 +196,8 @@ def _cupy() -> Backend:
     except Exception as error:
         if "InsufficientDriver" in str(error):
             raise BackendError(
-                f"the NVIDIA driver is too old for this CuPy: it supports CUDA {_version(driver)} and CuPy was "
-                f"built for {_version(built)}: update the driver, or install cupy-cuda{driver // 1000}x, or {ON_CPU}"
+                f"the NVIDIA driver is too old for this CuPy: it supports CUDA {_version(driver)}, CuPy was "
+                f"built for {_version(built)}: update it, or install cupy-cuda{driver // 1000}x, or {ON_CPU}"
             ) from error
         if "NoDevice" not in str(error):
             raise BackendError(

@@ -4,14 +4,14 @@ A layer computes z = sum of ``fan_in`` products x w. With independent weights of
 fan_in * Var(w) * E[x^2], and after a ReLU, which halves the second moment, E[x^2] = Var(z_previous) / 2. So
 every layer multiplies the variance of the signal by fan_in * Var(w) / 2 (He et al. 2015, eq. 7 to 10):
 
-===========  ============  ====================================================================================
+===========  ============  ==================================================================================
 name         Var(w)        factor a layer
-===========  ============  ====================================================================================
+===========  ============  ==================================================================================
 ``he``       2 / fan_in    1: the signal arrives at layer 16 as strong as it began
-``pytorch``  1/(3 fan_in)  1/6: after 13 convolutions the signal is 10^-10 of what it was, and what reaches the
-                           output is the bias alone: loss log(10), accuracy 10 %, hardly a gradient
+``pytorch``  1/(3 fan_in)  1/6: after 13 convolutions the signal is 10^-10 of what it was, and what reaches
+                           the output is the bias alone: loss log(10), accuracy 10 %, hardly a gradient
 ``normal``   0.01^2        fan_in / 20,000, 0.001 to 0.23 in VGG16: the same fate
-===========  ============  ====================================================================================
+===========  ============  ==================================================================================
 
 ``he`` takes the fan-in, which keeps the forward signal; the fan-out would keep the backward one. In VGG the
 two differ only where the number of channels doubles, by that factor of two, and it is the forward signal that

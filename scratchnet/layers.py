@@ -86,6 +86,7 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __call__(self, x: Any) -> Any:
+        """Call ``forward``."""
         return self.forward(x)
 
     # What a network is made of

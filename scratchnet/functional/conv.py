@@ -100,7 +100,7 @@ def im2col(x: Any, kernel_size: int | tuple[int, int], stride: int = 1, padding:
     Returns
     -------
     array (N*OH*OW, KH*KW*C)
-        Row (n, oh, ow) is the patch under output pixel (oh, ow) of image n; within it, the order is (i, j, c).
+        Row (n, oh, ow) is the patch under output pixel (oh, ow) of image n; within it the order is (i, j, c).
 
     Examples
     --------
@@ -279,7 +279,7 @@ def _pad(x: Any, padding: int) -> Any:
 
 
 def _patches(x: Any, KH: int, KW: int, stride: int) -> Any:
-    """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has a place of its own, without a copy."""
+    """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has its own place, without a copy."""
     windows = array_module(x).lib.stride_tricks.sliding_window_view(x, (KH, KW), axis=(1, 2))
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)  # from (N, OH, OW, C, KH, KW)
 

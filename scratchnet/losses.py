@@ -1,0 +1,92 @@
+"""Losses: what training makes small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scratchnet import functional as F
+from scratchnet.backend import array_module
+
+
+class SoftmaxCrossEntropy:
+    """The mean over the batch of -log p[label], where p = softmax(logits) (``functional/softmax.py``).
+
+    Parameters
+    ----------
+    label_smoothing : float
+        In [0, 1): how much of the target is spread over all classes (Szegedy et al. 2016, sec. 7).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss = SoftmaxCrossEntropy()
+    >>> print(f"{float(loss.forward(np.zeros((2, 10)), np.array([3, 7]))):.3f}")  # log(10)
+    2.303
+    >>> loss.backward().shape
+    (2, 10)
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self._cache: Any = None
+
+    def forward(self, logits: Any, labels: Any) -> Any:
+        """Return the loss.
+
+        Parameters
+        ----------
+        logits : array (N, K)
+            A score for each image and class.
+        labels : integer array (N,)
+            The right classes, from 0 to K - 1.
+
+        Returns
+        -------
+        scalar array, dtype of the logits
+            ``float(loss)`` works, and on a GPU waits for it.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit, or a label is not an integer or not a class.
+        """
+        xp = array_module(logits)
+        if getattr(logits, "ndim", 0) != 2 or 0 in logits.shape:
+            raise ValueError(
+                f"SoftmaxCrossEntropy: expected logits (N, K), got {getattr(logits, 'shape', logits)}"
+            )
+        if array_module(labels) is not xp:
+            labels = xp.asarray(labels)
+        if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"SoftmaxCrossEntropy: expected integer labels ({logits.shape[0]},), "
+                f"got {labels.dtype} {labels.shape}"
+            )
+        if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+            wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
+            raise ValueError(
+                f"SoftmaxCrossEntropy: label {wrong[0]} is not one of the {logits.shape[1]} classes"
+            )
+        value, self._cache = F.softmax_cross_entropy_forward(logits, labels, self.label_smoothing)
+        return value
+
+    def __call__(self, logits: Any, labels: Any) -> Any:
+        """Call ``forward``."""
+        return self.forward(logits, labels)
+
+    def backward(self) -> Any:
+        """Return the gradient of the last loss with respect to the logits, (N, K).
+
+        Raises
+        ------
+        RuntimeError
+            If forward was not called before, once for each backward.
+        """
+        if self._cache is None:
+            raise RuntimeError(
+                "SoftmaxCrossEntropy: backward without a forward before it: call forward first"
+            )
+        cache, self._cache = self._cache, None
+        return F.softmax_cross_entropy_backward(cache)

@@ -1,0 +1,352 @@
+"""VGG: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition" (2015).
+
+The networks of their Table 1, as lists: a number is a 3 x 3 convolution with that many output channels,
+followed by a ReLU; "M" is max pooling, which halves the picture. Three fully connected layers follow, 4096,
+4096 and one output for each class.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import numpy as np
+
+from scratchnet.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    backward_through,
+)
+
+
+def from_positions(channels: list[int], pool_positions: list[int]) -> list[int | str]:
+    """Translate the notation of the article, a list of channels and the convolutions that a pooling follows.
+
+    Parameters
+    ----------
+    channels : list of int
+        Of the picture, then of every convolution.
+    pool_positions : list of int
+        Which convolutions, counted from 1, are followed by max pooling.
+
+    Returns
+    -------
+    list of int and "M"
+
+    Examples
+    --------
+    >>> from_positions([3, 64, 64, 128], pool_positions=[2, 3])
+    [64, 64, 'M', 128, 'M']
+    """
+    layers: list[int | str] = []
+    for position, channel in enumerate(channels[1:], start=1):
+        layers += [channel, "M"] if position in pool_positions else [channel]
+    return layers
+
+
+# The lists of the article "Implementing VGG16 from Scratch", as printed. They have 12 convolutions, one of
+# 256 channels fewer than configuration D, so with the three linear layers 15 layers have weights, although
+# the text says 16.
+CHANNEL = [3, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512]
+POOL_POS = [2, 4, 6, 9, 12]
+
+# fmt: off
+ARCHITECTURES: dict[str, list[int | str]] = {
+    # Table 1, configurations A, B, D and E: 11, 13, 16 and 19 layers with weights
+    "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
+    "vgg19": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M",
+              512, 512, 512, 512, "M"],
+    "article": from_positions(CHANNEL, POOL_POS),
+}
+# fmt: on
+
+HEADS = ("flatten", "gap")
+
+
+class VGG(Layer):
+    """A VGG network.
+
+    Parameters
+    ----------
+    architecture : str or list
+        A name in ``ARCHITECTURES``, or a list of the same kind.
+    num_classes : int
+    image_size : int
+        Side of the pictures, in pixels. With ``head="flatten"`` a multiple of 32, since five poolings halve
+        it; with ``head="gap"`` pictures of any size from 32 on will do, of any shape, and each batch may have
+        its own.
+    batch_norm : bool
+        Put batch normalisation between each convolution and its ReLU.
+    width : float
+        Channels are ``int(c * width)``.
+    classifier_width : int
+        Of the two hidden linear layers.
+    dropout : float
+        After each hidden linear layer.
+    head : {"flatten", "gap"}
+        What turns the last feature map into a row: all of it, or the mean of each channel.
+    dtype : {"float32", "float64"}
+    seed : int
+        Of the initial weights and of dropout, each with a generator of its own.
+    init : {"he", "pytorch", "normal"}
+        How the weights begin, see ``initialise.py``.
+
+    Attributes
+    ----------
+    features, classifier : Sequential
+        With the names and indices of torchvision's VGG. In front of the classifier stands ``pool``, which has
+        none.
+    settings : dict
+        The arguments, from which the same network can be built again.
+
+    Examples
+    --------
+    >>> net = VGG("vgg16", num_classes=10, image_size=32, width=0.25, classifier_width=128)
+    >>> net.forward(np.zeros((2, 32, 32, 3), "float32")).shape
+    (2, 10)
+    """
+
+    skips_input_gradient = True
+
+    def __init__(
+        self,
+        architecture: str | list[int | str] = "vgg16",
+        num_classes: int = 1000,
+        image_size: int = 224,
+        batch_norm: bool = False,
+        width: float = 1.0,
+        classifier_width: int = 4096,
+        dropout: float = 0.5,
+        head: str = "flatten",
+        dtype: Any = "float32",
+        seed: int = 0,
+        init: str = "he",
+    ):
+        super().__init__(dtype=dtype)
+        if isinstance(architecture, str) and architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        if head not in HEADS:
+            raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
+        layers = ARCHITECTURES[architecture] if isinstance(architecture, str) else list(architecture)
+        shrink = 2 ** layers.count("M")
+        if image_size < shrink or (head == "flatten" and image_size % shrink):
+            raise ValueError(
+                f"image_size must be a multiple of {shrink}, not {image_size}; head='gap' takes any size from "
+                f"{shrink} on"
+            )
+        if not width > 0 or int(min(c for c in layers if c != "M") * width) < 1:
+            raise ValueError(f"width must leave at least one channel everywhere, and {width} does not")
+        self.settings = {
+            "architecture": architecture,
+            "num_classes": num_classes,
+            "image_size": image_size,
+            "batch_norm": batch_norm,
+            "width": width,
+            "classifier_width": classifier_width,
+            "dropout": dropout,
+            "head": head,
+        }
+
+        init_seed, *dropout_seeds = np.random.SeedSequence(seed).spawn(3)
+        weights = {"dtype": dtype, "rng": np.random.default_rng(init_seed), "init": init}
+        features: list[Layer] = []
+        channels = 3
+        for c in layers:
+            if c == "M":
+                features.append(MaxPool2d(2, dtype=dtype))
+                continue
+            c = int(c * width)
+            features.append(Conv2d(channels, c, **weights))
+            if batch_norm:
+                features.append(BatchNorm2d(c, dtype=dtype))
+            features.append(ReLU(dtype=dtype))
+            channels = c
+        self.features = Sequential(*features, dtype=dtype)
+
+        self.pool: Layer = Flatten(dtype=dtype) if head == "flatten" else GlobalAvgPool2d(dtype=dtype)
+        inputs = channels * (image_size // shrink) ** 2 if head == "flatten" else channels
+        drop = [Dropout(dropout, dtype=dtype, rng=np.random.default_rng(s)) for s in dropout_seeds]
+        self.classifier = Sequential(
+            Linear(inputs, classifier_width, **weights),
+            ReLU(dtype=dtype),
+            drop[0],
+            Linear(classifier_width, classifier_width, **weights),
+            ReLU(dtype=dtype),
+            drop[1],
+            Linear(classifier_width, num_classes, **weights),
+            dtype=dtype,
+        )
+        self.parameters()
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All layers, first to last."""
+        return [*self.features, self.pool, *self.classifier]
+
+    def forward(self, x: Any) -> Any:
+        """Return the logits (N, num_classes) of pictures (N, H, W, 3)."""
+        self.expect(x, "N", "H", "W", 3, hint="images are channels last")
+        size, shrink = self.settings["image_size"], 2 ** sum(isinstance(f, MaxPool2d) for f in self.features)
+        if self.settings["head"] == "flatten" and tuple(x.shape[1:3]) != (size, size):
+            raise ValueError(
+                f"VGG: expected pictures of {size} x {size}, got {x.shape[1]} x {x.shape[2]}: resize them, or "
+                f"build the network with image_size={x.shape[1]} or head='gap'"
+            )
+        if min(x.shape[1:3]) < shrink:
+            raise ValueError(
+                f"VGG: pictures of {x.shape[1]} x {x.shape[2]} are too small: {shrink} x {shrink} at least"
+            )
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy: Any, need_input_gradient: bool = True) -> Any:
+        """Set all gradients; return the gradient of the pictures, or None if it is not needed.
+
+        Parameters
+        ----------
+        dy : array (N, num_classes)
+            The gradient of the logits, from the loss.
+        need_input_gradient : bool
+            False spares the first layer that work, as in training.
+        """
+        return backward_through(self.layers, dy, need_input_gradient)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return (N, num_classes)."""
+        return (shape[0], self.settings["num_classes"])
+
+    def multiply_adds(self, shape: tuple[int, ...]) -> int:
+        """Return the multiply-adds of a forward pass of pictures of this shape (N, H, W, 3)."""
+        return sum(layer.multiply_adds(before) for _, layer, before, _ in self._trace(shape))
+
+    def summary(self, image_size: int | None = None, file: TextIO | None = None) -> None:
+        """Print a table with a row for each layer: the article's, with what the layer costs for one picture.
+
+        Memory is that of the layer's parameters plus that of its output.
+
+        Parameters
+        ----------
+        image_size : int, optional
+            By default the one that the network was built for.
+        file : text file, optional
+            By default standard output.
+
+        Examples
+        --------
+        >>> net = vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=64)
+        >>> net.summary()  # doctest: +ELLIPSIS
+        Layer                   Output size    Kernel   Stride   Activation   Parameters ...
+        Input                   32 x 32 x 3                                            0 ...
+        features.0 Conv2d       32 x 32 x 8    3 x 3    1        relu                224 ...
+        """
+        size = image_size or self.settings["image_size"]
+        item = self.dtype.itemsize
+        rows = [("Input", f"{size} x {size} x 3", "", "", "", 0, 0, size * size * 3 * item)]
+        for path, layer, before, after in self._trace((1, size, size, 3)):
+            count = sum(p.size for p in layer.parameters().values())
+            memory = (count + int(np.prod(after))) * item
+            if isinstance(layer, ReLU):  # belongs to the row above
+                rows[-1] = (*rows[-1][:4], "relu", *rows[-1][5:])
+                continue
+            kernel = getattr(layer, "kernel_size", None)
+            rows.append(
+                (
+                    f"{path} {type(layer).__name__}".strip(),
+                    " x ".join(map(str, after[1:])),
+                    f"{kernel} x {kernel}" if kernel else "",
+                    str(layer.stride) if kernel else "",
+                    "softmax" if path == "classifier.6" else "",
+                    count,
+                    layer.multiply_adds(before),
+                    memory,
+                )
+            )
+        total = [sum(row[i] for row in rows) for i in (5, 6, 7)]
+        rows.append(("Total", "", "", "", "", *total))
+        titles = (
+            "Layer",
+            "Output size",
+            "Kernel",
+            "Stride",
+            "Activation",
+            "Parameters",
+            "Multiply-adds",
+            "Memory",
+        )
+        table = [titles] + [(*r[:5], f"{r[5]:,}", f"{r[6]:,}", f"{r[7] / 2**20:,.2f} MB") for r in rows]
+        widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
+        for row in table:
+            cells = [
+                cell.ljust(width) if i < 5 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            print("   ".join(cells).rstrip(), file=file or sys.stdout)
+
+    def _trace(self, shape: tuple[int, ...]) -> Iterator[tuple[str, Layer, tuple[int, ...], tuple[int, ...]]]:
+        """Yield each layer with its path and the shapes of its input and output."""
+        names = [f"features.{i}" for i in range(len(self.features))] + [""]
+        names += [f"classifier.{i}" for i in range(len(self.classifier))]
+        for path, layer in zip(names, self.layers, strict=True):
+            after = layer.output_shape(shape)
+            yield path, layer, shape, after
+            shape = after
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"VGG({settings})"
+
+
+def vgg11(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
+    """Build configuration A: 8 convolutions and 3 linear layers. Arguments as of ``VGG``.
+
+    Examples
+    --------
+    >>> sum(p.size for p in vgg11().parameters().values())
+    132863336
+    """
+    return VGG("vgg11", num_classes, image_size, **settings)
+
+
+def vgg13(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
+    """Build configuration B: 10 convolutions and 3 linear layers. Arguments as of ``VGG``.
+
+    Examples
+    --------
+    >>> sum(p.size for p in vgg13().parameters().values())
+    133047848
+    """
+    return VGG("vgg13", num_classes, image_size, **settings)
+
+
+def vgg16(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
+    """Build configuration D: 13 convolutions and 3 linear layers. Arguments as of ``VGG``.
+
+    Examples
+    --------
+    >>> sum(p.size for p in vgg16().parameters().values())
+    138357544
+    """
+    return VGG("vgg16", num_classes, image_size, **settings)
+
+
+def vgg19(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
+    """Build configuration E: 16 convolutions and 3 linear layers. Arguments as of ``VGG``.
+
+    Examples
+    --------
+    >>> sum(p.size for p in vgg19().parameters().values())
+    143667240
+    """
+    return VGG("vgg19", num_classes, image_size, **settings)

@@ -1,0 +1,279 @@
+"""Stochastic gradient descent, and how its learning rate changes over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+from scratchnet.parameters import Parameter
+
+# Numbers that a step works on at a time: values, gradients, momentum and scratch together stay in the cache.
+BLOCK = 1 << 15
+
+
+def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
+    """Tell whether a parameter is a bias, or the scale or shift of a normalisation: one number a channel.
+
+    For ``SGD(..., no_decay=is_bias_or_norm)``.
+
+    Examples
+    --------
+    >>> is_bias_or_norm("features.0.bias", Parameter([0.0, 0.0]))
+    True
+    """
+    return parameter.ndim == 1
+
+
+class SGD:
+    """Stochastic gradient descent with momentum, Nesterov's momentum and weight decay, as PyTorch defines
+    them.
+
+    For each weight w with gradient g and momentum buffer v, which is zero at first::
+
+        g = g + weight_decay * w           decay: the gradient of weight_decay / 2 * |w|^2
+        v = momentum * v + g               (Polyak 1964; Sutskever et al. 2013, sec. 2)
+        g = v                              or, with nesterov: g = g + momentum * v
+        w = w - lr * g
+
+    Parameters
+    ----------
+    parameters : dict of str to Parameter
+        What ``net.parameters()`` returns.
+    lr : float
+        The learning rate. Assign ``optimizer.lr`` to change it.
+    momentum : float
+    weight_decay : float
+    nesterov : bool
+    no_decay : callable, optional
+        ``no_decay(name, parameter)`` tells which parameters weight decay leaves alone; ``is_bias_or_norm`` is
+        one. By default everything decays.
+
+    Attributes
+    ----------
+    momentum_buffer : array or None
+        All of v, end to end in the order of the parameters. None before the first step, or without momentum.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weight = Parameter([1.0, 2.0])
+    >>> optimizer = SGD({"weight": weight}, lr=0.1)
+    >>> weight.grad = np.array([10.0, 0.0])
+    >>> optimizer.step()
+    >>> weight.data
+    array([0., 2.])
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        no_decay: Callable[[str, Parameter], bool] | None = None,
+    ):
+        if not isinstance(parameters, Mapping) or not parameters:
+            raise ValueError("SGD takes the dict that net.parameters() returns, with at least one parameter")
+        for name, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}.items():
+            if not value >= 0.0:
+                raise ValueError(f"{name} must not be negative, and is {value}")
+        if nesterov and momentum == 0.0:
+            raise ValueError("nesterov needs a momentum above zero")
+        self.parameters = dict(parameters)
+        self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
+        self.no_decay = no_decay or (lambda name, parameter: False)
+        self.momentum_buffer: Any = None
+
+    def step(self) -> None:
+        """Change the parameters by one step against their gradients.
+
+        Parameters whose ``.grad`` is None are left alone, as in PyTorch.
+
+        Raises
+        ------
+        RuntimeError
+            If no parameter has a gradient: backward has not been run.
+        """
+        first = next(iter(self.parameters.values()))
+        xp = first.buffer.backend.xp
+        if self.momentum and self.momentum_buffer is None:
+            size = sum(p.size for p in self.parameters.values())
+            self.momentum_buffer = xp.zeros(size, dtype=first.dtype)
+        elif self.momentum:  # the network may have moved since
+            self.momentum_buffer = first.buffer.backend.asarray(self.momentum_buffer)
+
+        runs = self._runs()
+        if not runs:
+            raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
+        block = BLOCK if first.buffer.backend.name == "numpy" else first.buffer.size
+        for buffer, start, stop, momentum_start, weight_decay in runs:
+            for a in range(start, stop, block):
+                b = min(a + block, stop)
+                v = None
+                if self.momentum:
+                    v = self.momentum_buffer[momentum_start + a - start : momentum_start + b - start]
+                self._update(buffer.data[a:b], buffer.grad[a:b], v, weight_decay)
+        for buffer in {id(run[0]): run[0] for run in runs}.values():
+            buffer.version += 1
+
+    def _update(self, w: Any, g: Any, v: Any, weight_decay: float) -> None:
+        """Apply the formula to one block of the flat arrays: w and v change, g is only read."""
+        if weight_decay:
+            g = g + weight_decay * w
+        if v is not None:
+            v *= self.momentum
+            v += g
+            g = g + self.momentum * v if self.nesterov else v
+        w -= self.lr * g
+
+    def _runs(self) -> list[tuple[Any, int, int, int, float]]:
+        """Join parameters that lie next to each other and decay alike, in a plain network all of them.
+
+        Each run is (buffer, start, stop, start in the momentum buffer, weight decay).
+        """
+        runs: list[tuple[Any, int, int, int, float]] = []
+        offset = 0
+        for name, p in self.parameters.items():
+            decay = 0.0 if self.no_decay(name, p) else self.weight_decay
+            if p.has_grad:
+                p.data  # noqa: B018  (the first values are made when first asked for)
+                buffer, start, stop, momentum_start, before = runs[-1] if runs else (None,) * 5
+                if buffer is p.buffer and stop == p.place.start and decay == before:
+                    if momentum_start + stop - start == offset:
+                        runs[-1] = (buffer, start, p.place.stop, momentum_start, decay)
+                        offset += p.size
+                        continue
+                runs.append((p.buffer, p.place.start, p.place.stop, offset, decay))
+            offset += p.size
+        return runs
+
+
+# Learning-rate schedules: plain functions of the step, without state, so that a resumed run needs nothing but
+# the number of steps that it has made.
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same learning rate from beginning to end.
+
+    Examples
+    --------
+    >>> Constant(0.1)(1000)
+    0.1
+    """
+
+    lr: float
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, 2, ..."""
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Step:
+    """Multiply the learning rate by ``gamma`` at each milestone (He et al. 2016 divide by ten, twice).
+
+    Examples
+    --------
+    >>> schedule = Step(0.1, milestones=(100, 150))
+    >>> [round(schedule(step), 6) for step in (0, 99, 100, 150)]
+    [0.1, 0.1, 0.01, 0.001]
+    """
+
+    lr: float
+    milestones: tuple[int, ...]
+    gamma: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, 2, ..."""
+        return self.lr * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Rise linearly to ``lr`` during ``warmup`` steps, then fall to zero along half a cosine.
+
+    The warm-up of Goyal et al. 2017, sec. 2.2, and the cosine of Loshchilov and Hutter 2017, eq. 5, without
+    restarts.
+
+    Examples
+    --------
+    >>> schedule = Cosine(0.1, steps=110, warmup=10)
+    >>> [round(schedule(step), 3) for step in (0, 9, 10, 60, 109)]
+    [0.01, 0.1, 0.1, 0.05, 0.0]
+    """
+
+    lr: float
+    steps: int
+    warmup: int = 0
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, 2, ..."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.lr * 0.5 * (1.0 + cos(pi * progress))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Rise from ``lr / 25`` to ``lr`` and fall to almost nothing, both along half a cosine (Smith 2018, sec.
+    4).
+
+    Examples
+    --------
+    >>> schedule = OneCycle(0.1, steps=100)
+    >>> [round(schedule(step), 3) for step in (0, 30, 99)]
+    [0.004, 0.1, 0.0]
+    """
+
+    lr: float
+    steps: int
+    rise: float = 0.3
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, 2, ..."""
+        low, peak = self.lr / 25.0, self.rise * self.steps
+        if step < peak:
+            return low + (self.lr - low) * 0.5 * (1.0 - cos(pi * step / peak))
+        progress = min(1.0, (step - peak) / max(1.0, self.steps - peak))
+        return self.lr * 0.5 * (1.0 + cos(pi * progress))
+
+
+SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+
+
+def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
+    """Return a schedule by name, with the usual proportions, for a run of so many steps.
+
+    Parameters
+    ----------
+    name : {"constant", "step", "cosine", "one-cycle"}
+        ``step`` divides by ten after half and after three quarters of the run; ``cosine`` warms up during the
+        first tenth of it; ``one-cycle`` rises during the first 30 %.
+    lr : float
+        The highest learning rate.
+    steps : int
+
+    Returns
+    -------
+    callable
+        From the step, counted from 0, to its learning rate.
+
+    Examples
+    --------
+    >>> schedule("step", 0.1, steps=100)
+    Step(lr=0.1, milestones=(50, 75), gamma=0.1)
+    """
+    if name == "constant":
+        return Constant(lr)
+    if name == "step":
+        return Step(lr, milestones=(steps // 2, steps * 3 // 4))
+    if name == "cosine":
+        return Cosine(lr, steps, warmup=steps // 10)
+    if name == "one-cycle":
+        return OneCycle(lr, steps)
+    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
