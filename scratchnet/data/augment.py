@@ -1,0 +1,286 @@
+"""Normalisation and augmentation of uint8 pictures, a whole batch at a time.
+
+Symbols: N pictures; H, W their height and width; C = 3 channels, last.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+
+class Normalisation:
+    """Scale pixels to [0, 1] and standardise each channel: ``(x / 255 - mean) / std``, as torchvision does.
+
+    Parameters
+    ----------
+    mean, std : sequence of 3 floats
+        Per channel, on the scale 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If they are not three finite numbers each, or a standard deviation is not above zero.
+
+    Examples
+    --------
+    >>> normalise = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    >>> normalise.apply(np.full((1, 2, 2, 3), 255, np.uint8))[0, 0, 0]
+    array([2., 2., 2.], dtype=float32)
+    """
+
+    def __init__(self, mean, std):
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(
+                f"normalisation needs 3 means and 3 deviations, not {len(self.mean)} and {len(self.std)}"
+            )
+        if not np.isfinite(self.mean + self.std).all() or min(self.std) <= 0:
+            raise ValueError(
+                f"normalisation needs finite means and deviations above zero, not {self.mean}, {self.std}"
+            )
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """The mean as a colour of three whole numbers, 0 to 255: what normalises to zero, to rounding.
+
+        Examples
+        --------
+        >>> Normalisation(mean=(0.5, 0.0, 1.0), std=(1, 1, 1)).colour
+        (128, 0, 255)
+        """
+        return tuple(int(np.clip(np.floor(255 * value + 0.5), 0, 255)) for value in self.mean)
+
+    @classmethod
+    def of(cls, images: np.ndarray, indices: np.ndarray | None = None) -> Normalisation:
+        """Compute the mean and standard deviation of each channel over all pixels.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, H, W, 3)
+            The training pictures; never the test pictures, which must stay unseen.
+        indices : ndarray of int, optional
+            Use only these pictures.
+
+        Returns
+        -------
+        Normalisation
+            A channel that is constant gets deviation 1.
+
+        Examples
+        --------
+        >>> Normalisation.of(np.zeros((1, 4, 4, 3), np.uint8)).std
+        (1.0, 1.0, 1.0)
+        """
+        _check_images(images)
+        counts = np.zeros(
+            (3, 256), np.int64
+        )  # a histogram holds everything that is needed, in exact integers
+        which = np.arange(len(images)) if indices is None else np.asarray(indices)
+        for start in range(0, len(which), 1000):  # a copy of a thousand pictures, never of all
+            part = images[which[start : start + 1000]]
+            for channel in range(3):
+                counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
+        if not counts.any():
+            raise ValueError("normalisation cannot be computed from no pictures at all")
+        levels = np.arange(256) / 255
+        share = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
+        mean = share @ levels  # (3,)
+        variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)  # (3,)
+        # A constant channel has no deviation (but for rounding) and is left as it is.
+        std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+        return cls(mean, std)
+
+    def apply(self, images: np.ndarray, out: np.ndarray | None = None, dtype="float32") -> np.ndarray:
+        """Normalise a batch.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, H, W, 3)
+        out : ndarray, shape (N, H, W, 3), optional
+            Array of floats to write into; its dtype counts. A new one by default.
+        dtype : str or dtype
+            Of the new array.
+
+        Returns
+        -------
+        ndarray, shape (N, H, W, 3)
+
+        Examples
+        --------
+        >>> grey = np.full((2, 4, 4, 3), 51, np.uint8)
+        >>> Normalisation((0.1, 0.1, 0.1), (1, 1, 1)).apply(grey, dtype="float64")[0, 0, 0].round(6)
+        array([0.1, 0.1, 0.1])
+        """
+        _check_images(images)
+        if out is None:
+            out = np.empty(images.shape, dtype)
+        elif out.shape != images.shape:
+            raise ValueError(f"normalisation writes {images.shape}, but out has the shape {out.shape}")
+        # (x / 255 - mean) / std = x * scale - shift. NumPy's loop runs over the last axis, and three numbers
+        # are too few for it to get going; so the factors are repeated along a row of pixels, five times as
+        # fast.
+        height, width = images.shape[1:3]
+        rows = (len(images) * height, width * 3)
+        scale = np.tile(1 / (255 * np.array(self.std)), width).astype(out.dtype)  # (W*3,)
+        shift = np.tile(np.array(self.mean) / self.std, width).astype(out.dtype)  # (W*3,)
+        result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+        flat = result.reshape(rows)
+        np.multiply(images.reshape(rows), scale, out=flat)
+        flat -= shift
+        if result is not out:
+            out[...] = result
+        return out
+
+    def __repr__(self) -> str:
+        return f"Normalisation(mean={self.mean}, std={self.std})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Normalisation) and (self.mean, self.std) == (other.mean, other.std)
+
+    def __hash__(self) -> int:
+        return hash((self.mean, self.std))
+
+
+class Augmentation:
+    """Random changes that leave a picture's class alone, drawn anew for every picture and epoch.
+
+    Parameters
+    ----------
+    crop : int
+        Pad every side by this many pixels and cut the original size out at a random place; 0 for none. (He et
+        al. 2015, sec. 4.2, pad by 4.)
+    flip : bool
+        Mirror every second picture, left to right.
+    cutout : int
+        Paint over one square of this side, its centre anywhere, so that part of it may fall outside; 0 for
+        none. (DeVries and Taylor 2017, sec. 3: 16 for CIFAR-10.)
+
+    Raises
+    ------
+    ValueError
+        If a size is negative.
+
+    Notes ----- Padding and cutout need a colour. It is `fill` of `apply`, which the loader sets to the
+    training pictures' mean colour: that becomes zero by normalisation (to rounding: a colour is three whole
+    numbers), and zero is what a convolution's own padding adds as well, so the network sees no edge that is
+    not in the picture.
+
+    Examples
+    --------
+    >>> augmentation = Augmentation.named("crop-flip-cutout8")
+    >>> augmentation
+    Augmentation(crop=4, flip=True, cutout=8)
+    >>> pictures = np.zeros((5, 32, 32, 3), np.uint8)
+    >>> augmentation.apply(pictures, np.random.default_rng(0)).shape
+    (5, 32, 32, 3)
+    """
+
+    def __init__(self, crop: int = 0, flip: bool = False, cutout: int = 0):
+        if crop < 0 or cutout < 0:
+            raise ValueError(f"crop and cutout are sizes in pixels of zero or more, not {crop} and {cutout}")
+        self.crop, self.flip, self.cutout = int(crop), bool(flip), int(cutout)
+
+    @classmethod
+    def named(cls, name: str) -> Augmentation:
+        """Make an augmentation from its name.
+
+        Parameters
+        ----------
+        name : str
+            ``"none"``, or one or more of ``crop``, ``flip`` and ``cutout`` joined by dashes. A number behind
+            ``crop`` or ``cutout`` is its size in pixels (else 4 and 16): ``"crop-flip"``,
+            ``"crop2-cutout8"``.
+
+        Returns
+        -------
+        Augmentation
+
+        Raises
+        ------
+        ValueError
+            If the name is none of these.
+
+        Examples
+        --------
+        >>> Augmentation.named("crop-flip")
+        Augmentation(crop=4, flip=True, cutout=0)
+        >>> Augmentation.named("none")
+        Augmentation(crop=0, flip=False, cutout=0)
+        """
+        chosen: dict[str, int] = {}
+        for part in [] if name == "none" else name.split("-"):
+            match = re.fullmatch(r"(crop|cutout)([0-9]{1,4})?|(flip)", part)
+            what = match and (match[1] or match[3])
+            if not what or what in chosen:
+                raise ValueError(
+                    f"unknown augmentation {name!r}: say none, or join crop, flip and cutout by dashes, "
+                    "as in crop-flip or crop4-flip-cutout16"
+                )
+            chosen[what] = int(match[2]) if match[2] else {"crop": 4, "flip": 1, "cutout": 16}[what]
+        return cls(**chosen)
+
+    def apply(self, images: np.ndarray, rng: np.random.Generator, fill=(128, 128, 128)) -> np.ndarray:
+        """Change a batch; the argument itself is left as it was.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, H, W, 3)
+        rng : numpy.random.Generator
+            Where the random numbers come from: the same generator state gives the same pictures.
+        fill : sequence of 3 ints
+            Colour of padding and cutout; see the notes above.
+
+        Returns
+        -------
+        ndarray of uint8, shape (N, H, W, 3)
+            A new array.
+
+        Examples
+        --------
+        >>> white = np.full((1, 4, 4, 3), 255, np.uint8)
+        >>> cut = Augmentation(cutout=2).apply(white, np.random.default_rng(0), fill=(0, 0, 0))
+        >>> bool((cut == 0).any() and (cut == 255).any())
+        True
+        """
+        _check_images(images)
+        n, height, width, _ = images.shape
+        # Random numbers for the whole batch come first, so that each option draws the same ones in every
+        # batch.
+        tops, lefts = rng.integers(0, 2 * self.crop + 1, (2, n)) if self.crop else np.zeros((2, n), int)
+        flipped = rng.random(n) < 0.5 if self.flip else np.zeros(n, bool)
+        if self.cutout:
+            # The square covers [centre - size // 2, centre - size // 2 + size), as far as that lies within.
+            first = rng.integers(0, [[height], [width]], (2, n)) - self.cutout // 2
+            holes = np.stack([np.maximum(first, 0), first + self.cutout], axis=-1).transpose(
+                1, 0, 2
+            )  # (N, 2, 2)
+
+        padded = images
+        if self.crop:
+            c = self.crop
+            padded = np.empty((n, height + 2 * c, width + 2 * c, 3), np.uint8)
+            padded[:] = np.asarray(fill, np.uint8)
+            padded[:, c : c + height, c : c + width] = images
+
+        # One slice copy a picture: a whole-batch gather moves single pixels and takes several times as long.
+        result = np.empty_like(images)
+        for i in range(n):
+            window = padded[i, tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]  # (H, W, 3)
+            result[i] = window[:, ::-1] if flipped[i] else window
+            if self.cutout:
+                (top, bottom), (left, right) = holes[i]
+                result[i, top:bottom, left:right] = fill
+        return result
+
+    def __repr__(self) -> str:
+        return f"Augmentation(crop={self.crop}, flip={self.flip}, cutout={self.cutout})"
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}: channels are last"
+        )

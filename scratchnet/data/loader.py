@@ -1,0 +1,159 @@
+"""Batches of training pictures, the next one prepared while the caller computes with this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from scratchnet import workers
+
+from .augment import Augmentation, Normalisation, _check_images
+
+_AS_THEY_ARE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+class Loader:
+    """Hand out a data set in batches, epoch after epoch.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, H, W, 3)
+    labels : ndarray of int, shape (N,)
+    batch_size : int
+        Pictures a batch. The last batch of an epoch is as short as it must be and is never dropped.
+    shuffle : bool
+        Go through the pictures in a new random order each epoch.
+    augmentation : Augmentation, optional
+        Applied to the uint8 pictures, before resizing.
+    normalisation : Normalisation, optional
+        Without one, pixels are scaled to [0, 1] and no more.
+    seed : int
+        The order follows from (seed, epoch) and the augmentation from (seed, epoch, batch), so neither
+        preparing ahead nor resuming at a later epoch changes a bit.
+    dtype : str or dtype
+        Of the pictures that are handed out.
+    image_size : int, optional
+        Resize each batch to this height and width (Pillow, bilinear).
+    indices : array of int, optional
+        Use only these pictures. `images` is neither copied nor changed, whatever is chosen of it.
+
+    Raises
+    ------
+    ValueError
+        If images and labels do not fit together, or a size is impossible.
+
+    Examples
+    --------
+    >>> pictures, labels = np.zeros((5, 32, 32, 3), np.uint8), np.arange(5)
+    >>> loader = Loader(pictures, labels, batch_size=2, shuffle=False)
+    >>> len(loader)
+    3
+    >>> [(x.shape, y.tolist()) for x, y in loader.epoch(0)][-1]
+    ((1, 32, 32, 3), [4])
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        augmentation: Augmentation | None = None,
+        normalisation: Normalisation | None = None,
+        seed: int = 0,
+        dtype="float32",
+        image_size: int | None = None,
+        indices: np.ndarray | None = None,
+    ):
+        labels = np.asarray(labels)
+        _check_images(images)
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"expected {len(images)} whole-number labels, got {labels.dtype} {labels.shape}")
+        if batch_size < 1 or seed < 0 or (image_size is not None and image_size < 1):
+            raise ValueError(
+                f"a loader needs a batch and image size above zero and a seed of zero or more, "
+                f"not {batch_size}, {image_size} and seed {seed}"
+            )
+        indices = np.arange(len(images)) if indices is None else np.asarray(indices, np.int64)
+        if len(indices) and not (0 <= indices.min() and indices.max() < len(images)):
+            raise ValueError(
+                f"indices must lie within the {len(images)} images, not {indices.min()} to {indices.max()}"
+            )
+        self.images, self.labels, self.indices = images, labels.astype(np.int64, copy=False), indices
+        self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, seed
+        self.augmentation, self.normalisation = augmentation, normalisation or _AS_THEY_ARE
+        self.dtype, self.image_size = np.dtype(dtype), image_size
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return -(-len(self.indices) // self.batch_size)
+
+    @property
+    def n_samples(self) -> int:
+        """How many pictures an epoch hands out."""
+        return len(self.indices)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Go once through the data set.
+
+        Parameters
+        ----------
+        epoch : int
+            Which epoch this is, from 0: it decides order and augmentation.
+
+        Yields
+        ------
+        x : ndarray, shape (N, H, W, 3)
+            Pictures, normalised, of the loader's dtype. Each batch is a new array that the caller may keep.
+        y : ndarray of int64, shape (N,)
+            Their labels.
+
+        Examples
+        --------
+        >>> loader = Loader(np.zeros((3, 8, 8, 3), np.uint8), np.arange(3), 3, shuffle=True)
+        >>> x, y = next(loader.epoch(4))
+        >>> x.dtype.name, sorted(y.tolist())
+        ('float32', [0, 1, 2])
+        """
+        order = self._generator(0, epoch).permutation(self.indices) if self.shuffle else self.indices
+        ahead = None
+        try:
+            for batch in range(len(self)):
+                # A batch that no worker has begun yet is prepared here and now: waiting in line behind other
+                # work would only lose time, and would never end if the caller were itself the pool's only
+                # worker.
+                if ahead is None or ahead.cancel():
+                    prepared = self._prepare(order, epoch, batch)
+                else:
+                    prepared = ahead.result()
+                ahead = (
+                    workers.submit(self._prepare, order, epoch, batch + 1) if batch + 1 < len(self) else None
+                )
+                yield prepared
+        finally:  # also where the caller stops midway
+            if ahead is not None:
+                ahead.cancel()
+
+    def _generator(self, purpose: int, *when: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, *when)))
+
+    def _prepare(self, order: np.ndarray, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        images = self.images[chosen]
+        if self.augmentation is not None:
+            generator = self._generator(1, epoch, batch)
+            images = self.augmentation.apply(images, generator, fill=self.normalisation.colour)
+        if self.image_size is not None and images.shape[1:3] != (self.image_size, self.image_size):
+            images = _resize(images, self.image_size)
+        return self.normalisation.apply(images, dtype=self.dtype), self.labels[chosen]
+
+
+def _resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Return the pictures as uint8 (N, size, size, 3)."""
+    resized = np.empty((len(images), size, size, 3), np.uint8)
+    for i, image in enumerate(images):
+        resized[i] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return resized

@@ -1,0 +1,186 @@
+"""A picture from anywhere, as a network wants it."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ._common import DataError
+from .download import TIMEOUT, USER_AGENT
+
+MAX_BYTES = 64 << 20  # of a file behind a URL
+MAX_PIXELS = 100_000_000  # of any picture: more is a decompression bomb, or at least not a photograph
+_DEADLINE = 60.0  # seconds for a whole transfer, however slowly it drips
+
+
+def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
+    """Read a picture of any format and mode that Pillow knows.
+
+    Parameters
+    ----------
+    path_or_url : str or os.PathLike
+        A file, or an http or https address.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In mode RGB and upright, as the camera's EXIF note says. Transparent places become white, 16 bits
+        become 8, and of an animation it is the first frame.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or it is empty, truncated, too large or no picture; one sentence that names
+        it.
+
+    Examples
+    --------
+    >>> load_picture("no/such/cat.png")
+    Traceback (most recent call last):
+    scratchnet.data._common.DataError: no/such/cat.png does not exist
+    """
+    name = os.fspath(path_or_url)
+    name = os.fsdecode(name)
+    scheme, separator, _ = name.partition("://")
+    if separator and scheme.lower() in ("http", "https"):
+        content = _fetch(name)
+    elif separator:
+        raise DataError(f"{name} is neither a file nor an http or https address")
+    else:
+        content = _read(name)
+    if not content:
+        raise DataError(f"{name} is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is refused or mended below
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(
+                        f"{name} is too large: {width} x {height} pixels, where {MAX_PIXELS:,} are allowed"
+                    )
+                if image.format == "EPS":  # a program rather than a picture: Pillow would start Ghostscript
+                    raise DataError(f"{name} is PostScript, not a picture: export it as PNG first")
+                image.load()
+                return _to_rgb(_upright(image))
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{name} is not a picture that can be read") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # decoders of damaged files fail in every way that there is
+        raise DataError(
+            f"{name} cannot be decoded, it may be truncated: {error or type(error).__name__}"
+        ) from error
+
+
+def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
+    """Cut the centre square out of a picture and resize it.
+
+    The largest centred square is resized (bilinear, with Pillow's smoothing when it shrinks): nothing is
+    squeezed, and a picture that has the right size already is handed out unchanged.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Any size; modes other than RGB are converted as `load_picture` does.
+    size : int
+        Height and width of the result in pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (size, size, 3)
+
+    Raises
+    ------
+    ValueError
+        If `size` is not above zero.
+
+    Examples
+    --------
+    >>> picture_to_array(Image.new("RGB", (640, 480), "red"), 32)[0, 0]
+    array([255,   0,   0], dtype=uint8)
+    """
+    if size < 1:
+        raise ValueError(f"a picture cannot be resized to {size} pixels")
+    image = _to_rgb(image)
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = (left, top, left + side, top + side)
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=square))
+
+
+def _read(name: str) -> bytes:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise DataError(f"{name} is a folder, not a picture")
+        if not path.exists():
+            raise DataError(f"{name} does not exist")
+        if not path.is_file():
+            raise DataError(f"{name} is not a regular file")  # a pipe would wait forever, a device never end
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{name} is larger than {MAX_BYTES >> 20} MB")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DataError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _fetch(url: str) -> bytes:
+    # Addresses are often pasted with spaces or accents in them; what is already quoted stays so.
+    quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    deadline = time.monotonic() + _DEADLINE
+    content = bytearray()
+    try:
+        request = urllib.request.Request(quoted, headers={"User-Agent": USER_AGENT})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            while block := response.read1(1 << 16):
+                content += block
+                if len(content) > MAX_BYTES:
+                    raise DataError(f"{url} is larger than {MAX_BYTES >> 20} MB")
+                if time.monotonic() > deadline:
+                    raise DataError(f"{url} took longer than {_DEADLINE:.0f} seconds")
+    except urllib.error.HTTPError as error:
+        raise DataError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        raise DataError(f"{url} cannot be fetched: {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DataError(f"{url} cannot be fetched: {error or type(error).__name__}") from error
+    return bytes(content)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a malformed note about the picture is no reason to refuse the picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow would clip every value above 255 to white. 65535 becomes 255 if divided by 257.
+        values = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or values.max(initial=0) > 255:
+            values = (values + 128) // 257
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255 if values.max(initial=0) <= 1 else 1  # the two habits of writing light as floats
+        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layers = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+        white = Image.new("RGBA", layers.size, "white")
+        return Image.alpha_composite(white, layers).convert("RGB")
+    return image.convert("RGB")

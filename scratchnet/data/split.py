@@ -1,0 +1,98 @@
+"""Stratified draws: a validation split, and a subset of what is left.
+
+Stratified means that every class is drawn in proportion to how often it occurs, so that a small split is not
+easier or harder than the whole only because it holds more of one class.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the training pictures into those to train on and those to validate on.
+
+    Parameters
+    ----------
+    labels : array of int, shape (N,)
+        The training pictures' classes.
+    n_validation : int
+        How many to set aside, 0 to N - 1.
+    seed : int
+        Same seed, same split.
+
+    Returns
+    -------
+    train_indices, validation_indices : ndarray of int64
+        Ascending, without overlap, all N together.
+
+    Raises
+    ------
+    ValueError
+        If nothing would be left to train on.
+
+    Examples
+    --------
+    >>> train, validation = split_validation([0, 0, 0, 0, 1, 1], n_validation=3)
+    >>> np.bincount(np.array([0, 0, 0, 0, 1, 1])[validation])
+    array([2, 1])
+    """
+    labels = np.asarray(labels)
+    if not 0 <= n_validation < max(len(labels), 1):
+        raise ValueError(
+            f"cannot set aside {n_validation} of {len(labels)} training pictures for validation: at least "
+            "one must be left to train on"
+        )
+    everything = np.arange(len(labels))
+    chosen = _draw(labels, everything, n_validation, seed, purpose=0)
+    return np.setdiff1d(everything, chosen, assume_unique=True), chosen
+
+
+def subset(labels, indices, n: int, seed: int = 0) -> np.ndarray:
+    """Draw n of the given pictures, each class in proportion.
+
+    Parameters
+    ----------
+    labels : array of int, shape (N,)
+        The classes of all pictures.
+    indices : array of int, shape (M,)
+        Which of them to draw from, such as the training side of `split_validation`.
+    n : int
+        How many, 1 to M.
+    seed : int
+        Same seed, same subset.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Some of `indices`, ascending.
+
+    Raises
+    ------
+    ValueError
+        If n is not 1 to M.
+
+    Examples
+    --------
+    >>> subset([0, 0, 1, 1], indices=[0, 1, 2], n=3)
+    array([0, 1, 2])
+    """
+    labels, indices = np.asarray(labels), np.asarray(indices, np.int64)
+    if not 1 <= n <= len(indices):
+        raise ValueError(f"cannot draw a subset of {n} from {len(indices)} pictures: say 1 to {len(indices)}")
+    return _draw(labels, indices, n, seed, purpose=1)
+
+
+def _draw(labels, indices, n, seed, purpose):
+    """Return n of `indices`, ascending, in proportion to the classes."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
+    classes, counts = np.unique(labels[indices], return_counts=True)
+    # Largest remainders: every class gets its share rounded down, and those that lost most by it get one
+    # more.
+    shares, remainders = np.divmod(n * counts, max(len(indices), 1))
+    shares[np.argsort(-remainders, kind="stable")[: n - shares.sum()]] += 1
+    drawn = [
+        rng.permutation(indices[labels[indices] == label])[:share]
+        for label, share in zip(classes, shares, strict=True)
+    ]
+    return np.sort(np.concatenate([*drawn, np.empty(0, np.int64)]))
