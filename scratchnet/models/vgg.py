@@ -142,7 +142,7 @@ class VGG(Layer):
         shrink = 2 ** layers.count("M")
         if image_size < shrink or (head == "flatten" and image_size % shrink):
             raise ValueError(
-                f"image_size must be a multiple of {shrink}, not {image_size}; head='gap' takes any size from "
+                f"image_size must be a multiple of {shrink}, not {image_size}; head='gap' takes any from "
                 f"{shrink} on"
             )
         if not width > 0 or int(min(c for c in layers if c != "M") * width) < 1:
@@ -200,7 +200,7 @@ class VGG(Layer):
         size, shrink = self.settings["image_size"], 2 ** sum(isinstance(f, MaxPool2d) for f in self.features)
         if self.settings["head"] == "flatten" and tuple(x.shape[1:3]) != (size, size):
             raise ValueError(
-                f"VGG: expected pictures of {size} x {size}, got {x.shape[1]} x {x.shape[2]}: resize them, or "
+                f"VGG: expected pictures of {size} x {size}, got {x.shape[1]} x {x.shape[2]}: resize, or "
                 f"build the network with image_size={x.shape[1]} or head='gap'"
             )
         if min(x.shape[1:3]) < shrink:
