@@ -21,6 +21,7 @@ sets the scale of the logits, and so the first loss, which should be near log(nu
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -49,7 +50,7 @@ def he(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     >>> bool(abs(weight.std() - sqrt(2 / 9)) < 0.02)
     True
     """
-    return _normal(sqrt(2.0 / fan_in), rng), zeros
+    return partial(_draw_normal, std=sqrt(2.0 / fan_in), rng=rng), zeros
 
 
 def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
@@ -67,13 +68,7 @@ def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     -------
     fill_weight, fill_bias : callable
     """
-    bound = 1.0 / sqrt(fan_in)
-
-    def fill(out: np.ndarray) -> None:
-        rng.random(out=out, dtype=out.dtype)
-        out *= 2.0 * bound
-        out -= bound
-
+    fill = partial(_draw_uniform, bound=1.0 / sqrt(fan_in), rng=rng)
     return fill, fill
 
 
@@ -93,7 +88,7 @@ def normal(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     -------
     fill_weight, fill_bias : callable
     """
-    return _normal(0.01, rng), zeros
+    return partial(_draw_normal, std=0.01, rng=rng), zeros
 
 
 def zeros(out: np.ndarray) -> None:
@@ -106,12 +101,19 @@ def ones(out: np.ndarray) -> None:
     out[...] = 1.0
 
 
-def _normal(std: float, rng: np.random.Generator) -> Fill:
-    def fill(out: np.ndarray) -> None:
-        rng.standard_normal(out=out, dtype=out.dtype)
-        out *= std
+# Partial functions of these, rather than closures: so a network that is copied or pickled before it is filled
+# takes a generator of its own along, and draws the same weights as the original.
 
-    return fill
+
+def _draw_normal(out: np.ndarray, std: float, rng: np.random.Generator) -> None:
+    rng.standard_normal(out=out, dtype=out.dtype)
+    out *= std
+
+
+def _draw_uniform(out: np.ndarray, bound: float, rng: np.random.Generator) -> None:
+    rng.random(out=out, dtype=out.dtype)
+    out *= 2.0 * bound
+    out -= bound
 
 
 INITIALISATIONS = {"he": he, "pytorch": pytorch, "normal": normal}

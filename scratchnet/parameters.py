@@ -16,6 +16,7 @@ place.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -53,11 +54,7 @@ class Parameter:
     ):
         if data is not None:
             values = np.array(data, dtype=dtype)
-
-            def fill(out: np.ndarray) -> None:
-                out[...] = values
-
-            shape, dtype = values.shape, values.dtype
+            shape, dtype, fill = values.shape, values.dtype, partial(np.copyto, src=values)
         elif shape is None:
             raise ValueError("a Parameter needs data, or a shape")
         self.shape = tuple(shape)
@@ -202,6 +199,16 @@ class FlatBuffer:
         """Make the array of gradients."""
         if self.grad is None:
             self.grad = self.backend.xp.zeros(self.size, dtype=self.dtype)
+
+    def cast(self, dtype: Any) -> None:
+        """Give both arrays, and with them all parameters, another element type."""
+        self.fill()
+        self.dtype = np.dtype(dtype)
+        self.data = self.data.astype(self.dtype)
+        self.grad = None if self.grad is None else self.grad.astype(self.dtype)
+        for p in self.parameters:
+            p.dtype = self.dtype
+        self.version += 1
 
     def to(self, backend: backends.Backend) -> None:
         """Move both arrays to another backend, one copy each."""
