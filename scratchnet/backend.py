@@ -77,6 +77,9 @@ class Backend:
     def __deepcopy__(self, memo: dict) -> Backend:
         return self  # a library cannot be copied, and a copied network computes on the same one
 
+    def __reduce__(self) -> tuple:
+        return get, (self.name,)  # nor can it be pickled, but its name can
+
     def __str__(self) -> str:
         return f"{self.name} on {self.device}"
 
