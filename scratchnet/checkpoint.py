@@ -1,0 +1,326 @@
+"""Saved weights: safetensors files with torchvision's names and layouts, which carry no code.
+
+A file that is saved here loads into ``torchvision.models.vgg16()`` of the same shape as it is, and
+torchvision's load here. In memory and on disk the axes stand in different orders:
+
+=======================  =======================  =========================================================
+tensor                   in memory                in the file (PyTorch's)
+=======================  =======================  =========================================================
+convolution              (KH, KW, C, O)           (O, C, KH, KW)
+linear                   (in, out)                (out, in)
+``classifier.0.weight``  rows in (h, w, c) order  columns in (c, h, w) order: PyTorch flattens channels first
+all others               as they are              as they are
+=======================  =======================  =========================================================
+
+The file's header holds JSON under the key ``scratchnet``: how the network was built, and what else its user
+needs to know (class names, input size, normalisation, data set). All of it is optional when reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from scratchnet.backend import Backend, get, to_numpy
+from scratchnet.layers import Conv2d, Layer, Linear
+from scratchnet.models import ARCHITECTURES, VGG
+
+HEADER = "scratchnet"
+
+
+class FormatError(Exception):
+    """A file is not a checkpoint, or not one that fits. The message names the file and says what is wrong."""
+
+
+def save(
+    path: str | os.PathLike,
+    net: Layer,
+    *,
+    class_names: list[str] | tuple[str, ...] | None = None,
+    mean: Any = None,
+    std: Any = None,
+    **info: Any,
+) -> None:
+    """Write a network's weights and running statistics to a file.
+
+    The file appears whole or not at all: it is written under a temporary name and then renamed, so that a
+    full disk or a crash leaves what was there before.
+
+    Parameters
+    ----------
+    path : path
+        By custom ``*.safetensors``.
+    net : Layer
+        A VGG can be loaded again with ``load``; any other network with ``load_weights``.
+    class_names : sequence of str, optional
+    mean, std : sequence of 3 float, optional
+        The normalisation of the pictures: (pixel / 255 - mean) / std, channel by channel.
+    **info
+        Anything else that JSON can hold and a reader may want to know, such as ``data="CIFAR-10"``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> from scratchnet.models import vgg11
+    >>> net = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> save(Path(folder.name, "net.safetensors"), net, class_names=["cat", "dog"])
+    >>> again = load(Path(folder.name, "net.safetensors"))
+    >>> bool((again.features[0].weight.data == net.features[0].weight.data).all())
+    True
+    >>> again.info["class_names"]
+    ['cat', 'dog']
+    """
+    info |= {"class_names": None if class_names is None else list(class_names)}
+    info |= {"mean": _floats(mean), "std": _floats(std)}
+    if isinstance(net, VGG):
+        info |= {"model": net.settings}
+    header = json.dumps({key: value for key, value in info.items() if value is not None})
+    tensors = {name: _to_file(net, name, to_numpy(array)) for name, array in _state(net).items()}
+    write_tensors(path, tensors, {"format": "pt", HEADER: header})
+
+
+def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
+    """Build the VGG that a file holds, and load its weights.
+
+    Parameters
+    ----------
+    path : path
+        Written by ``save``, or any safetensors file with the names of torchvision's VGG: without our header,
+        the architecture is read from the names and shapes.
+    backend : {"numpy", "cupy", "auto"} or Backend
+        Where to put the network.
+
+    Returns
+    -------
+    VGG
+        In evaluation mode. Its attribute ``info`` is the header as a dict: ``class_names``, ``mean``, ``std``
+        and whatever else was saved.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If it is not a safetensors file, or not one of a VGG.
+    """
+    backend = get(backend)
+    tensors, metadata = read_tensors(path)
+    try:
+        info = json.loads(metadata.get(HEADER, "{}"))
+        if not isinstance(info, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        raise FormatError(f"{path}: its header is damaged: {error}") from error
+    try:
+        settings = info.get("model") or _guess_settings(tensors)
+        dtype = str(tensors["features.0.weight"].dtype)
+        net = VGG(**settings, dtype=dtype if dtype == "float64" else "float32")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: holds no VGG: {_reason(error)}") from error
+    _put(path, net, tensors)
+    net.info = info
+    return net.to(backend).eval()
+
+
+def load_weights(path: str | os.PathLike, net: Layer) -> None:
+    """Load a file's weights into a network that has been built, in place, on whatever backend it is.
+
+    Parameters
+    ----------
+    path : path
+    net : Layer
+        With the same names and shapes as the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If it is not a safetensors file, or does not fit. The network has not been changed then.
+    """
+    _put(path, net, read_tensors(path)[0])
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read all tensors of a safetensors file, and its metadata.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If it is not one, is cut short, or holds something that NumPy has no type for.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {os.fspath(path)}")
+    if os.path.isdir(path):
+        raise FormatError(f"{path}: is a folder, not a safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary, metadata)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Any:
+    """Yield a temporary name in the same folder; afterwards rename it to ``path``, or remove it after an
+    error.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with replacing(Path(folder.name, "log.csv")) as temporary:
+    ...     _ = Path(temporary).write_text("epoch")
+    >>> os.listdir(folder.name)
+    ['log.csv']
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # on the disk before it takes the old one's name
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own are for the owner alone
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _state(net: Layer) -> dict[str, Any]:
+    """Everything that a file holds: parameters and running statistics, from name to array."""
+    return {name: p.data for name, p in net.parameters().items()} | net.buffers()
+
+
+def _layer_of(net: Layer, name: str) -> Layer:
+    return dict(net.walk())[name.rpartition(".")[0]]
+
+
+def _flattened(net: Layer, name: str) -> tuple[int, int, int] | None:
+    """Return (H, W, C) of the feature map that a VGG's first linear layer sees flattened, else None."""
+    if name != "classifier.0.weight" or not isinstance(net, VGG) or net.settings["head"] != "flatten":
+        return None
+    size = net.settings["image_size"]
+    return net.features.output_shape((1, size, size, 3))[1:]
+
+
+def _to_file(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
+    """Turn an array from memory's layout to the file's."""
+    layer = _layer_of(net, name)
+    if isinstance(layer, Conv2d) and array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)  # (O, C, KH, KW)
+    if isinstance(layer, Linear) and array.ndim == 2:
+        if shape := _flattened(net, name):
+            array = array.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(array.shape)  # (c, h, w) rows
+        return array.T  # (out, in)
+    return array
+
+
+def _to_memory(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
+    """Turn an array from the file's layout to memory's: the inverse of ``_to_file``."""
+    layer = _layer_of(net, name)
+    if isinstance(layer, Conv2d) and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)  # (KH, KW, C, O)
+    if isinstance(layer, Linear) and array.ndim == 2:
+        array = array.T  # (in, out)
+        if shape := _flattened(net, name):
+            H, W, C = shape
+            if array.shape[0] == H * W * C:
+                array = array.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(array.shape)  # (h, w, c)
+    return array
+
+
+def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) -> None:
+    """Load tensors into a network: all of them or, if one does not fit, none."""
+    parameters = net.parameters()
+    state = {name: p.shape for name, p in parameters.items()}
+    state |= {name: tuple(array.shape) for name, array in net.buffers().items()}
+    tensors = {name: array for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
+    for name in [*state, *tensors]:
+        if name not in tensors or name not in state:
+            who = "the file lacks" if name not in tensors else "the network lacks"
+            raise FormatError(f"{path}: does not fit the network: {who} {name}")
+    arrays = {name: _to_memory(net, name, array) for name, array in tensors.items()}
+    for name, array in arrays.items():
+        if array.shape != state[name]:
+            raise FormatError(f"{path}: {name} has the shape {array.shape}, the network's is {state[name]}")
+    for name, array in arrays.items():
+        if name in parameters:
+            parameters[name].data = parameters[name].buffer.backend.asarray(array)
+        else:
+            net.buffers()[name][...] = net.backend.asarray(array)
+
+
+def _guess_settings(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Read from torchvision's names and shapes how the VGG was built.
+
+    Convolution, [batch normalisation], ReLU and, where an index is left free before the next, pooling.
+    """
+    shapes = {name: array.shape for name, array in tensors.items()}
+    convolutions = sorted(
+        int(name.split(".")[1])
+        for name, shape in shapes.items()
+        if name.startswith("features.") and len(shape) == 4
+    )
+    batch_norm = any(name.endswith("running_mean") for name in shapes)
+    step = 3 if batch_norm else 2
+    layers: list[int | str] = []
+    for index, following in zip(convolutions, [*convolutions[1:], None], strict=True):
+        layers.append(shapes[f"features.{index}.weight"][0])
+        if following is None or following - index > step:
+            layers.append("M")
+    inputs = shapes["classifier.0.weight"][1]
+    pixels, rest = divmod(inputs, next(c for c in reversed(layers) if c != "M"))
+    if rest or isqrt(pixels) ** 2 != pixels:
+        raise ValueError(
+            f"classifier.0 takes {inputs} inputs, which is no square picture of the last channels"
+        )
+    known = next((name for name, known in ARCHITECTURES.items() if known == layers), layers)
+    return {
+        "architecture": known,
+        "num_classes": shapes["classifier.6.weight"][0],
+        "image_size": isqrt(pixels) * 2 ** layers.count("M"),
+        "batch_norm": batch_norm,
+        "classifier_width": shapes["classifier.0.weight"][0],
+    }
+
+
+def _floats(values: Any) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
