@@ -352,8 +352,8 @@ def report(task: dict[str, Any], workers: dict[str, Worker], remarks: list[str])
         )
     agreed = ", ".join(f"{loss:.4f}" for loss in ours.losses)
     lines += [
-        f"- {rounds} round{'s' * (rounds > 1)} of alternating steps, after {WARM_UP} to warm up, whose losses "
-        f"agree: {agreed}",
+        f"- {rounds} round{'s' * (rounds > 1)} of alternating steps, after {WARM_UP} to warm up, whose "
+        f"losses agree: {agreed}",
         *(f"- {remark}" for remark in remarks),
         f"- {ours.versions}; {eager[0].versions}; Python {platform.python_version()}",
         f"- {processor()}; {task['threads']} threads; {platform.system()}; {date.today()}",
