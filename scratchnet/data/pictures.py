@@ -153,6 +153,7 @@ def _fetch(url: str) -> bytes:
                 if time.monotonic() > deadline:
                     raise DataError(f"{url} took longer than {_DEADLINE:.0f} seconds")
     except urllib.error.HTTPError as error:
+        error.close()
         raise DataError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise DataError(f"{url} cannot be fetched: {error.reason}") from error
