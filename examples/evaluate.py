@@ -1,0 +1,94 @@
+"""Say what is in a picture, or how good a model is.
+
+python examples/evaluate.py MODEL IMAGE... names pictures; MODEL --data cifar10 measures accuracy.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from scratchnet import backend, checkpoint
+from scratchnet.data import DataError, Loader, Normalisation, load_picture, picture_to_array
+from scratchnet.training import cli, confusion_matrix, evaluate, predict
+from scratchnet.training.evaluation import confusion_table
+from scratchnet.training.log import say
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what torchvision's weights expect
+
+
+def main() -> int:
+    """Name pictures, or measure accuracy."""
+    parser = argparse.ArgumentParser(description="Say what is in a picture, or how good a model is.")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a .safetensors file, such as runs/demo/best.safetensors"
+    )
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="image files, or http(s) addresses")
+    parser.add_argument(
+        "--top", type=int, metavar="K", help="print the K likeliest classes with probabilities"
+    )
+    parser.add_argument(
+        "--data", choices=("cifar10", "shapes10"), help="measure on these official test images"
+    )
+    parser.add_argument(
+        "--data-dir", default="data", metavar="DIR", help="the folder of CIFAR-10 (default data)"
+    )
+    parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto")
+    options = parser.parse_args()
+    if bool(options.images) == bool(options.data):
+        parser.error("give either images to name, or --data to measure on")
+    if options.top is not None and options.top < 1:
+        parser.error(f"--top must be at least 1, not {options.top}")
+
+    device = backend.get(options.backend)
+    print(f"Device: {device}", file=sys.stderr, flush=True)
+    net = checkpoint.load(options.model, device)
+    normalisation = Normalisation(**{key: net.info.get(key, IMAGENET[key]) for key in IMAGENET})
+    return measure(net, normalisation, options) if options.data else name(net, normalisation, options)
+
+
+def name(net, normalisation, options) -> int:
+    """Print the class of each image, one a line; for those that cannot be read, a sentence on stderr."""
+    classes = net.info.get("class_names") or [f"class {k}" for k in range(net.settings["num_classes"])]
+    status = 0
+    for image in options.images:
+        try:
+            pixels = picture_to_array(load_picture(image), net.settings["image_size"])
+        except DataError as error:
+            print(f"evaluate.py: {error}", file=sys.stderr, flush=True)
+            status = 2
+            continue
+        probabilities = predict(net, normalisation.apply(pixels[None]))[0]
+        best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
+        say(", ".join(f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best))
+    return status
+
+
+def measure(net, normalisation, options) -> int:
+    """Print accuracy and a confusion matrix on official test images."""
+    pictures = cli.load_data(options.data, options.data_dir)
+    classes = pictures.class_names
+    if net.settings["num_classes"] != len(classes):
+        raise ValueError(
+            f"{options.model} has {net.settings['num_classes']} classes, {pictures.name} has {len(classes)}"
+        )
+    trained_on = net.info.get("data", pictures.name)
+    if trained_on != pictures.name:
+        print(f"evaluate.py: note: trained on {trained_on}, measured on {pictures.name}", file=sys.stderr)
+    size = net.settings["image_size"]
+    test = Loader(
+        pictures.test_images,
+        pictures.test_labels,
+        batch_size=128 if size <= 64 else 8,
+        shuffle=False,
+        normalisation=normalisation,
+        image_size=size,
+    )
+    result = evaluate(net, test, title=pictures.name)
+    say(f"Accuracy: {result.accuracy:.4f} ({pictures.name}, {test.n_samples:,} official test images)")
+    say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,82 @@
+"""Train a VGG on CIFAR-10, from first principles.
+
+python examples/train_cifar.py --help shows all options; --demo runs in about a minute and needs no data.
+"""
+
+from scratchnet import backend, checkpoint
+from scratchnet.data import Augmentation, Loader, Normalisation, split_validation, subset
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.models import VGG
+from scratchnet.optim import SGD, schedule
+from scratchnet.training import Trainer, cli, evaluate
+from scratchnet.training.log import say
+
+
+def main() -> None:
+    """Train, and look at the test images once, at the end."""
+    options = cli.parse_training()
+    device = backend.get(options.backend)
+    say(f"Device: {device}")
+
+    # The pictures. Validation is drawn from the training images; the official test images wait until the end.
+    pictures = cli.load_data(options.data, options.data_dir)
+    images, labels = pictures.train_images, pictures.train_labels
+    learn, validate = split_validation(labels, options.validation or len(labels) // 10, options.seed)
+    if options.subset:
+        learn = subset(labels, learn, options.subset, options.seed)
+    say(f"Data: {pictures.name}, {len(learn):,} images to train on, {len(validate):,} to validate")
+
+    size, seed = options.image_size, options.seed
+    normalisation = Normalisation.of(images, learn)
+    how = {"batch_size": options.batch_size, "normalisation": normalisation, "image_size": size, "seed": seed}
+    augmentation = Augmentation.named(options.augment)
+    train = Loader(images, labels, indices=learn, shuffle=True, augmentation=augmentation, **how)
+    validation = Loader(images, labels, indices=validate, shuffle=False, **how)
+    test = Loader(pictures.test_images, pictures.test_labels, shuffle=False, **how)
+
+    # The network.
+    net = VGG(
+        options.arch,
+        num_classes=len(pictures.class_names),
+        image_size=size,
+        batch_norm=options.batch_norm,
+        width=options.width,
+        classifier_width=options.classifier_width,
+        dropout=options.dropout,
+        head=options.head,
+        init=options.init,
+        seed=seed,
+    )
+    say(f"Network: {net}")
+    say(f"Parameters: {sum(p.size for p in net.parameters().values()):,}")
+    run = cli.open_run(options)
+    run.require_space(net)
+    net.to(device)
+
+    # The training: forward, loss, backward, step; see scratchnet/training/trainer.py.
+    optimizer = SGD(net.parameters(), options.lr, options.momentum, options.weight_decay)
+    learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
+    about = {
+        "data": pictures.name,
+        "class_names": pictures.class_names,
+        "mean": normalisation.mean,
+        "std": normalisation.std,
+    }
+    loss = SoftmaxCrossEntropy(options.label_smoothing)
+    trainer = Trainer(net, optimizer, learning_rate, train, validation, run, loss, about)
+    if options.resume:
+        trainer.resume()
+    run.write_config(cli.describe_run(options, device.device, about))
+    trainer.fit(options.epochs)
+
+    # The one look at the official test images, with the weights that validation chose.
+    if options.demo:
+        cli.write_pictures(run.path / "pictures", pictures)
+    best = checkpoint.load(run.best, device)
+    say(f"Best model: {run.best}")
+    accuracy = evaluate(best, test, title="testing").accuracy
+    say(f"Test Acc: {accuracy:.6f} ({pictures.name}, {test.n_samples:,} official test images)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

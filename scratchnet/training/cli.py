@@ -1,0 +1,313 @@
+"""What the example programs need and need not show: their options, their data, and how they fail."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import scratchnet
+from scratchnet import data
+from scratchnet.backend import BackendError
+from scratchnet.checkpoint import FormatError
+from scratchnet.initialise import INITIALISATIONS
+from scratchnet.models import ARCHITECTURES
+from scratchnet.models.vgg import HEADS
+from scratchnet.optim import SCHEDULES
+from scratchnet.training.rundir import RunDirectory, RunError
+from scratchnet.training.trainer import NotFinite
+
+DEFAULTS: dict[str, Any] = {
+    "backend": "auto",
+    "data": "auto",
+    "data_dir": "data",
+    "arch": "vgg16",
+    "batch_norm": False,
+    "width": 1.0,
+    "image_size": 32,
+    "head": "flatten",
+    "classifier_width": 4096,
+    "dropout": 0.5,
+    "init": "he",
+    "subset": None,
+    "validation": None,
+    "epochs": 15,
+    "batch_size": 128,
+    "lr": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "label_smoothing": 0.0,
+    "augment": "crop-flip",
+    "seed": 0,
+    "run_dir": None,
+    "resume": False,
+    "demo": False,
+}
+
+# A small network on the built-in pictures: about a minute on two cores.
+DEMO: dict[str, Any] = {
+    "data": "shapes10",
+    "arch": "vgg11",
+    "batch_norm": True,
+    "width": 0.25,
+    "classifier_width": 128,
+    "dropout": 0.0,
+    "epochs": 8,
+    "batch_size": 64,
+    "lr": 0.05,
+    "schedule": "one-cycle",
+    "augment": "none",
+    "run_dir": "runs/demo",
+}
+
+# What a resumed run may change: where it computes, where the data lie, and how long it goes on.
+MAY_CHANGE = {"backend", "data_dir", "epochs", "run_dir", "resume", "demo"}
+
+
+def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
+    """Read the options of ``train_cifar.py``; with ``--resume``, those of the run that goes on.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default the command line.
+
+    Returns
+    -------
+    SimpleNamespace
+        With the names of ``DEFAULTS``.
+
+    Raises
+    ------
+    SystemExit
+        Status 2, after a sentence on standard error, if an option is not understood.
+    RunError
+        If ``--resume`` finds no run, or an option contradicts the one of the run.
+
+    Examples
+    --------
+    >>> parse_training(["--arch", "vgg11", "--epochs", "3"]).epochs
+    3
+    """
+    given = vars(_training_parser().parse_args(arguments))
+    options = DEFAULTS | (DEMO if given.get("demo") else {}) | given
+    if options["resume"]:
+        options = _options_of_run(options["run_dir"], given)
+    elif options["run_dir"] is None:
+        norm = "-bn" if options["batch_norm"] else ""
+        options["run_dir"] = f"runs/{options['arch']}{norm}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return SimpleNamespace(**options)
+
+
+def _training_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train a VGG on CIFAR-10, in NumPy or CuPy, with every gradient written by hand.",
+        argument_default=argparse.SUPPRESS,  # so that what was given can be told from what was not
+    )
+
+    def add(group: Any, name: str, text: str, **keywords: Any) -> None:
+        default = DEFAULTS[name.replace("-", "_")]
+        if default is not None and not isinstance(default, bool):
+            text += f" (default {default})"
+        group.add_argument(f"--{name}", help=text, **keywords)
+
+    flag = {"action": "store_true"}
+    where = parser.add_argument_group("where and what")
+    add(where, "backend", "array library; only auto may choose", choices=("auto", "numpy", "cupy"))
+    add(
+        where,
+        "data",
+        "data set; auto takes CIFAR-10 if it can be had",
+        choices=("auto", "cifar10", "shapes10"),
+    )
+    add(where, "data-dir", "the folder that holds, or shall hold, cifar-10-batches-bin", metavar="DIR")
+    add(where, "subset", "train on N images only, of each class alike", type=_positive(int), metavar="N")
+    add(
+        where,
+        "validation",
+        "validate on N training images (default a tenth)",
+        type=_positive(int),
+        metavar="N",
+    )
+    add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
+    add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
+    add(where, "demo", "a small network on the built-in pictures, in about a minute, into runs/demo", **flag)
+    net = parser.add_argument_group("the network")
+    add(net, "arch", "architecture", choices=tuple(ARCHITECTURES))
+    add(net, "batch-norm", "batch normalisation after every convolution", **flag)
+    add(net, "width", "multiplies the channels", type=_positive(float), metavar="W")
+    add(net, "image-size", "resize the images to S pixels", type=_positive(int), metavar="S")
+    add(net, "head", "what comes before the linear layers; gap takes any size", choices=HEADS)
+    add(net, "classifier-width", "of the hidden linear layers", type=_positive(int), metavar="N")
+    add(net, "dropout", "after the hidden linear layers", type=_at_least_zero, metavar="P")
+    add(net, "init", "how weights begin; all but he are there to fail", choices=tuple(INITIALISATIONS))
+    how = parser.add_argument_group("the training")
+    add(how, "epochs", "how many", type=_positive(int), metavar="N")
+    add(how, "batch-size", "images a step", type=_positive(int), metavar="N")
+    add(how, "lr", "the highest learning rate", type=_positive(float))
+    add(how, "momentum", "of SGD", type=_at_least_zero)
+    add(how, "weight-decay", "of SGD", type=_at_least_zero)
+    add(how, "schedule", "of the learning rate", choices=SCHEDULES)
+    add(how, "label-smoothing", "how much of the target goes to all classes", type=_at_least_zero)
+    add(how, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
+    add(how, "seed", "of everything random", type=int)
+    return parser
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above zero, not {text}")
+        return value
+
+    convert.__name__ = {int: "whole number", float: "number"}[kind]  # argparse says "invalid ... value"
+    return convert
+
+
+def _at_least_zero(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must not be negative, and is {text}")
+    return value
+
+
+def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the run that goes on, and refuse those that contradict it."""
+    if run_dir is None:
+        states = sorted(Path("runs").glob("*/state.safetensors"), key=os.path.getmtime)
+        if not states:
+            raise RunError("there is no run to go on with in the folder runs: say which with --run-dir")
+        run_dir = str(states[-1].parent)
+    if not Path(run_dir).is_dir():
+        raise RunError(f"there is no run to go on with: {run_dir} is no folder")
+    run = RunDirectory(run_dir)
+    options = DEFAULTS | run.read_config()["options"]
+    if not run.has_state:
+        raise RunError(f"{run_dir} holds no finished epoch to go on from: begin again without --resume")
+    for name, value in given.items():
+        if name not in MAY_CHANGE and value != options[name]:
+            raise RunError(
+                f"the run in {run_dir} has --{name.replace('_', '-')} {options[name]} and cannot change to "
+                f"{value} midway: leave it out, or begin a new run"
+            )
+    return (
+        options
+        | {name: given[name] for name in MAY_CHANGE & set(given)}
+        | {"run_dir": run_dir, "resume": True}
+    )
+
+
+def open_run(options: SimpleNamespace) -> RunDirectory:
+    """Return the run directory, and refuse one that another run has used already.
+
+    Raises
+    ------
+    RunError
+        If there is a run that this one would overwrite (the demo may), or nothing can be written.
+    """
+    run = RunDirectory(options.run_dir)
+    if run.has_state and not options.resume:
+        if not options.demo:
+            raise RunError(f"{run.path} holds a run: go on with it by --resume, or choose another --run-dir")
+        run.state.unlink()
+    return run
+
+
+def load_data(name: str, folder: str | os.PathLike) -> data.ImageData:
+    """Return a data set by name: ``cifar10``, ``shapes10``, or ``auto``.
+
+    Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
+    shapes10, which it says in three lines that cannot be overlooked. CIFAR-10 that is there but damaged is an
+    error all the same.
+
+    Raises
+    ------
+    DataError
+        If the data set is missing or damaged.
+    """
+    if name == "shapes10":
+        return data.shapes10()
+    try:
+        return data.cifar10(folder)
+    except data.MissingDataError as error:
+        if name != "auto":
+            raise
+        for line in (
+            "*** CIFAR-10 IS NOT HERE: this trains on the built-in set shapes10 INSTEAD.",
+            f"*** {error}",
+            "*** Accuracies on shapes10 say nothing about CIFAR-10. Log and model name the data set.",
+        ):
+            print(line, file=sys.stderr, flush=True)
+        return data.shapes10()
+
+
+def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``config.json`` says of a run: its options, what it ran on, and the command given."""
+    chosen = header["data"].lower().replace("-", "")  # what auto took: a resumed run takes it again
+    return {
+        "options": vars(options) | {"resume": False, "data": chosen},
+        **header,
+        "device": device,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "versions": {
+            "scratchnet": scratchnet.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call a program's main function and leave, with one sentence on standard error where it fails.
+
+    Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C.
+    """
+    try:
+        sys.exit(main() or 0)
+    except (BackendError, data.DataError, FormatError, RunError, FileNotFoundError, ValueError) as error:
+        status, message = 2, str(error)
+    except MemoryError:
+        status, message = 2, "not enough memory: take a smaller --batch-size, --image-size or --width"
+    except NotFinite as error:
+        status, message = 1, str(error)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        status, message = 2, f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        status, message = (
+            130,
+            "stopped; what finished epochs left on disk is whole, and --resume goes on from it",
+        )
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def write_pictures(folder: Path, pictures: data.ImageData) -> None:
+    """Write one test picture of each class as PNG, enlarged, so that there is something to name.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    pictures : ImageData
+    """
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(pictures.class_names):
+        image = pictures.test_images[int(np.argmax(pictures.test_labels == label))]
+        Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST).save(folder / f"{name}.png")

@@ -1,0 +1,167 @@
+"""What a run leaves on disk: one folder.
+
+====================  ===============================================================================
+``config.json``       every setting of the run, and what it ran on
+``log.csv``           a row an epoch: losses, accuracies, learning rate, seconds
+``best.safetensors``  the weights with the best validation accuracy
+``last.safetensors``  the weights after the last epoch
+``state.safetensors`` everything that going on needs: weights, momentum, statistics, generators
+====================  ===============================================================================
+
+Each file is written under a temporary name and then renamed. So after a crash, a full disk or a Ctrl-C each
+is whole: either the new one, or the one before. The state is written last and names the epoch; going on
+begins after it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scratchnet.backend import to_numpy
+from scratchnet.checkpoint import FormatError, read_tensors, replacing, write_tensors
+from scratchnet.layers import Layer
+from scratchnet.optim import SGD
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "seconds",
+    "images_per_second",
+)
+
+
+class RunError(Exception):
+    """A run directory cannot be used. The message says why and what to do."""
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    path : path
+        Made if it is not there.
+
+    Raises
+    ------
+    RunError
+        If it cannot be made, or written to.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> run = RunDirectory(Path(folder.name, "first"))
+    >>> run.write_config({"epochs": 15})
+    >>> run.read_config()
+    {'epochs': 15}
+    >>> run.has_state
+    False
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.config, self.log = self.path / "config.json", self.path / "log.csv"
+        self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
+        self.state = self.path / "state.safetensors"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / ".writable"):
+                pass
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise RunError(f"cannot write to the folder {self.path}: {error.strerror or error}") from error
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a run here that could go on."""
+        return self.state.exists()
+
+    def require_space(self, net: Layer) -> None:
+        """Raise RunError unless the disk has room for what a run of this network writes."""
+        bytes_of_weights = sum(p.size * p.dtype.itemsize for p in net.parameters().values())
+        needed = 5 * bytes_of_weights  # best, last, state with momentum, and one twice while it is replaced
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunError(
+                f"the disk of {self.path} has {free / 2**20:,.0f} MB left and a run of this network needs "
+                f"{needed / 2**20:,.0f} MB: free some, or choose another --run-dir"
+            )
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write ``config.json``."""
+        with replacing(self.config) as temporary:
+            Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def read_config(self) -> dict[str, Any]:
+        """Return what ``config.json`` holds."""
+        try:
+            return json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} holds no run to go on with: it has no {self.config.name}") from None
+        except ValueError as error:
+            raise RunError(f"{self.config} is damaged: {error}") from error
+
+    def write_log(self, rows: list[dict[str, float]]) -> None:
+        """Write ``log.csv``, all of it, so that going on from an earlier epoch leaves no row twice."""
+        with replacing(self.log) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def write_state(self, net: Layer, optimizer: SGD, progress: dict[str, Any]) -> None:
+        """Write ``state.safetensors``.
+
+        Parameters
+        ----------
+        net : Layer
+        optimizer : SGD
+        progress : dict
+            Anything that JSON can hold: how many epochs are done, the log so far.
+        """
+        tensors = {f"parameters.{name}": p.data for name, p in net.parameters().items()}
+        tensors |= {f"buffers.{name}": array for name, array in net.buffers().items()}
+        if optimizer.momentum_buffer is not None:
+            tensors["momentum"] = optimizer.momentum_buffer
+        generators = {path: rng.bit_generator.state for path, rng in net.generators().items()}
+        write_tensors(
+            self.state,
+            {name: to_numpy(array) for name, array in tensors.items()},
+            {"scratchnet.progress": json.dumps(progress), "scratchnet.generators": json.dumps(generators)},
+        )
+
+    def read_state(self, net: Layer, optimizer: SGD) -> dict[str, Any]:
+        """Put a network and its optimizer back where they were, bit for bit, and return the progress.
+
+        Raises
+        ------
+        RunError
+            If there is no state, or it is damaged or of another network.
+        """
+        try:
+            tensors, metadata = read_tensors(self.state)
+            progress = json.loads(metadata["scratchnet.progress"])
+            generators = json.loads(metadata["scratchnet.generators"])
+            backend = net.backend
+            for name, p in net.parameters().items():
+                p.data = backend.asarray(tensors[f"parameters.{name}"])
+            for name, array in net.buffers().items():
+                array[...] = backend.asarray(tensors[f"buffers.{name}"])
+            if "momentum" in tensors:
+                optimizer.momentum_buffer = backend.asarray(tensors["momentum"])
+            for path, rng in net.generators().items():
+                rng.bit_generator.state = generators[path]
+            return progress
+        except FileNotFoundError:
+            raise RunError(f"{self.path} holds no run to go on with: it has no {self.state.name}") from None
+        except (FormatError, KeyError, ValueError) as error:
+            raise RunError(f"{self.state} cannot be used, damaged or of another network: {error}") from error

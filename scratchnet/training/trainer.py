@@ -1,0 +1,208 @@
+"""The trainer: forward, loss, backward, step, epoch after epoch, and what is left on disk after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scratchnet import checkpoint
+from scratchnet.backend import array_module
+from scratchnet.data import Loader
+from scratchnet.layers import Layer
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.optim import SGD
+from scratchnet.training.evaluation import evaluate
+from scratchnet.training.log import Progress, duration, say
+from scratchnet.training.rundir import RunDirectory
+
+
+class NotFinite(ArithmeticError):
+    """The loss is NaN or infinite. The message says in which layer that first appeared."""
+
+
+class Trainer:
+    """Trains a network on one data set and keeps the best weights by validation accuracy.
+
+    Parameters
+    ----------
+    net : Layer
+        On the backend on which it shall train.
+    optimizer : SGD
+    schedule : callable
+        From the step, counted from 0 over the whole run, to its learning rate.
+    train, validation : Loader
+    run : RunDirectory, optional
+        Where to leave weights, log and state after every epoch; by default nowhere.
+    loss : SoftmaxCrossEntropy, optional
+    header : dict, optional
+        What to save beside the weights: ``class_names``, ``mean``, ``std``, ``data``.
+
+    Attributes
+    ----------
+    log : list of dict
+        A row for each epoch that is done.
+    best_accuracy : float
+        On the validation images, over the epochs that are done.
+
+    Examples
+    --------
+    >>> from scratchnet import data, models, optim
+    >>> pictures = data.shapes10(n_train=64, n_test=32)
+    >>> train = data.Loader(pictures.train_images, pictures.train_labels, 32, shuffle=True)
+    >>> validation = data.Loader(pictures.test_images, pictures.test_labels, 32, shuffle=False)
+    >>> net = models.vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=16)
+    >>> optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9)
+    >>> trainer = Trainer(net, optimizer, optim.Constant(0.01), train, validation)
+    >>> trainer.fit(epochs=1)  # doctest: +ELLIPSIS
+    Epoch 1/1
+    -----
+    train Loss: ... Acc: ...
+    val Loss: ... Acc: ...
+    Training complete in 0m ...s
+    Best val Acc: ...
+    """
+
+    def __init__(
+        self,
+        net: Layer,
+        optimizer: SGD,
+        schedule: Callable[[int], float],
+        train: Loader,
+        validation: Loader,
+        run: RunDirectory | None = None,
+        loss: SoftmaxCrossEntropy | None = None,
+        header: dict[str, Any] | None = None,
+    ):
+        self.net, self.optimizer, self.schedule = net, optimizer, schedule
+        self.train, self.validation = train, validation
+        self.run, self.loss, self.header = run, loss or SoftmaxCrossEntropy(), header or {}
+        self.log: list[dict[str, float]] = []
+        self.best_accuracy = -1.0
+
+    def resume(self) -> None:
+        """Go back to where the run in the run directory stopped, bit for bit.
+
+        Raises
+        ------
+        RunError
+            If there is nothing there that fits.
+        """
+        progress = self.run.read_state(self.net, self.optimizer)
+        self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
+
+    def fit(self, epochs: int) -> None:
+        """Train until so many epochs are done, those before a resume included.
+
+        Raises
+        ------
+        NotFinite
+            If the loss becomes NaN or infinite. The weights of earlier epochs are on disk.
+        """
+        for epoch in range(len(self.log), epochs):
+            say(f"Epoch {epoch + 1}/{epochs}")
+            say("-----")
+            start = time.perf_counter()
+            train_loss, train_accuracy = self.train_epoch(epoch, f"epoch {epoch + 1}/{epochs}")
+            seconds = time.perf_counter() - start
+            say(f"train Loss: {train_loss:.4f} Acc: {train_accuracy:.4f}")
+            result = evaluate(self.net, self.validation, title="validating")
+            say(f"val Loss: {result.loss:.4f} Acc: {result.accuracy:.4f}")
+            self.log.append(
+                {
+                    "epoch": epoch + 1,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": result.loss,
+                    "val_accuracy": result.accuracy,
+                    "lr": self.optimizer.lr,
+                    "seconds": round(seconds, 3),
+                    "images_per_second": round(self.train.n_samples / seconds, 1),
+                }
+            )
+            self._save(result.accuracy)
+        say(f"Training complete in {duration(sum(row['seconds'] for row in self.log))}")
+        say(f"Best val Acc: {self.best_accuracy:.6f}")
+
+    def train_epoch(self, epoch: int, title: str = "training") -> tuple[float, float]:
+        """Go once through the training images; return mean loss and accuracy, as they were met on the way.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0: it decides the order of the images, their augmentation and the learning rate.
+        title : str
+            For the progress bar.
+        """
+        net, backend = self.net.train(), self.net.backend
+        total_loss, correct, seen = 0.0, 0, 0
+        with Progress(title, self.train.n_samples) as progress:
+            for batch, (images, labels) in enumerate(self.train.epoch(epoch)):
+                self.optimizer.lr = self.schedule(epoch * len(self.train) + batch)
+                x, y = backend.asarray(images), backend.asarray(labels)
+                logits = net.forward(x)
+                loss = float(self.loss.forward(logits, y))
+                if not abs(loss) < float("inf"):
+                    where = f"epoch {epoch + 1}, batch {batch + 1}"
+                    raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(net, x)}")
+                net.backward(self.loss.backward(), need_input_gradient=False)
+                self.optimizer.step()
+
+                seen += len(labels)
+                total_loss += loss * len(labels)
+                correct += int((logits.argmax(axis=1) == y).sum())
+                progress.update(len(labels), total_loss / seen)
+        return total_loss / seen, correct / seen
+
+    def _save(self, accuracy: float) -> None:
+        """Write what an epoch leaves; the state last, as it is what resuming begins from."""
+        better = accuracy > self.best_accuracy
+        self.best_accuracy = max(accuracy, self.best_accuracy)
+        if self.run is None:
+            return
+        info = {**self.header, "epoch": len(self.log), "val_accuracy": accuracy}
+        if better:
+            checkpoint.save(self.run.best, self.net, **info)
+        checkpoint.save(self.run.last, self.net, **info)
+        self.run.write_log(self.log)
+        self.run.write_state(self.net, self.optimizer, {"log": self.log, "best_accuracy": self.best_accuracy})
+
+
+def why_not_finite(net: Layer, x: Any) -> str:
+    """Say where a NaN or an infinity first appeared, given the batch with which the loss showed it.
+
+    Where weights are spoilt already, the last step spoilt them, with the gradients that are still there:
+    backward runs from the last layer to the first, so the spoilt gradient that is nearest to the output came
+    first. Otherwise this batch did it, and the first layer whose output is not finite is looked for, by
+    running them one by one.
+
+    Parameters
+    ----------
+    net : Layer
+    x : array (N, H, W, 3)
+
+    Returns
+    -------
+    str
+        Half a sentence, with what to do.
+    """
+    advice = "lower the learning rate, or warm it up"
+    parameters = net.parameters()
+    if not all(_finite(p.data) for p in parameters.values()):
+        gradients = [name for name, p in parameters.items() if p.grad is not None and not _finite(p.grad)]
+        if gradients:
+            return f"it first appeared in the gradient of {gradients[-1]}, one step before: {advice}"
+        spoilt = next(name for name, p in parameters.items() if not _finite(p.data))
+        return f"it first appeared in {spoilt}, which is not finite: {advice}"
+    if not _finite(x):
+        return "it first appeared in the images themselves: check the data and its normalisation"
+    for layer in getattr(net, "layers", [net]):
+        x = layer.forward(x)
+        if not _finite(x):
+            name = type(layer).__name__
+            return f"it first appeared in the output of {layer.path or name} ({name}): {advice}"
+    return f"every layer's output is finite, so it appeared in the loss itself: {advice}"
+
+
+def _finite(x: Any) -> bool:
+    return bool(array_module(x).isfinite(x).all())
