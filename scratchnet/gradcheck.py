@@ -361,7 +361,9 @@ class _Subject:
         """Compute the output (of the loss, where there is one), always from the same state."""
         self.state.restore()
         y = self.layer.forward(self.x.copy())
-        return y if self.loss is None else array_module(y).asarray(self.loss.forward(y, self.labels))
+        if self.loss is None:
+            return y.copy()  # it may be a buffer that the layer uses again
+        return array_module(y).asarray(self.loss.forward(y, self.labels))
 
     def gradients(self, dy: Any) -> dict[str, Any]:
         """Run forward and backward, and return a copy of each gradient (None where there is none)."""
@@ -447,6 +449,7 @@ def _compare(
     """
     xp = array_module(y)
     one = isinstance(v, tuple)
+    place = v if one else ...
     before = array[v].copy() if one else array.copy()
     analytic = float(gradient[v]) if one else float((gradient * to_numpy(v)).sum())
     # Contributions along a direction may cancel to nearly zero, and rounding is not relative to that.
@@ -455,36 +458,41 @@ def _compare(
 
     best: Measurement | None = None
     crossed = False
-    jumps: list[float] = []  # how far the slopes to the right and to the left are apart
-    for h in STEP * size / SHRINK ** np.arange(ROUNDS):
-        array[v if one else ...] = before + (h if one else h * v)
+    slopes: list[tuple[float, float, float]] = []  # the lower, the upper, and what error they may have
+    for h in (STEP * size / SHRINK**i for i in range(ROUNDS)):
+        array[place] = before + (h if one else h * v)
         plus = subject.forward()
-        array[v if one else ...] = before - (h if one else h * v)
+        array[place] = before - (h if one else h * v)
         minus = subject.forward()
-        array[v if one else ...] = before
+        array[place] = before
 
         right, left = dy * (plus - y) / h, dy * (y - minus) / h  # each output's share in the slope
         numeric = float((right + left).sum()) / 2
         distance = abs(analytic - numeric)
         if not np.isfinite(distance):
             return Measurement(analytic, numeric, float("inf"), False), False
-        # A difference of outputs is as exact as the outputs that did change.
-        rounding = ROUNDING / h * float((abs(dy) * (abs(plus) + abs(minus)) * (plus != minus)).sum())
+        # A difference is as exact as the outputs that did change; backward has a little rounding, too.
+        shares = abs(dy) * (abs(plus) + abs(minus))
+        rounding = ROUNDING * (float((shares * (plus != minus)).sum()) / h + float(shares.sum()) / size)
         magnitude = max(abs(analytic), abs(numeric), scale)
         error = distance / (magnitude + rounding / tolerance) if distance else 0.0
-        m = Measurement(analytic, numeric, error, error <= tolerance, crossed, magnitude > rounding)
+        m = Measurement(
+            analytic, numeric, error, bool(error <= tolerance), crossed, bool(magnitude > rounding)
+        )
         if m.ok:
             return m, False
         best = m if best is None or error < best.error else best
         # The central difference across a kink is wrong by up to half the jump, that of a curve by far less.
         crossed |= distance > 0.1 * abs(float((right - left).sum())) > 0.0
-        jumps.append(float(abs(right - left).sum()))
         low, high = float(xp.minimum(right, left).sum()), float(xp.maximum(right, left).sum())
+        slopes.append((low, high, tolerance * magnitude + rounding))
 
-    # The slopes of a curve come together as fast as the step shrinks, those at a kink never do.
-    stays = jumps[-1] > 0.5 * jumps[-3] and jumps[-1] > 10 * (tolerance * magnitude + rounding)
-    # What is between the slopes, output by output. Through several kinks in a row there is no telling.
-    between = low - tolerance * magnitude <= analytic <= high + tolerance * magnitude
+    # The slopes of a curve come together as fast as the step shrinks, those at a kink never do. (The last
+    # step is left out: it is the nearest to rounding.)
+    (low_before, high_before, _), (low, high, slack) = slopes[-3:-1]
+    stays = high - low > max(0.5 * (high_before - low_before), 4 * slack)
+    # Between its slopes a kink has its subgradients. Behind several kinks in a row there is no telling.
+    between = low - slack <= analytic <= high + slack
     return best, stays and (between or subject.deep)
 
 
@@ -518,9 +526,7 @@ def _watch(layer: Any, x: Any, rng: np.random.Generator, report: Report) -> None
     """Run a copy of the layer once in its own dtype, and write down what it does that it should not."""
     own = copy.deepcopy(layer)
     parameters = _parameters(own)
-    dtype = next((p.dtype for p in parameters.values()), None)
-    if dtype is None:
-        dtype = x.dtype if getattr(getattr(x, "dtype", None), "kind", "") == "f" else np.float32
+    dtype = next((p.dtype for p in parameters.values()), getattr(own, "dtype", np.dtype(np.float32)))
     x = _own_copy(x, dtype)
     x_before, data_before = x.copy(), {name: p.data.copy() for name, p in parameters.items()}
 
@@ -538,9 +544,7 @@ def _watch(layer: Any, x: Any, rng: np.random.Generator, report: Report) -> None
             complain("forward writes into its input, which is not its own: make a copy first.")
             x[...] = x_before
         if y.dtype != dtype:
-            complain(
-                f"forward turns {np.dtype(dtype)} into {y.dtype}: the output should keep the input's dtype."
-            )
+            complain(f"forward turns {dtype} into {y.dtype}: the output should keep the input's dtype.")
         dy = array_module(x).asarray(rng.standard_normal(y.shape).astype(y.dtype))
         dy_before, y_dtype = dy.copy(), y.dtype
         for p in parameters.values():
