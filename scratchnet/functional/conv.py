@@ -112,7 +112,7 @@ def im2col(x: Any, kernel_size: int | tuple[int, int], stride: int = 1, padding:
     """
     KH, KW = _pair(kernel_size)
     patches = _patches(_pad(x, padding), KH, KW, stride)  # (N, OH, OW, KH, KW, C)
-    return patches.reshape(-1, KH * KW * x.shape[3])  # (N*OH*OW, KH*KW*C): here the copy is made
+    return patches.copy().reshape(-1, KH * KW * x.shape[3])  # (N*OH*OW, KH*KW*C)
 
 
 def col2im(
