@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from scratchnet import functional as F
 from scratchnet.backend import array_module
 
@@ -40,7 +42,7 @@ class SoftmaxCrossEntropy:
         logits : array (N, K)
             A score for each image and class.
         labels : integer array (N,)
-            The right classes, from 0 to K - 1.
+            The right classes, from 0 to K - 1, on the host or beside the logits.
 
         Returns
         -------
@@ -52,13 +54,11 @@ class SoftmaxCrossEntropy:
         ValueError
             If the shapes do not fit, or a label is not an integer or not a class.
         """
-        xp = array_module(logits)
         if getattr(logits, "ndim", 0) != 2 or 0 in logits.shape:
             raise ValueError(
                 f"SoftmaxCrossEntropy: expected logits (N, K), got {getattr(logits, 'shape', logits)}"
             )
-        if array_module(labels) is not xp:
-            labels = xp.asarray(labels)
+        labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
         if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"SoftmaxCrossEntropy: expected integer labels ({logits.shape[0]},), "
@@ -69,6 +69,9 @@ class SoftmaxCrossEntropy:
             raise ValueError(
                 f"SoftmaxCrossEntropy: label {wrong[0]} is not one of the {logits.shape[1]} classes"
             )
+        # Checked where they are: labels on the host need no wait for a GPU.
+        if array_module(labels) is not array_module(logits):
+            labels = array_module(logits).asarray(labels)
         value, self._cache = F.softmax_cross_entropy_forward(logits, labels, self.label_smoothing)
         return value
 

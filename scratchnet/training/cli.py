@@ -66,7 +66,7 @@ DEMO: dict[str, Any] = {
     "batch_size": 64,
     "lr": 0.05,
     "schedule": "one-cycle",
-    "augment": "none",
+    "augment": "flip",
     "run_dir": "runs/demo",
 }
 
