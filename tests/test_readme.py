@@ -11,7 +11,7 @@ BLOCKS = re.findall(
 )
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))])
+@pytest.mark.parametrize("code", PYTHON, ids=[f"block{i}" for i in range(len(PYTHON))])
 def test_python_in_readme_runs(code, capsys):
     if "torchvision" in code:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
