@@ -6,24 +6,24 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
-)
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=[f"block{i}" for i in range(len(PYTHON))])
-def test_python_in_readme_runs(code, capsys):
+def blocks(language):
+    text = README.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[-1])
+def test_python_in_readme_runs(code):
     if "torchvision" in code:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
 def test_readme_begins_with_the_two_commands():
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
-    )
-    assert "--demo" in blocks[0] and "-m pytest" in blocks[1]
-    for block in blocks[:2]:
+    demo, tests = blocks("sh")[:2]
+    assert "--demo" in demo and "-m pytest" in tests
+    for block in (demo, tests):
         lines = block.splitlines()
         assert lines[0].startswith("git clone ") and lines[1].startswith("cd ")
         assert not any(line.startswith(("$", "#", ">")) or "&&" in line for line in lines)
