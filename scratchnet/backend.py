@@ -10,6 +10,7 @@ import functools
 import os
 import platform
 import sys
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -118,7 +119,9 @@ def get(name: str | Backend = "auto") -> Backend:
         return _cupy()
     if name == "auto":
         try:
-            return _cupy()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # CuPy warns about each library that it does not find
+                return _cupy()
         except BackendError:
             return get("numpy")
     raise ValueError(f"backend must be 'numpy', 'cupy' or 'auto', not {name!r}")
@@ -178,8 +181,9 @@ def _cupy() -> Backend:
             f"newer) or 'scratchnet[cuda12]', or {ON_CPU}"
         ) from error
     except Exception as error:  # a clash of packages or a missing library can raise anything while importing
+        reason = error.__cause__ or error  # CuPy wraps what is wrong into a page of general advice
         raise BackendError(
-            f"CuPy is installed but broken ({_first_line(error)}): reinstall it, or {ON_CPU}"
+            f"CuPy is installed but broken ({_first_line(reason)}): reinstall it, or {ON_CPU}"
         ) from error
 
     try:
@@ -237,6 +241,6 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip("= \t*")]
     return lines[0].rstrip(".") if lines else type(error).__name__
