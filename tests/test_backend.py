@@ -1,0 +1,210 @@
+"""One module knows which array library computes; asked for what cannot work, it says why in one sentence."""
+
+import copy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import scratchnet
+from scratchnet import backend
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+def raising(message):
+    def function(*_, **__):
+        raise CUDARuntimeError(message)
+
+    return function
+
+
+def fake_cupy(driver=13000, count=lambda: 1, full=np.full):
+    """A CuPy module that looks like the real one to the questions that ``get`` asks."""
+    runtime = SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: 12090,
+        getDeviceCount=count,
+        getDevice=lambda: 0,
+        getDeviceProperties=lambda device: {"name": b"Test GPU"},
+    )
+    return SimpleNamespace(
+        __version__="13.6.0", ndarray=tuple, full=full, cuda=SimpleNamespace(runtime=runtime)
+    )
+
+
+BROKEN_IMPORT = """
+try:
+    raise ImportError("libcublas.so.12: cannot open shared object file")
+except ImportError as error:
+    raise ImportError("\\n=====\\nFailed to import CuPy.\\n\\nOriginal error:\\n  ...\\n=====") from error
+"""
+# What is wrong -> (the module, or the source of a package named cupy), the sentence.
+FAILURES = {
+    "not installed": (None, r"CuPy is not installed: install it with pip install 'scratchnet\[cuda13\]'"),
+    "a library is missing": (
+        BROKEN_IMPORT,
+        r"installed but broken \(libcublas.so.12: cannot open shared object",
+    ),
+    "a module is missing": (
+        "import cupy_backends",
+        "installed but broken, since cupy_backends is missing: rei",
+    ),
+    "any other error": (
+        "raise AttributeError('no np.bool8')",
+        r"installed but broken \(no np.bool8\): reinstall",
+    ),
+    "an empty package": ("", r"installed but broken \(.*has no attribute 'cuda'\): reinstall it"),
+    "no driver": (fake_cupy(driver=0), "this machine has no NVIDIA driver: install one"),
+    "driver too old": (
+        fake_cupy(driver=11080, count=raising("cudaErrorInsufficientDriver: CUDA driver version is too low")),
+        r"too old .* supports CUDA 11.8, CuPy was built for 12.9: update it, or install cupy-cuda11x",
+    ),
+    "no GPU": (
+        fake_cupy(count=raising("cudaErrorNoDevice: no device")),
+        "an NVIDIA driver but no GPU: check nvidia-smi",
+    ),
+    "no visible GPU": (
+        fake_cupy(count=lambda: 0),
+        "driver but no GPU: check nvidia-smi .* CUDA_VISIBLE_DEVICES",
+    ),
+    "another error of CUDA": (
+        fake_cupy(count=raising("cudaErrorSystemNotReady: system not yet initialized")),
+        r"CUDA does not start \(cudaErrorSystemNotReady: system not yet initialized\): check nvidia-smi",
+    ),
+    "the test product fails": (
+        fake_cupy(full=raising("libnvrtc.so: not found\nmore")),
+        r"test product on it fails \(CUDARuntimeError: libnvrtc.so: not found\).*'cupy-cuda12x\[ctk\]'",
+    ),
+    "the test product is wrong": (
+        fake_cupy(full=lambda *a, **k: 0 * np.full(*a, **k)),
+        r"test product on it is wrong \(40 expected, got 0\)",
+    ),
+}
+
+
+@pytest.fixture(params=FAILURES)
+def failing(request, monkeypatch, tmp_path):
+    """CuPy, unusable in one of these ways; the sentence that is expected."""
+    cupy, sentence = FAILURES[request.param]
+    if isinstance(cupy, str):
+        (tmp_path / "cupy").mkdir()
+        (tmp_path / "cupy" / "__init__.py").write_text(cupy)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(sys.modules, "cupy", None)  # so that it is put back as it was
+        monkeypatch.delitem(sys.modules, "cupy")
+    else:
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return sentence
+
+
+def test_each_failure_has_its_sentence_and_says_what_to_do(failing):
+    with pytest.raises(backend.BackendError, match=failing) as info:
+        backend.get("cupy")
+    message = str(info.value)
+    assert message.endswith("or use --backend numpy to compute on the CPU") or message.endswith(
+        ": use --backend numpy to compute on the CPU"
+    )
+    assert "\n" not in message
+
+
+def test_auto_falls_back_to_numpy_without_a_word(failing, capfd, recwarn):
+    assert backend.get("auto").name == "numpy"
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+def test_auto_takes_a_gpu_that_computes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    chosen = backend.get("auto")
+    assert chosen.name == "cupy"
+    assert str(chosen) == "cupy on GPU 0 (Test GPU, CUDA 12.9, CuPy 13.6.0)"
+
+
+def test_warnings_of_cupy_are_shown_to_who_asked_for_it(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("import warnings\nwarnings.warn('no libnvrtc')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delitem(sys.modules, "cupy")
+    with pytest.raises(backend.BackendError), pytest.warns(UserWarning, match="no libnvrtc"):
+        backend.get("cupy")
+
+
+def test_numpy_never_asks_for_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(driver=0))
+    assert backend.get("numpy").xp is np
+    assert backend.get(backend.get("numpy")).name == "numpy"
+
+
+@pytest.mark.parametrize("name", ["torch", "NumPy", "", None, 0])
+def test_an_unknown_name(name):
+    with pytest.raises(ValueError, match="backend must be 'numpy', 'cupy' or 'auto', not"):
+        backend.get(name)
+
+
+def test_the_cpu_is_named():
+    numpy = backend.get("numpy")
+    assert numpy.device.startswith("CPU (")
+    assert f"NumPy {np.__version__}" in numpy.device
+    assert " core" in numpy.device
+    assert str(numpy) == f"numpy on {numpy.device}"
+
+
+def test_array_module(stand_in):
+    assert backend.array_module(stand_in.ones(3)) is stand_in
+    for x in (np.ones(3), [1.0], 1.0, None):
+        assert backend.array_module(x) is np
+
+
+def test_array_module_while_cupy_is_half_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    assert backend.array_module(np.ones(3)) is np
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert backend.array_module(np.ones(3)) is np
+
+
+def test_asarray_copies_only_where_it_has_to():
+    numpy, x = backend.get("numpy"), np.ones(3, "float32")
+    assert numpy.asarray(x) is x
+    assert numpy.to_numpy(x) is x
+    assert numpy.asarray(x, dtype="float64").dtype == np.float64
+    numpy.synchronize()
+
+
+def test_arrays_move_between_backends(stand_in):
+    numpy, cupy = backend.get("numpy"), backend.get("cupy")
+    x = np.arange(3.0)
+    there = cupy.asarray(x)
+    assert isinstance(there, stand_in.ndarray)
+    back = numpy.asarray(there)
+    assert type(back) is np.ndarray
+    np.testing.assert_array_equal(back, x)
+    np.testing.assert_array_equal(backend.to_numpy(there), x)
+    cupy.synchronize()
+
+
+def test_a_copied_backend_is_the_same():
+    numpy = backend.get("numpy")
+    assert copy.deepcopy(numpy) is numpy
+
+
+def test_importing_scratchnet_imports_no_heavy_library():
+    code = f"""
+import importlib, pkgutil, sys
+sys.path.insert(0, {str(scratchnet.__path__[0].rpartition("scratchnet")[0])!r})
+import scratchnet
+names = [m.name for m in pkgutil.walk_packages(scratchnet.__path__, "scratchnet.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names), *sorted({{"cupy", "torch", "matplotlib", "mpi4py"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, *imported = result.stdout.split()
+    assert int(count) > 15
+    assert imported == []

@@ -1,0 +1,110 @@
+"""One pool of worker threads: of the size that was asked for, asleep when idle, whole again after a fork."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from scratchnet import workers
+
+
+def run(code, **environment):
+    """Run code in a fresh process: the pool is made once for each."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_the_size_is_the_number_of_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.delenv("SCRATCHNET_THREADS", raising=False)
+    if hasattr(os, "sched_getaffinity"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
+        assert workers.size() == 3
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert workers.size() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert workers.size() == 1
+
+
+def test_the_size_can_be_set(monkeypatch):
+    monkeypatch.setenv("SCRATCHNET_THREADS", "5")
+    assert workers.size() == 5
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "two", " ", "²"])
+def test_a_size_that_makes_no_sense(monkeypatch, value):
+    monkeypatch.setenv("SCRATCHNET_THREADS", value)
+    with pytest.raises(ValueError, match="SCRATCHNET_THREADS must be a whole number above zero, not"):
+        workers.size()
+
+
+def test_as_many_functions_run_at_once():
+    code = """
+import threading
+from scratchnet import workers
+barrier = threading.Barrier(3, timeout=20)  # passes when three wait at once
+futures = [workers.submit(barrier.wait) for _ in range(3)]
+print(len({f.result() for f in futures}), threading.active_count() - 1)
+"""
+    assert run(code, SCRATCHNET_THREADS="3") == "3 3"
+
+
+def test_results_and_arguments():
+    futures = [workers.submit(divmod, n, 4) for n in range(20)]
+    assert [f.result() for f in futures] == [divmod(n, 4) for n in range(20)]
+
+
+def test_an_exception_comes_back_through_the_future():
+    future = workers.submit(int, "seven")
+    with pytest.raises(ValueError, match="seven"):
+        future.result()
+    assert workers.submit(int, "7").result() == 7, "the worker must survive it"
+
+
+def test_work_runs_beside_the_main_thread():
+    assert workers.submit(threading.current_thread).result() is not threading.main_thread()
+
+
+def test_idle_workers_do_not_spin():
+    code = """
+import time
+from scratchnet import workers
+for future in [workers.submit(time.sleep, 0.01) for _ in range(8)]:
+    future.result()
+start = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - start)
+"""
+    assert float(run(code, SCRATCHNET_THREADS="4")) < 0.1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_gets_a_pool_of_its_own():
+    code = """
+import os, threading
+from scratchnet import workers
+workers.submit(pow, 2, 3).result()
+held = workers._lock
+held.acquire()  # as if another thread were submitting at the moment of the fork
+child = os.fork()
+if child == 0:
+    os._exit(0 if workers.submit(pow, 2, 5).result(timeout=20) == 32 else 1)
+held.release()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), workers.submit(pow, 2, 4).result())
+"""
+    assert run(code) == "0 16"
+
+
+def test_the_program_ends_although_workers_wait():
+    assert run("from scratchnet import workers; workers.submit(pow, 2, 3); print('end')") == "end"
