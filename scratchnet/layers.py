@@ -251,6 +251,8 @@ class Layer:
             )
             raise RuntimeError(f"{self._label()}: backward without a forward before it: {reason}")
         cache, shape = self._kept
+        if not hasattr(dy, "shape"):
+            raise ValueError(f"{self._label()}: expected an array {shape}, got {type(dy).__name__}")
         if tuple(dy.shape) != shape:
             raise ValueError(f"{self._label()}: the output was {shape}, its gradient is {tuple(dy.shape)}")
         self._kept = None
@@ -569,11 +571,14 @@ class Flatten(Layer):
     def forward(self, x: Any) -> Any:
         """Reshape (N, ...) to (N, everything else)."""
         self.expect(x)
+        if not x.shape:
+            raise ValueError(f"{self._label()}: expected (N, ...), got ()")
         return self.keep(x.reshape(x.shape[0], -1), x.shape)
 
     def backward(self, dy: Any) -> Any:
         """Reshape back."""
-        return dy.reshape(self.recall(dy))
+        x_shape = self.recall(dy)
+        return dy.reshape(x_shape)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
         return (shape[0], int(np.prod(shape[1:])))

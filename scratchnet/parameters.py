@@ -35,7 +35,7 @@ class Parameter:
         Its first values, copied. Without them ``shape`` must be given.
     shape : tuple of int, optional
     dtype : dtype, optional
-        By default that of ``data``, or float32.
+        By default that of ``data``, or float32 where there is none or it has whole numbers.
     fill : callable, optional
         ``fill(array)`` writes the first values in place, when they are first asked for. Zeros by default.
 
@@ -54,11 +54,15 @@ class Parameter:
     ):
         if data is not None:
             values = np.array(data, dtype=dtype)
+            if dtype is None and values.dtype.kind in "biu":
+                values = values.astype(np.float32)  # nobody means whole numbers: a step would change nothing
             shape, dtype, fill = values.shape, values.dtype, partial(np.copyto, src=values)
         elif shape is None:
             raise ValueError("a Parameter needs data, or a shape")
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype or np.float32)
+        if self.dtype.kind != "f":
+            raise ValueError(f"a Parameter has to be floating point, not {self.dtype}")
         self.size = prod(self.shape)
         self.fill: Fill | None = fill
         self.has_grad = False

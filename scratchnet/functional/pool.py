@@ -102,8 +102,7 @@ def global_avg_pool2d_forward(x: Any) -> tuple[Any, Any]:
     array([[1.5]])
     """
     _, H, W, _ = x.shape
-    y = x.sum(axis=2).sum(axis=1)  # (N, W gone, C), then (N, C)
-    y /= H * W
+    y = x.sum(axis=2).sum(axis=1) / (H * W)  # (N, H, C), then (N, C)
     return y, x.shape
 
 
