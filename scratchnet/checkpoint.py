@@ -36,6 +36,7 @@ from scratchnet.layers import Conv2d, Layer, Linear
 from scratchnet.models import ARCHITECTURES, VGG
 
 HEADER = "scratchnet"
+PARTIAL = ".partial"  # ends the temporary name of a file that is being written
 
 
 class FormatError(Exception):
@@ -88,8 +89,12 @@ def save(
     info |= {"class_names": None if class_names is None else list(class_names)}
     info |= {"mean": _floats(mean), "std": _floats(std)}
     if isinstance(net, VGG):
+        classes = net.settings["num_classes"]
+        if class_names is not None and len(class_names) != classes:
+            raise ValueError(f"the network has {classes} classes, and class_names {len(class_names)}")
         info |= {"model": net.settings}
-    header = json.dumps({key: value for key, value in info.items() if value is not None})
+    info = {key: value for key, value in info.items() if value is not None}
+    header = json.dumps(info, default=_plain)
     tensors = {name: _to_file(net, name, to_numpy(array)) for name, array in _state(net).items()}
     write_tensors(path, tensors, {"format": "pt", HEADER: header})
 
@@ -120,18 +125,22 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
     """
     backend = get(backend)
     tensors, metadata = read_tensors(path)
+    info = _read_header(path, metadata)
+    shapes = {name: array.shape for name, array in tensors.items()}
+    for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
+        if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
+            raise FormatError(f"{path}: holds no VGG: it has no {name} of {ndim} axes")
+    dtype = "float64" if tensors["features.0.weight"].dtype == np.float64 else "float32"
     try:
-        info = json.loads(metadata.get(HEADER, "{}"))
-        if not isinstance(info, dict):
-            raise ValueError("not a JSON object")
-    except ValueError as error:
-        raise FormatError(f"{path}: its header is damaged: {error}") from error
-    try:
-        settings = info.get("model") or _guess_settings(tensors)
-        dtype = str(tensors["features.0.weight"].dtype)
-        net = VGG(**settings, dtype=dtype if dtype == "float64" else "float32")
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: holds no VGG: {_reason(error)}") from error
+        net = VGG(**(info["model"] if "model" in info else _guess_settings(shapes)), dtype=dtype)
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        source = "its header describes no VGG" if "model" in info else "holds no VGG"
+        raise FormatError(f"{path}: {source}: {error}") from error
+    names = info.get("class_names")
+    if names is not None and len(names) != net.settings["num_classes"]:
+        raise FormatError(
+            f"{path}: it has {net.settings['num_classes']} classes and {len(names)} class names"
+        )
     _put(path, net, tensors)
     net.info = info
     return net.to(backend).eval()
@@ -168,12 +177,17 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
-    if os.path.isdir(path):
-        raise FormatError(f"{path}: is a folder, not a safetensors file")
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise FormatError(f"{path}: is {what}, not a safetensors file")
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, TypeError, ValueError, AttributeError) as error:
+    except TypeError as error:  # bfloat16 and the kinds of 8 bits
+        raise FormatError(
+            f"{path}: holds numbers that NumPy has no type for ({error}): save them as float32"
+        ) from error
+    except (SafetensorError, ValueError, AttributeError) as error:
         raise FormatError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
 
 
@@ -198,19 +212,19 @@ def replacing(path: str | os.PathLike) -> Any:
     >>> os.listdir(folder.name)
     ['log.csv']
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
+    path, temporary = Path(path), None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        os.close(handle)
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # on the disk before it takes the old one's name
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own are for the owner alone
         os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+    except (OSError, SafetensorError) as error:  # of the system's, the reason without the temporary name
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        if os.path.exists(temporary):
+        if temporary is not None and os.path.exists(temporary):
             os.remove(temporary)
 
 
@@ -277,6 +291,8 @@ def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) ->
     for name, array in arrays.items():
         if array.shape != state[name]:
             raise FormatError(f"{path}: {name} has the shape {array.shape}, the network's is {state[name]}")
+        if array.dtype.kind != "f":
+            raise FormatError(f"{path}: {name} holds {array.dtype}, where floating point is expected")
     for name, array in arrays.items():
         if name in parameters:
             parameters[name].data = parameters[name].buffer.backend.asarray(array)
@@ -284,12 +300,34 @@ def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) ->
             net.buffers()[name][...] = net.backend.asarray(array)
 
 
-def _guess_settings(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+def _read_header(path: str | os.PathLike, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return our part of a file's header, checked as far as it can be without the network."""
+    try:
+        info = json.loads(metadata.get(HEADER, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: its header is damaged: {error}") from error
+    if not isinstance(info, dict):
+        raise FormatError(f"{path}: its header is damaged: not a JSON object")
+    names, model = info.get("class_names", []), info.get("model", {})
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FormatError(f"{path}: its header is damaged: class_names is no list of names")
+    if not isinstance(model, dict):
+        raise FormatError(f"{path}: its header is damaged: model is no JSON object")
+    for key in info.keys() & {"mean", "std"}:
+        try:
+            values = np.array(info[key], dtype=float)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        if values.shape != (3,) or not np.isfinite(values).all() or (key == "std" and values.min() <= 0):
+            raise FormatError(f"{path}: its header is damaged: {key} is not three numbers that can be used")
+    return info
+
+
+def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Read from torchvision's names and shapes how the VGG was built.
 
     Convolution, [batch normalisation], ReLU and, where an index is left free before the next, pooling.
     """
-    shapes = {name: array.shape for name, array in tensors.items()}
     convolutions = sorted(
         int(name.split(".")[1])
         for name, shape in shapes.items()
@@ -318,9 +356,12 @@ def _guess_settings(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
+def _plain(value: Any) -> Any:
+    """Turn a number or array of NumPy's into what JSON can hold."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"a file's header cannot hold {type(value).__name__}")
+
+
 def _floats(values: Any) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
-
-
-def _reason(error: Exception) -> str:
-    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)

@@ -109,6 +109,8 @@ class VGG(Layer):
         none.
     settings : dict
         The arguments, from which the same network can be built again.
+    shrink : int
+        How many times smaller the last feature map is than the picture: 32, for five poolings.
 
     Examples
     --------
@@ -134,27 +136,27 @@ class VGG(Layer):
         init: str = "he",
     ):
         super().__init__(dtype=dtype)
-        if isinstance(architecture, str) and architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        layers = _scaled(architecture, width)
+        for argument, value in {"num_classes": num_classes, "classifier_width": classifier_width}.items():
+            if not _is_whole(value) or value < 1:
+                raise ValueError(f"{argument} must be a whole number of at least 1, not {value!r}")
         if head not in HEADS:
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
-        layers = ARCHITECTURES[architecture] if isinstance(architecture, str) else list(architecture)
-        shrink = 2 ** layers.count("M")
-        if image_size < shrink or (head == "flatten" and image_size % shrink):
+        self.shrink = 2 ** layers.count("M")
+        whole = _is_whole(image_size) and image_size >= self.shrink
+        if not whole or (head == "flatten" and image_size % self.shrink):
             raise ValueError(
-                f"image_size must be a multiple of {shrink}, not {image_size}; head='gap' takes any from "
-                f"{shrink} on"
+                f"image_size must be a multiple of {self.shrink}, not {image_size!r}; head='gap' takes any "
+                f"from {self.shrink} on"
             )
-        if not width > 0 or int(min(c for c in layers if c != "M") * width) < 1:
-            raise ValueError(f"width must leave at least one channel everywhere, and {width} does not")
-        self.settings = {
-            "architecture": architecture,
-            "num_classes": num_classes,
-            "image_size": image_size,
-            "batch_norm": batch_norm,
-            "width": width,
-            "classifier_width": classifier_width,
-            "dropout": dropout,
+        self.settings = {  # numbers of NumPy's, such as labels.max() + 1, would not go into a file's header
+            "architecture": architecture if isinstance(architecture, str) else list(architecture),
+            "num_classes": int(num_classes),
+            "image_size": int(image_size),
+            "batch_norm": bool(batch_norm),
+            "width": float(width),
+            "classifier_width": int(classifier_width),
+            "dropout": float(dropout),
             "head": head,
         }
 
@@ -166,7 +168,6 @@ class VGG(Layer):
             if c == "M":
                 features.append(MaxPool2d(2, dtype=dtype))
                 continue
-            c = int(c * width)
             features.append(Conv2d(channels, c, **weights))
             if batch_norm:
                 features.append(BatchNorm2d(c, dtype=dtype))
@@ -175,7 +176,7 @@ class VGG(Layer):
         self.features = Sequential(*features, dtype=dtype)
 
         self.pool: Layer = Flatten(dtype=dtype) if head == "flatten" else GlobalAvgPool2d(dtype=dtype)
-        inputs = channels * (image_size // shrink) ** 2 if head == "flatten" else channels
+        inputs = channels * (image_size // self.shrink) ** 2 if head == "flatten" else channels
         drop = [Dropout(dropout, dtype=dtype, rng=np.random.default_rng(s)) for s in dropout_seeds]
         self.classifier = Sequential(
             Linear(inputs, classifier_width, **weights),
@@ -197,16 +198,7 @@ class VGG(Layer):
     def forward(self, x: Any) -> Any:
         """Return the logits (N, num_classes) of pictures (N, H, W, 3)."""
         self.expect(x, "N", "H", "W", 3, hint="images are channels last")
-        size, shrink = self.settings["image_size"], 2 ** sum(isinstance(f, MaxPool2d) for f in self.features)
-        if self.settings["head"] == "flatten" and tuple(x.shape[1:3]) != (size, size):
-            raise ValueError(
-                f"VGG: expected pictures of {size} x {size}, got {x.shape[1]} x {x.shape[2]}: resize, or "
-                f"build the network with image_size={x.shape[1]} or head='gap'"
-            )
-        if min(x.shape[1:3]) < shrink:
-            raise ValueError(
-                f"VGG: pictures of {x.shape[1]} x {x.shape[2]} are too small: {shrink} x {shrink} at least"
-            )
+        self._expect_size(*x.shape[1:3])
         for layer in self.layers:
             x = layer.forward(x)
         return x
@@ -294,8 +286,21 @@ class VGG(Layer):
             ]
             print("   ".join(cells).rstrip(), file=file or sys.stdout)
 
+    def _expect_size(self, H: int, W: int) -> None:
+        size = self.settings["image_size"]
+        if self.settings["head"] == "flatten" and (H, W) != (size, size):
+            raise ValueError(
+                f"VGG: expected pictures of {size} x {size}, got {H} x {W}: resize them, or build the "
+                f"network with {f'image_size={H} or ' if H == W and H % self.shrink == 0 else ''}head='gap'"
+            )
+        if min(H, W) < self.shrink:
+            raise ValueError(
+                f"VGG: pictures of {H} x {W} are too small: {self.shrink} x {self.shrink} at least"
+            )
+
     def _trace(self, shape: tuple[int, ...]) -> Iterator[tuple[str, Layer, tuple[int, ...], tuple[int, ...]]]:
         """Yield each layer with its path and the shapes of its input and output."""
+        self._expect_size(*shape[1:3])
         names = [f"features.{i}" for i in range(len(self.features))] + [""]
         names += [f"classifier.{i}" for i in range(len(self.classifier))]
         for path, layer in zip(names, self.layers, strict=True):
@@ -306,6 +311,26 @@ class VGG(Layer):
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"VGG({settings})"
+
+
+def _scaled(architecture: str | list[int | str], width: float) -> list[int | str]:
+    """Return the list of an architecture, with its channels scaled."""
+    if isinstance(architecture, str):
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        architecture = ARCHITECTURES[architecture]
+    channels = [c for c in architecture if c != "M"] if isinstance(architecture, (list, tuple)) else []
+    if not channels or not all(_is_whole(c) and c > 0 for c in channels):
+        raise ValueError(
+            f"architecture must be a list of numbers of channels and 'M' for pooling, not {architecture!r}"
+        )
+    if not 0 < width < float("inf") or int(min(channels) * width) < 1:
+        raise ValueError(f"width must leave at least one channel everywhere, and {width} does not")
+    return [c if c == "M" else int(c * width) for c in architecture]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def vgg11(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
