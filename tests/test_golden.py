@@ -111,6 +111,7 @@ def test_two_runs_have_the_same_bits(name):
 @pytest.mark.parametrize("head", ["flatten", "gap"])
 def test_ten_steps_are_those_of_pytorch(batch_norm, head):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.set_num_threads(1)  # its threads spin, and such small arrays need none
     net = network(batch_norm=batch_norm, head=head, dropout=0.0)
     twin = pytorch_twin(torch, net, head)
     losses = train(net)

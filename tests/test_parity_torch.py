@@ -10,6 +10,7 @@ from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+torch.set_num_threads(1)  # its threads spin, and such small arrays need none
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-11, "atol": 1e-12}}
 
