@@ -3,7 +3,6 @@
 python examples/evaluate.py MODEL IMAGE... names pictures; MODEL --data cifar10 measures accuracy.
 """
 
-import argparse
 import sys
 
 import numpy as np
@@ -19,7 +18,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what
 
 def main() -> int:
     """Name pictures, or measure accuracy."""
-    parser = argparse.ArgumentParser(description="Say what is in a picture, or how good a model is.")
+    parser = cli.Parser(description="Say what is in a picture, or how good a model is.")
     parser.add_argument(
         "model", metavar="MODEL", help="a .safetensors file, such as runs/demo/best.safetensors"
     )

@@ -8,10 +8,11 @@ import platform
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -71,7 +72,7 @@ DEMO: dict[str, Any] = {
 }
 
 # What a resumed run may change: where it computes, where the data lie, and how long it goes on.
-MAY_CHANGE = {"backend", "data_dir", "epochs", "run_dir", "resume", "demo"}
+MAY_CHANGE = {"backend", "data_dir", "epochs", "run_dir", "resume"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -109,8 +110,17 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     return SimpleNamespace(**options)
 
 
-def _training_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one sentence what is wrong, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2."""
+        message = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {message} (--help lists all options)\n")
+
+
+def _training_parser() -> Parser:
+    parser = Parser(
         description="Train a VGG on CIFAR-10, in NumPy or CuPy, with every gradient written by hand.",
         argument_default=argparse.SUPPRESS,  # so that what was given can be told from what was not
     )
@@ -149,36 +159,38 @@ def _training_parser() -> argparse.ArgumentParser:
     add(net, "image-size", "resize the images to S pixels", type=_positive(int), metavar="S")
     add(net, "head", "what comes before the linear layers; gap takes any size", choices=HEADS)
     add(net, "classifier-width", "of the hidden linear layers", type=_positive(int), metavar="N")
-    add(net, "dropout", "after the hidden linear layers", type=_at_least_zero, metavar="P")
+    add(net, "dropout", "after the hidden linear layers", type=_at_least_zero(float), metavar="P")
     add(net, "init", "how weights begin; all but he are there to fail", choices=tuple(INITIALISATIONS))
     how = parser.add_argument_group("the training")
     add(how, "epochs", "how many", type=_positive(int), metavar="N")
     add(how, "batch-size", "images a step", type=_positive(int), metavar="N")
     add(how, "lr", "the highest learning rate", type=_positive(float))
-    add(how, "momentum", "of SGD", type=_at_least_zero)
-    add(how, "weight-decay", "of SGD", type=_at_least_zero)
+    add(how, "momentum", "of SGD", type=_at_least_zero(float))
+    add(how, "weight-decay", "of SGD", type=_at_least_zero(float))
     add(how, "schedule", "of the learning rate", choices=SCHEDULES)
-    add(how, "label-smoothing", "how much of the target goes to all classes", type=_at_least_zero)
+    smoothing = "how much of the target goes to all classes"
+    add(how, "label-smoothing", smoothing, type=_at_least_zero(float))
     add(how, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
-    add(how, "seed", "of everything random", type=int)
+    add(how, "seed", "of everything random", type=_at_least_zero(int), metavar="N")
     return parser
 
 
 def _positive(kind: type) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
+    return lambda text: _number(kind, text, "above zero", lambda value: value > 0)
+
+
+def _at_least_zero(kind: type) -> Callable[[str], Any]:
+    return lambda text: _number(kind, text, "of at least zero", lambda value: value >= 0)
+
+
+def _number(kind: type, text: str, wanted: str, is_wanted: Callable[[Any], bool]) -> Any:
+    name = {int: "whole number", float: "number"}[kind]
+    try:
         value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be above zero, not {text}")
-        return value
-
-    convert.__name__ = {int: "whole number", float: "number"}[kind]  # argparse says "invalid ... value"
-    return convert
-
-
-def _at_least_zero(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must not be negative, and is {text}")
+    except ValueError:
+        value = float("nan")
+    if not (is_wanted(value) and value < float("inf")):
+        raise argparse.ArgumentTypeError(f"must be a {name} {wanted}, not {text!r}")
     return value
 
 
@@ -192,15 +204,19 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
     if not Path(run_dir).is_dir():
         raise RunError(f"there is no run to go on with: {run_dir} is no folder")
     run = RunDirectory(run_dir)
-    options = DEFAULTS | run.read_config()["options"]
+    options = run.read_config().get("options")
+    if not isinstance(options, dict) or not DEFAULTS.keys() <= options.keys():
+        raise RunError(f"{run.config} is damaged: it does not hold the options of a run")
     if not run.has_state:
-        raise RunError(f"{run_dir} holds no finished epoch to go on from: begin again without --resume")
+        raise RunError(f"{run_dir} holds no finished epoch to go on from: begin a new run")
     for name, value in given.items():
-        if name not in MAY_CHANGE and value != options[name]:
-            raise RunError(
-                f"the run in {run_dir} has --{name.replace('_', '-')} {options[name]} and cannot change to "
-                f"{value} midway: leave it out, or begin a new run"
-            )
+        chosen = name == "data" and value == "auto"  # what it chose then is what it chooses now
+        if name not in MAY_CHANGE and value != options[name] and not chosen:
+            option, before = f"--{name.replace('_', '-')}", options[name]
+            was = f"was begun {'with' if before else 'without'} {option}"
+            if not isinstance(before, bool):
+                was = f"has {option} {before}, not {value}" if before is not None else f"has no {option}"
+            raise RunError(f"the run in {run_dir} {was}: leave {option} out to go on, or begin a new run")
     return (
         options
         | {name: given[name] for name in MAY_CHANGE & set(given)}
@@ -214,14 +230,25 @@ def open_run(options: SimpleNamespace) -> RunDirectory:
     Raises
     ------
     RunError
-        If there is a run that this one would overwrite (the demo may), or nothing can be written.
+        If there is a run that this one would overwrite (the demo may overwrite a demo), or nothing can be
+        written.
     """
     run = RunDirectory(options.run_dir)
-    if run.has_state and not options.resume:
-        if not options.demo:
-            raise RunError(f"{run.path} holds a run: go on with it by --resume, or choose another --run-dir")
-        run.state.unlink()
+    if options.resume:
+        run.remove_partial()
+    elif options.demo and _holds_demo(run):
+        run.clear()
+    elif run.has_results:
+        how = "go on with it by --resume" if run.has_state else "remove it"
+        raise RunError(f"{run.path} holds a run: {how}, or choose another --run-dir")
     return run
+
+
+def _holds_demo(run: RunDirectory) -> bool:
+    try:
+        return bool(run.read_config()["options"]["demo"])
+    except (RunError, KeyError, TypeError):
+        return False
 
 
 def load_data(name: str, folder: str | os.PathLike) -> data.ImageData:
@@ -274,9 +301,11 @@ def run(main: Callable[[], int | None]) -> None:
 
     Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C.
     """
+    # What overflows shows in the loss, which the trainer watches; NumPy's remarks would only come in between.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="scratchnet")
     try:
         sys.exit(main() or 0)
-    except (BackendError, data.DataError, FormatError, RunError, FileNotFoundError, ValueError) as error:
+    except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
         status, message = 2, str(error)
     except MemoryError:
         status, message = 2, "not enough memory: take a smaller --batch-size, --image-size or --width"
@@ -286,12 +315,9 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        status, message = 2, f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        status, message = (
-            130,
-            "stopped; what finished epochs left on disk is whole, and --resume goes on from it",
-        )
+        status, message = 2, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt as error:
+        status, message = 130, f"stopped {error}".strip()
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(status)
 

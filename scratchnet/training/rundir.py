@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchnet.backend import to_numpy
-from scratchnet.checkpoint import FormatError, read_tensors, replacing, write_tensors
+from scratchnet.checkpoint import PARTIAL, FormatError, read_tensors, replacing, write_tensors
 from scratchnet.layers import Layer
 from scratchnet.optim import SGD
 
@@ -86,6 +86,23 @@ class RunDirectory:
         """Whether there is a run here that could go on."""
         return self.state.exists()
 
+    @property
+    def has_results(self) -> bool:
+        """Whether there is anything here that a new run would overwrite and somebody might miss."""
+        return any(path.exists() for path in (self.state, self.best, self.last, self.log))
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, and the unfinished files of one that was killed while writing."""
+        for path in (self.config, self.log, self.best, self.last, self.state):
+            path.unlink(missing_ok=True)
+        self.remove_partial()
+
+    def remove_partial(self) -> None:
+        """Remove the unfinished files of a run that was killed while it wrote them."""
+        for path in (self.config, self.log, self.best, self.last, self.state):
+            for partial in self.path.glob(f".{path.name}.*{PARTIAL}"):
+                partial.unlink()
+
     def require_space(self, net: Layer) -> None:
         """Raise RunError unless the disk has room for what a run of this network writes."""
         bytes_of_weights = sum(p.size * p.dtype.itemsize for p in net.parameters().values())
@@ -105,10 +122,13 @@ class RunDirectory:
     def read_config(self) -> dict[str, Any]:
         """Return what ``config.json`` holds."""
         try:
-            return json.loads(self.config.read_text(encoding="utf-8"))
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("not a JSON object")
+            return config
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run to go on with: it has no {self.config.name}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{self.config} is damaged: {error}") from error
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
@@ -126,7 +146,7 @@ class RunDirectory:
         net : Layer
         optimizer : SGD
         progress : dict
-            Anything that JSON can hold: how many epochs are done, the log so far.
+            ``log``, a row for each epoch that is done, and ``best_accuracy``.
         """
         tensors = {f"parameters.{name}": p.data for name, p in net.parameters().items()}
         tensors |= {f"buffers.{name}": array for name, array in net.buffers().items()}
@@ -141,6 +161,11 @@ class RunDirectory:
 
     def read_state(self, net: Layer, optimizer: SGD) -> dict[str, Any]:
         """Put a network and its optimizer back where they were, bit for bit, and return the progress.
+
+        Returns
+        -------
+        dict
+            ``log``, a row for each epoch that is done, and ``best_accuracy``.
 
         Raises
         ------
@@ -160,8 +185,8 @@ class RunDirectory:
                 optimizer.momentum_buffer = backend.asarray(tensors["momentum"])
             for path, rng in net.generators().items():
                 rng.bit_generator.state = generators[path]
-            return progress
+            return {"log": list(progress["log"]), "best_accuracy": float(progress["best_accuracy"])}
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run to go on with: it has no {self.state.name}") from None
-        except (FormatError, KeyError, ValueError) as error:
-            raise RunError(f"{self.state} cannot be used, damaged or of another network: {error}") from error
+        except (FormatError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self.state} is damaged, or of another network: {error}") from error

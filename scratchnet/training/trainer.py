@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from scratchnet import checkpoint
@@ -98,16 +99,29 @@ class Trainer:
         ------
         NotFinite
             If the loss becomes NaN or infinite. The weights of earlier epochs are on disk.
+        KeyboardInterrupt
+            After a Ctrl-C. The message says what is on disk.
         """
+        try:
+            self._fit(epochs)
+        except KeyboardInterrupt:
+            done = f"after {len(self.log)} of {epochs} epochs"
+            if self.run is not None and self.run.has_state:
+                done += f"; --resume --run-dir {self.run.path} goes on from there"
+            raise KeyboardInterrupt(done) from None
+
+    def _fit(self, epochs: int) -> None:
         for epoch in range(len(self.log), epochs):
             say(f"Epoch {epoch + 1}/{epochs}")
             say("-----")
             start = time.perf_counter()
             train_loss, train_accuracy = self.train_epoch(epoch, f"epoch {epoch + 1}/{epochs}")
-            seconds = time.perf_counter() - start
+            training_seconds = time.perf_counter() - start
             say(f"train Loss: {train_loss:.4f} Acc: {train_accuracy:.4f}")
             result = evaluate(self.net, self.validation, title="validating")
             say(f"val Loss: {result.loss:.4f} Acc: {result.accuracy:.4f}")
+            if not isfinite(result.loss):
+                self._explain_validation(epoch)
             self.log.append(
                 {
                     "epoch": epoch + 1,
@@ -116,8 +130,8 @@ class Trainer:
                     "val_loss": result.loss,
                     "val_accuracy": result.accuracy,
                     "lr": self.optimizer.lr,
-                    "seconds": round(seconds, 3),
-                    "images_per_second": round(self.train.n_samples / seconds, 1),
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "images_per_second": round(self.train.n_samples / training_seconds, 1),
                 }
             )
             self._save(result.accuracy)
@@ -142,7 +156,7 @@ class Trainer:
                 x, y = backend.asarray(images), backend.asarray(labels)
                 logits = net.forward(x)
                 loss = float(self.loss.forward(logits, y))
-                if not abs(loss) < float("inf"):
+                if not isfinite(loss):
                     where = f"epoch {epoch + 1}, batch {batch + 1}"
                     raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(net, x)}")
                 net.backward(self.loss.backward(), need_input_gradient=False)
@@ -153,6 +167,16 @@ class Trainer:
                 correct += int((logits.argmax(axis=1) == y).sum())
                 progress.update(len(labels), total_loss / seen)
         return total_loss / seen, correct / seen
+
+    def _explain_validation(self, epoch: int) -> None:
+        """Raise NotFinite: the last steps of this epoch spoilt the network, which is not saved then."""
+        self.net.eval()
+        for images, _ in self.validation.epoch(0):
+            x = self.net.backend.asarray(images)
+            if not _finite(self.net.forward(x)):
+                break
+        where = f"on the validation images after epoch {epoch + 1}"
+        raise NotFinite(f"the loss is not finite {where}: {why_not_finite(self.net, x)}")
 
     def _save(self, accuracy: float) -> None:
         """Write what an epoch leaves; the state last, as it is what resuming begins from."""
