@@ -290,7 +290,7 @@ def check_layer(
     """
     name = getattr(layer, "_label", lambda: type(layer).__name__)()
     mode = "" if getattr(layer, "training", True) else " in evaluation"
-    report = Report(f"{name}{mode}, input {tuple(np.shape(x))}", tolerance=tolerance)
+    report = Report(f"{name}{mode}, input {_shape(x)}", tolerance=tolerance)
     rng = np.random.default_rng(seed)
     _watch(layer, x, rng, report)
     subject = _Subject(layer, x)
@@ -339,7 +339,7 @@ def check_network(
     """
     mode = "" if getattr(net, "training", True) else " in evaluation"
     report = Report(
-        f"{type(net).__name__} and {type(loss).__name__}{mode}, input {tuple(np.shape(x))}",
+        f"{type(net).__name__} and {type(loss).__name__}{mode}, input {_shape(x)}",
         tolerance=tolerance,
     )
     subject = _Subject(net, x, loss, labels)
@@ -624,6 +624,10 @@ def _complain_of(name: str, gradient: Any, shape: tuple[int, ...], report: Repor
     return True
 
 
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(x.shape if hasattr(x, "shape") else np.shape(x))
+
+
 def _named(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
@@ -653,7 +657,10 @@ class _Nothing:
 
 def _own_copy(x: Any, dtype: Any) -> Any:
     xp = array_module(x)
-    return xp.array(x, dtype=dtype, order="C")
+    x = xp.asarray(x)
+    own = xp.empty(x.shape, dtype=dtype)
+    own[...] = x
+    return own
 
 
 def _float64(layer: Any) -> Any:

@@ -520,3 +520,14 @@ def test_read_only_input_can_be_checked():
 def test_same_seed_same_report():
     reports = [str(check_layer(Conv2d(2, 3), normal(2, 4, 4, 2), seed=s)) for s in (1, 1, 2)]
     assert reports[0] == reports[1] != reports[2]
+
+
+def test_a_network_on_a_gpu_can_be_checked(device):
+    layers = Conv2d(2, 3), BatchNorm2d(3), ReLU(), MaxPool2d(), Dropout(), Flatten(), Linear(12, 4)
+    net = Sequential(*layers).to(device)
+    x, labels = device.asarray(normal(2, 4, 4, 2, dtype="float32")), device.asarray(np.array([0, 3]))
+    for tier in ("elements", "directions"):
+        check_layer(net, x, tier=tier).raise_for_failure()
+        check_network(net, SoftmaxCrossEntropy(), x, labels, tier=tier).raise_for_failure()
+    assert check_layer(ReLU(), device.asarray(np.zeros((2, 3), "float32"))).kinks == 6
+    assert net[0].backend.name == "cupy" and net[0].weight.dtype == np.float32
