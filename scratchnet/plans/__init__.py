@@ -1,0 +1,19 @@
+"""Plans: a network made fast for one input shape.
+
+``plan = compile(net, input_shape, training=True)`` looks at the whole network once, and returns an object
+whose ``forward`` and ``backward`` do what the network's own do, on the same parameters and gradients, several
+times as fast. Four ideas, a file each:
+
+==================  ======================================================================================
+``grouping.py``     which layers are computed together
+``choosing.py``     which algorithm for which layer
+``memory.py``       one block of memory for everything, shared by what never lives at the same time
+``running.py``      lists of array calls on worker threads, with barriers
+==================  ======================================================================================
+
+``plan.py`` puts them together, and ``cpu/`` has the algorithms. Begin there with ``cpu/__init__.py``.
+"""
+
+from scratchnet.plans.plan import Plan, compile
+
+__all__ = ["Plan", "compile"]

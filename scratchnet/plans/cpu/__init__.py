@@ -1,0 +1,16 @@
+"""The algorithms for the CPU, one technique a file. In the order in which to read them:
+
+==================  ======================================================================================
+``kernel.py``       what an algorithm has to offer
+``maps.py``         how feature maps lie in memory
+``epilogue.py``     what follows a convolution: ReLU, pooling, storing
+``im2col.py``       any convolution as one matrix product; the plainest
+``blocks.py``       large matrix products as stacks of small ones
+``winograd.py``     3 x 3 convolutions with a quarter of the multiplications
+``toeplitz.py``     the same at 2 x 2 pixels
+``few.py``          the first layer, with its three channels
+``linear.py``       fully connected layers
+``norm.py``         batch normalisation
+``simple.py``       the rest, and layers that are not known here
+==================  ======================================================================================
+"""

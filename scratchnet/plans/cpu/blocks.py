@@ -1,0 +1,106 @@
+"""Matrix products in stacks of small blocks, because small is faster.
+
+OpenBLAS multiplies large matrices by first copying both operands, piece by piece, into the order in which its
+inner loop reads them. That pays when every piece is used often. For small matrices, M * N * K up to a million,
+its builds for AVX-512 have kernels that read the operands where they lie and copy nothing: on one core 100
+GFLOP/s in place of 50 to 85, with operands that come from the cache.
+
+So a large product is cut into blocks of the result, and one call of ``numpy.matmul`` on stacks of matrices
+makes all of them::
+
+            N = q * n                      A [p, 1, m, K]   B [1, q, K, n]   out [p, q, m, n]
+           +----+----+----+
+    A   m  |    |    |    |                matmul broadcasts over the first two axes, and all three are
+    [K] m  |    |    |    |  M = p * m     views: nothing is copied
+        m  |    |    |    |
+           +----+----+----+
+
+K is never cut, so every number of the result is still one inner product. How large M * N * K may be is for
+``choosing.py`` to say: for a BLAS without such kernels it says 0, and products stay whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from scratchnet.plans.running import Steps
+
+COLUMNS = 64  # n: four vector registers of 16 numbers
+ROWS = 64  # m, at most
+FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than it gains
+
+
+def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, limit: int) -> None:
+    """Write down out = a @ b.
+
+    Parameters
+    ----------
+    do : Steps
+    a : array (..., M, K)
+    b : array (..., K, N)
+    out : array (..., M, N)
+        They may be stacks of matrices, all with the same leading axes.
+    limit : int
+        The largest M * N * K of a block; 0 for one whole product.
+
+    Examples
+    --------
+    >>> a, b, out = np.ones((100, 30)), np.ones((30, 70)), np.zeros((100, 70))
+    >>> do = Steps()
+    >>> product(do, a, b, out=out, limit=10_000)
+    >>> do.run()
+    >>> out.min(), out.max(), len(do)
+    (np.float64(30.0), np.float64(30.0), 2)
+    """
+    M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+    n = min(N, COLUMNS)
+    while n > 16 and n * K * FEWEST_ROWS > limit:
+        n //= 2
+    m = rows_of_block(M, limit // max(1, n * K))
+    if not m:
+        do(np.matmul, a, b, out=out)
+        return
+    for top, bottom, height in _cuts(M, m):
+        rows = slice(top, bottom)
+        a_blocks = _split(a[..., rows, :], -2, height)[..., :, None, :, :]  # (..., p, 1, m, K)
+        for left, right, width in _cuts(N, n):
+            cols = slice(left, right)
+            b_blocks = np.moveaxis(_split(b[..., cols], -1, width), -2, -3)  # (..., q, K, n)
+            blocks = _split(_split(out[..., rows, cols], -1, width), -3, height)  # (..., p, m, q, n)
+            blocks = np.moveaxis(blocks, -2, -3)  # (..., p, q, m, n)
+            do(np.matmul, a_blocks, b_blocks[..., None, :, :, :], out=blocks)
+
+
+def rows_of_block(M: int, most: int) -> int:
+    """Return how many rows a block has: ``most`` or somewhat fewer, if that leaves none over; 0 for no blocks.
+
+    Examples
+    --------
+    >>> rows_of_block(128, 30), rows_of_block(49, 30), rows_of_block(128, 5), rows_of_block(8, 30)
+    (16, 30, 0, 8)
+    """
+    most = min(M, ROWS, most)
+    if most < min(M, FEWEST_ROWS):
+        return 0
+    even = max(d for d in range(1, most + 1) if M % d == 0)
+    return even if 2 * even > most else most
+
+
+def _cuts(size: int, block: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, stop, size of a block): first what divides evenly, then the rest."""
+    whole = size // block * block
+    if whole:
+        yield 0, whole, block
+    if whole < size:
+        yield whole, size, size - whole
+
+
+def _split(x: np.ndarray, axis: int, block: int) -> np.ndarray:
+    """Return a view in which an axis has become two: which block, and where in it."""
+    axis += x.ndim
+    shape = x.shape[:axis] + (x.shape[axis] // block, block) + x.shape[axis + 1 :]
+    view = x.reshape(shape)
+    assert view.size == 0 or np.may_share_memory(view, x)
+    return view

@@ -1,0 +1,177 @@
+"""Convolution as one matrix product, for any kernel, stride and padding: ``functional/conv.py`` on buffers.
+
+The mathematics is in that file, with the same names: y = im2col(x) W + b. Here the same calls are written
+down with the place where each result goes. A worker takes a few images at a time, as many as make a column
+matrix of about COLUMNS bytes, which is still in the cache when the product reads it::
+
+    x (n, H, W, C)  copied into  padded (n, H+2P, W+2P, C)
+    padded          copied into  columns (n*OH*OW, KH*KW*C), patch by patch
+    columns         times        W (KH*KW*C, O)  gives  y (n*OH*OW, O)
+
+Additional symbols: KH KW kernel, S stride, P padding, OH OW output.
+
+This is the numerically plainest algorithm: every output is one inner product, as in the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import Phase, Steps, share
+
+COLUMNS = 4 << 20
+
+
+class Im2col(Kernel):
+    """Convolution [+ ReLU] [+ 2 x 2 max pooling], from a plain map."""
+
+    algorithm = "im2col"
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        conv = self.group.main
+        self.conv = conv
+        _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
+        self.K, self.S, self.P = conv.kernel_size, conv.stride, conv.padding
+        self.row = self.K * self.K * self.input.C  # numbers in a row of the column matrix
+        item = self.setting.dtype.itemsize
+        budget = max(COLUMNS, self.row * self.O * item)  # each block adds once to the gradient of all of W
+        per_lane = -(-self.input.N // self.setting.lanes)
+        self.n = max(1, min(per_lane, budget // (self.OH * self.OW * self.row * item)))
+        self.epilogue = Epilogue(self)
+        self.blocks = [
+            [
+                Block("plain", part, (len(part), self.OH, self.OW, self.O))
+                for first in range(images.start, images.stop, self.n)
+                if (part := range(first, min(first + self.n, images.stop)))
+            ]
+            for images in share(self.input.N, self.setting.lanes)
+        ]
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        H, W, C = self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.input.C
+        self.scratch: dict[int, Any] = {}
+        for moment in (forward,) if backward is None else (forward, backward):
+            self.scratch[moment] = (
+                self.per_lane(arena, "padded", (self.n, H, W, C), moment),
+                self.per_lane(arena, "columns", (self.n * self.OH * self.OW, self.row), moment),
+                self.per_lane(arena, "y", (self.n, self.OH, self.OW, self.O), moment),
+            )
+        self.moments = forward, backward
+        self.epilogue.request(arena, [b for lane in self.blocks for b in lane], forward, backward)
+        if backward is not None:
+            self.dweight = self.per_lane(arena, "dW", (2, self.row, self.O), backward)
+            self.dbias = self.per_lane(arena, "db", (2, self.O), backward)
+            size = self.n * self.OH * self.O + self.n * self.O
+            self.sums = self.per_lane(arena, "sums", (size,), backward)
+            self.mask = self.mask_scratch(arena, backward)
+
+    def describe(self) -> str:
+        return f"{self.n} images at a time"
+
+    def forward(self) -> list[Phase]:
+        phase = self.phase("columns, product")
+        weight = self.conv.weight.data.reshape(self.row, self.O)
+        for lane, do in enumerate(phase.lanes):
+            for block in self.blocks[lane]:
+                columns = self._columns(do, lane, block, self.moments[0])
+                y = first_of(self.scratch[self.moments[0]][2][lane], *block.shape)
+                do(np.matmul, columns, weight, out=y.reshape(-1, self.O))
+                if self.conv.bias is not None:
+                    do(np.add, y, self.conv.bias.data, out=y)
+                self.epilogue.forward(do, lane, block, y)
+        return [phase]
+
+    def backward(self) -> list[Phase]:
+        """Write down dW = columns^T dy, db = sum of dy, and dx = col2im(dy W^T)."""
+        phases = [self.phase("dW, db")]
+        if self.first:
+            phases.append(self.phase("dx", for_input_gradient=True))
+        else:
+            phases[0].name = "dW, db, dx"
+        weight = self.conv.weight.data.reshape(self.row, self.O)
+        for lane, do in enumerate(phases[0].lanes):
+            total, part = self.dweight[lane].array
+            db_total, db_part = self.dbias[lane].array
+            if not self.blocks[lane]:
+                do.copy(0, out=total)
+                do.copy(0, out=db_total)
+            for k, block in enumerate(self.blocks[lane]):
+                dy = first_of(self.scratch[self.moments[1]][2][lane], *block.shape)
+                self.epilogue.backward(do, lane, block, dy)
+                columns = self._columns(do, lane, block, self.moments[1])
+                dy2 = dy.reshape(-1, self.O)
+                do(np.matmul, columns.T, dy2, out=part if k else total)
+                self._channel_sum(do, lane, dy, out=db_part if k else db_total)
+                if k:
+                    do(np.add, total, part, out=total)
+                    do(np.add, db_total, db_part, out=db_total)
+                if not self.first:
+                    self._input_gradient(do, lane, block, dy2, weight, columns)
+            if self.first:
+                do = phases[1].lanes[lane]
+                for block in self.blocks[lane]:
+                    dy = first_of(self.scratch[self.moments[1]][2][lane], *block.shape)
+                    columns = first_of(self.scratch[self.moments[1]][1][lane], block.size // self.O, self.row)
+                    self.epilogue.backward(do, lane, block, dy)
+                    self._input_gradient(do, lane, block, dy.reshape(-1, self.O), weight, columns)
+        last = self.phase("sum over lanes")
+        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(self.row, self.O)
+        for do, rows in zip(last.lanes, share(self.row, self.setting.lanes), strict=True):
+            part = slice(rows.start, rows.stop)
+            sum_lanes(do, [d.array[0][part] for d in self.dweight], out=dweight[part])
+        if self.conv.bias is not None:
+            dbias = self.conv.bias.view(self.conv.bias.buffer.grad)
+            sum_lanes(last.lanes[0], [d.array[0] for d in self.dbias], out=dbias)
+        return [*phases, last]
+
+    def _columns(self, do: Steps, lane: int, block: Block, moment: int) -> np.ndarray:
+        """Write down im2col of the block's images."""
+        n, P = len(block.images), self.P
+        H, W, C = self.input.H, self.input.W, self.input.C
+        x = self.input.data[block.images.start : block.images.stop]  # (n, H, W, C)
+        if P:
+            padded = first_of(self.scratch[moment][0][lane], n, H + 2 * P, W + 2 * P, C)
+            do.copy(0, out=padded)
+            do.copy(x, out=padded[:, P : P + H, P : P + W])
+            x = padded
+        columns = first_of(self.scratch[moment][1][lane], n, self.OH, self.OW, self.K, self.K, C)
+        windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))
+        patches = windows[:, :: self.S, :: self.S].transpose(0, 1, 2, 4, 5, 3)  # (n, OH, OW, KH, KW, C)
+        do.copy(patches, out=columns)
+        return columns.reshape(-1, self.row)  # (n*OH*OW, KH*KW*C)
+
+    def _input_gradient(
+        self, do: Steps, lane: int, block: Block, dy: np.ndarray, weight: np.ndarray, columns: np.ndarray
+    ) -> None:
+        """Write down col2im(dy W^T), over the columns and the padded images: they have served."""
+        n, P = len(block.images), self.P
+        H, W, C = self.input.H, self.input.W, self.input.C
+        do(np.matmul, dy, weight.T, out=columns)
+        patches = columns.reshape(n, self.OH, self.OW, self.K, self.K, C)
+        padded = first_of(self.scratch[self.moments[1]][0][lane], n, H + 2 * P, W + 2 * P, C)
+        do.copy(0, out=padded)
+        for i in range(self.K):
+            for j in range(self.K):
+                rows = slice(i, i + self.S * (self.OH - 1) + 1, self.S)
+                cols = slice(j, j + self.S * (self.OW - 1) + 1, self.S)
+                do(np.add, padded[:, rows, cols], patches[:, :, :, i, j], out=padded[:, rows, cols])
+        images = slice(block.images.start, block.images.stop)
+        dx, x = self.input.grad[images], self.input.data[images]
+        do.copy(padded[:, P : P + H, P : P + W], out=dx)
+        self.input.mask_gradient(do, dx, x, self.mask[lane].array)
+
+    def _channel_sum(self, do: Steps, lane: int, dy: np.ndarray, out: np.ndarray) -> None:
+        """Write down the sum of dy (n, OH, OW, O) over all axes but the last, one axis after the other."""
+        n, OH, _, O = dy.shape
+        scratch = self.sums[lane].array
+        by_row = scratch[: n * OH * O].reshape(n, OH, O)
+        by_image = scratch[n * OH * O :][: n * O].reshape(n, O)
+        do(np.add.reduce, dy, -2, None, out=by_row)
+        do(np.add.reduce, by_row, -2, None, out=by_image)
+        do(np.add.reduce, by_image, -2, None, out=out)

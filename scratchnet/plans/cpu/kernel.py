@@ -1,0 +1,111 @@
+"""What every algorithm of this folder is: a kernel, which turns one map into the next, and gradients back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.maps import Map, Pair
+from scratchnet.plans.grouping import Group
+from scratchnet.plans.memory import Arena, Buffer
+from scratchnet.plans.running import BLOCK, Phase, Steps
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all kernels of a plan have in common.
+
+    Attributes
+    ----------
+    lanes : int
+        How many workers compute.
+    training : bool
+    dtype : numpy.dtype
+    block_limit : int
+        The largest M * N * K of a small matrix product, see ``blocks.py``.
+    """
+
+    lanes: int
+    training: bool
+    dtype: np.dtype
+    block_limit: int
+
+
+class Kernel:
+    """One group of layers, on given maps.
+
+    First ``request`` asks for memory; when it is there, ``weights``, ``forward`` and ``backward`` return the
+    phases to run. In between nothing is computed.
+
+    Parameters
+    ----------
+    group : Group
+        The layers.
+    input, output : Map
+    setting : Setting
+    first : bool
+        Whether the map before it is the network's input, whose gradient is rarely asked for.
+    """
+
+    algorithm = ""
+
+    def __init__(self, group: Group, input: Map, output: Map, setting: Setting, first: bool = False):
+        self.group, self.input, self.output, self.setting, self.first = group, input, output, setting, first
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        """Ask for buffers: those of the forward pass live at one moment, those of the backward at another."""
+
+    def weights(self) -> list[Phase]:
+        """Return what computes everything that is derived from the parameters alone."""
+        return []
+
+    def forward(self) -> list[Phase]:
+        """Return the forward pass: input.data to output.data."""
+        raise NotImplementedError
+
+    def backward(self) -> list[Phase]:
+        """Return the backward pass: output.grad to input.grad, and the gradients of the parameters."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Say in a few words how this kernel works on its map."""
+        return ""
+
+    # Helpers
+
+    def per_lane(
+        self, arena: Arena, name: str, shape: tuple[int, ...], moment: int, dtype: Any = None
+    ) -> Any:
+        """Ask for a scratch buffer for each lane, at one moment."""
+        dtype = dtype or self.setting.dtype
+        return [arena.request(f"{name} {k}", shape, dtype, moment, moment) for k in range(self.setting.lanes)]
+
+    def mask_scratch(self, arena: Arena, moment: int) -> list[Buffer]:
+        """Ask for what ``Map.mask_gradient`` needs, for each lane."""
+        return self.per_lane(arena, "mask", (BLOCK,), moment, np.bool_)
+
+    def phase(self, name: str, **settings: Any) -> Phase:
+        """Return an empty phase with all lanes."""
+        return Phase.new(name, self.setting.lanes, **settings)
+
+
+def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
+    """Return the beginning of a scratch buffer as an array of this shape."""
+    return buffer.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+
+def copy_pairs(do: Steps, pairs: Any, *, to_map: bool) -> None:
+    """Write down the copies between a map and a block of pixels, in either direction."""
+    pair: Pair
+    for pair in pairs:
+        in_map, in_block = pair
+        do.copy(in_block, out=in_map) if to_map else do.copy(in_map, out=in_block)
+
+
+def sum_lanes(do: Steps, parts: list[np.ndarray], out: np.ndarray) -> None:
+    """Write down out = the sum of what each lane has added up, always in the same order."""
+    do.copy(parts[0], out=out)
+    for part in parts[1:]:
+        do(np.add, out, part, out=out)

@@ -1,0 +1,216 @@
+"""Batch normalisation, with the ReLU and the pooling behind it.
+
+Symbols: M values a channel, z the input (a convolution's output), mu and var their mean and variance over the
+batch, w and b scale and shift, s = sqrt(var + eps). The mathematics is in ``functional/norm.py``::
+
+    y  = (z - mu) * w / s + b
+    dz = w / s * (dy - db / M - h * dw / M)    h = (z - mu) / s    db = sum of dy    dw = sum of dy * h
+
+Forward that is three passes over z, since each needs a result of the one before over the whole batch: the
+mean, the variance (the mean of squared differences; a difference of squares would cancel), and y, which is
+rectified, pooled and stored as behind a convolution. Backward it is two: the sums, then dz.
+
+Each pass goes block by block, see ``epilogue.py``. A block is seen in two ways, both without a copy::
+
+    long   (rows, L)  L = a run of pixels times C    for z - mu, with mu tiled to (L,): a loop over only C
+                                                     channels would be too short for NumPy to be fast
+    tall   (Q, C)     Q = all of its pixels          for sums: ones (Q,) times (Q, C) is a matrix product
+
+The sums of blocks are short, and are added up in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.kernel import Kernel, first_of
+from scratchnet.plans.cpu.maps import Tiles
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped, share
+
+
+class Norm(Kernel):
+    """BatchNorm2d [+ ReLU] [+ 2 x 2 max pooling], from a map of any layout."""
+
+    algorithm = "normalise"
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.norm, z = self.group.main, self.input
+        self.M = z.N * z.H * z.W
+        if self.setting.training and self.M == 1:
+            raise ValueError(
+                f"{self.norm._label()}: one value a channel has no variance to train with: {z.shape}"
+            )
+        self.epilogue = Epilogue(self)
+        if isinstance(z, Tiles):
+            parts = [[z.chunks[c] for c in some] for some in share(len(z.chunks), self.setting.lanes)]
+        else:
+            parts = [[images] for images in share(z.N, self.setting.lanes) if images]
+        self.blocks = [[b for images in part for b in self._blocks(images)] for part in parts]
+        self.blocks += [[] for _ in range(self.setting.lanes - len(self.blocks))]
+        self.every = [block for lane in self.blocks for block in lane]
+        # What belongs to a channel, tiled to the longest run.
+        self.run = max(self._long(block)[1] for block in self.every)
+        self.tiled = np.zeros((4, self.run), self.setting.dtype)
+
+    def _blocks(self, images: range) -> list[Block]:
+        """Cut some images into blocks that stay in the cache."""
+        z, n = self.input, len(images)
+        if isinstance(z, Tiles):
+            run = z.TW * n * z.C
+            R = max(1, BLOCK // (16 * run))
+            return [Block("tiles", images, (min(R, z.TH - r), 4, 4, run), r, z.TW) for r in range(0, z.TH, R)]
+        if z.layout == "pixels":
+            return [Block("pixels", images, (1, z.H, z.W, n * z.C))]
+        n = max(1, BLOCK // (z.H * z.W * z.C))
+        parts = [range(a, min(a + n, images.stop)) for a in range(images.start, images.stop, n)]
+        return [Block("plain", part, (len(part), z.H, z.W, z.C)) for part in parts]
+
+    def _long(self, block: Block) -> tuple[int, int]:
+        a, rows, columns, rest = block.shape
+        return (a * rows, columns * rest) if block.form == "plain" else (a * rows * columns, rest)
+
+    def _view(self, block: Block, *, grad: bool = False) -> np.ndarray:
+        """Return a block of z, or of its gradient, as (rows, L)."""
+        z, images = self.input, block.images
+        if isinstance(z, Tiles):
+            c = z.chunks.index(images)
+            rows = z.grad_chunk(c) if grad else z.chunk(c)[1:]
+            part = rows[4 * block.row : 4 * (block.row + block.shape[0])]
+        elif block.form == "pixels":
+            part = (z.grad if grad else z.data)[:, :, images.start : images.stop]
+        else:
+            part = (z.grad if grad else z.data)[images.start : images.stop]
+        return reshaped(part, *self._long(block))
+
+    def _clear(self, do: Steps, block: Block, x: np.ndarray) -> None:
+        """Write down zeros where a block of tiles has no pixels: there nothing may be counted."""
+        z = self.input
+        if not isinstance(z, Tiles):
+            return
+        R = block.shape[0]
+        rows = x.reshape(4 * R, 4, z.TW, -1)
+        if (inside := z.H - 4 * block.row) < 4 * R:
+            do.copy(0, out=rows[inside:])
+        if z.W % 4:
+            do.copy(0, out=rows[:, z.W % 4 :, -1])
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        size = max(block.size for block in self.every)
+        C, blocks = self.input.C, len(self.every)
+        self.x = self.per_lane(arena, "block", (size,), forward)
+        self.sums = arena.request("sums", (blocks, C), self.setting.dtype, forward, forward)
+        if backward is not None:
+            self.dy = self.per_lane(arena, "dy", (size,), backward)
+            self.h = self.per_lane(arena, "h", (size,), backward)
+            self.back_sums = arena.request("sums", (2, blocks, C), self.setting.dtype, backward, backward)
+            self.mask = self.mask_scratch(arena, backward)
+        self.epilogue.request(arena, self.every, forward, backward)
+
+    def _add_up(self, do: Steps, x: np.ndarray, out: np.ndarray) -> None:
+        """Write down the sum of a block (contiguous) over its pixels."""
+        tall = reshaped(x, -1, self.input.C)  # (Q, C)
+        do(np.matmul, np.ones(len(tall), x.dtype), tall, out=out)
+
+    def _tile(self, **vectors: np.ndarray) -> None:
+        """Set rows of ``tiled`` to (C,) repeated."""
+        for name, vector in vectors.items():
+            row = ("mean", "scale", "shift", "slope").index(name)
+            self.tiled[row].reshape(-1, self.input.C)[...] = vector
+
+    def forward(self) -> list[Phase]:
+        mean, scale, shift, _ = self.tiled
+        phases = []
+        if self.setting.training:
+            phases = [self.phase("mean"), self.phase("finish"), self.phase("variance"), self.phase("finish")]
+            phases[1].lanes[0].call(self._finish_mean)
+            phases[3].lanes[0].call(self._finish_variance)
+        else:
+            phases = [self.phase("finish")]
+            phases[0].lanes[0].call(self._use_running_statistics)
+        last = self.phase("normalise")
+        k = 0
+        for lane, blocks in enumerate(self.blocks):
+            for block in blocks:
+                z = self._view(block)
+                x = first_of(self.x[lane], *z.shape)
+                if self.setting.training:
+                    do = phases[0].lanes[lane]
+                    if not z.flags.c_contiguous:
+                        do.copy(z, out=x)
+                    self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
+                    do = phases[2].lanes[lane]
+                    do(np.subtract, z, mean[: z.shape[1]], out=x)
+                    self._clear(do, block, x)
+                    do(np.multiply, x, x, out=x)
+                    self._add_up(do, x, out=self.sums.array[k])
+                do = last.lanes[lane]
+                do(np.subtract, z, mean[: z.shape[1]], out=x)
+                do(np.multiply, x, scale[: z.shape[1]], out=x)
+                do(np.add, x, shift[: z.shape[1]], out=x)
+                self.epilogue.forward(do, lane, block, x.reshape(block.shape))
+                k += 1
+        return [*phases, last]
+
+    def _finish_mean(self) -> None:
+        self.mean = self.sums.array.sum(axis=0, dtype=np.float64) / self.M
+        self._tile(mean=self.mean)
+
+    def _finish_variance(self) -> None:
+        norm, M = self.norm, self.M
+        var = self.sums.array.sum(axis=0, dtype=np.float64) / M
+        kind = self.setting.dtype.type
+        norm.running_mean += kind(norm.momentum) * (self.mean.astype(kind) - norm.running_mean)
+        norm.running_var += kind(norm.momentum) * ((var * (M / (M - 1))).astype(kind) - norm.running_var)
+        self._scale(var)
+
+    def _use_running_statistics(self) -> None:
+        self.mean = self.norm.running_mean.astype(np.float64)
+        self._tile(mean=self.mean)
+        self._scale(self.norm.running_var.astype(np.float64))
+
+    def _scale(self, var: np.ndarray) -> None:
+        self.inv_std = 1.0 / np.sqrt(var + self.norm.eps)
+        self.w = self.norm.weight.data.astype(np.float64)  # backward uses what forward used
+        self._tile(scale=self.w * self.inv_std, shift=self.norm.bias.data)
+
+    def backward(self) -> list[Phase]:
+        mean, scale, shift, slope = self.tiled
+        phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
+        phases[1].lanes[0].call(self._finish_sums)
+        k = 0
+        for lane, blocks in enumerate(self.blocks):
+            for block in blocks:
+                z, dz = self._view(block), self._view(block, grad=True)
+                L = z.shape[1]
+                dy, h = first_of(self.dy[lane], *z.shape), first_of(self.h[lane], *z.shape)
+                do = phases[0].lanes[lane]
+                self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
+                self._add_up(do, dy, out=self.back_sums.array[0, k])
+                do(np.subtract, z, mean[:L], out=h)
+                do(np.multiply, h, dy, out=h)
+                self._add_up(do, h, out=self.back_sums.array[1, k])
+                do.copy(dy, out=dz)
+
+                do = phases[2].lanes[lane]
+                do(np.subtract, z, mean[:L], out=h)
+                do(np.multiply, h, slope[:L], out=h)
+                do(np.subtract, dz, h, out=dz)
+                do(np.subtract, dz, shift[:L], out=dz)  # which is db / M by now
+                do(np.multiply, dz, scale[:L], out=dz)
+                self._clear(do, block, dz)
+                self.input.mask_gradient(do, dz, z, self.mask[lane].array)
+                k += 1
+        return phases
+
+    def _finish_sums(self) -> None:
+        norm = self.norm
+        db, centred = self.back_sums.array.sum(axis=1, dtype=np.float64)
+        dw = centred * self.inv_std
+        norm.bias.view(norm.bias.buffer.grad)[...] = db
+        norm.weight.view(norm.weight.buffer.grad)[...] = dw
+        self._tile(shift=db / self.M, slope=self.inv_std * dw / self.M)

@@ -1,0 +1,95 @@
+"""Layers with little arithmetic, and layers that a plan does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.kernel import Kernel
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import Phase, share
+
+
+class View(Kernel):
+    """Flatten, and a dropout that drops nothing: the same numbers under another shape, so nothing to do."""
+
+    algorithm = "view"
+
+    def forward(self) -> list[Phase]:
+        return []
+
+    def backward(self) -> list[Phase]:
+        return []
+
+
+class Average(Kernel):
+    """Global average pooling: y = sum of x / (H*W), and dx = dy / (H*W) for every pixel."""
+
+    algorithm = "mean"
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        shape = (self.input.N, self.input.H, self.input.C)
+        self.rows = arena.request("sums of rows", shape, self.setting.dtype, forward, forward)
+        if backward is not None:
+            self.mask = self.mask_scratch(arena, backward)
+
+    def forward(self) -> list[Phase]:
+        phase = self.phase("mean")
+        pixels = self.setting.dtype.type(self.input.H * self.input.W)
+        for do, images in zip(phase.lanes, share(self.input.N, self.setting.lanes), strict=True):
+            n = slice(images.start, images.stop)
+            if images:
+                y = self.output.rows[n]
+                do(np.add.reduce, self.input.data[n], 2, None, out=self.rows.array[n])  # (n, H, C)
+                do(np.add.reduce, self.rows.array[n], 1, None, out=y)  # (n, C)
+                do(np.divide, y, pixels, out=y)
+        return [phase]
+
+    def backward(self) -> list[Phase]:
+        phase = self.phase("dx", for_input_gradient=self.first)
+        pixels = self.setting.dtype.type(self.input.H * self.input.W)
+        for lane, images in enumerate(share(self.input.N, self.setting.lanes)):
+            do, n = phase.lanes[lane], slice(images.start, images.stop)
+            if images:
+                dx, dy = self.input.grad[n], self.output.grad_rows[n]
+                do(np.divide, dy[:, None, None], pixels, out=dx)
+                self.input.mask_gradient(do, dx, self.input.data[n], self.mask[lane].array)
+        return [phase]
+
+
+class Fallback(Kernel):
+    """A layer that is not known here: its own forward and backward, on the calling thread."""
+
+    algorithm = "fallback"
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        if backward is not None:
+            self.mask = self.mask_scratch(arena, backward)
+
+    def forward(self) -> list[Phase]:
+        phase = self.phase("layer.forward")
+        phase.lanes[0].call(self._forward)
+        return [phase]
+
+    def backward(self) -> list[Phase]:
+        phases = [self.phase("layer.backward")]
+        phases[0].lanes[0].call(self._backward)
+        mask = self.phase("mask")
+        self.input.mask_gradient(mask.lanes[0], self.input.grad, self.input.data, self.mask[0].array)
+        return [*phases, mask]
+
+    def _forward(self) -> None:
+        layer, group = self.group.main, self.group
+        y = layer.forward(self.input.data.reshape(group.input_shape))
+        if tuple(y.shape) != group.output_shape:
+            raise ValueError(
+                f"{layer._label()}: forward returned {tuple(y.shape)}, output_shape() promised "
+                f"{group.output_shape}: define output_shape in {type(layer).__name__}"
+            )
+        self.output.data[...] = y.reshape(self.output.data.shape)
+
+    def _backward(self) -> None:
+        # The layer gets a gradient of its own: this one's memory is soon used for something else.
+        dx: Any = self.group.main.backward(self.output.grad.reshape(self.group.output_shape).copy())
+        self.input.grad[...] = dx.reshape(self.input.grad.shape)

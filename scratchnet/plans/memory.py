@@ -1,0 +1,129 @@
+"""Memory: every buffer of a plan lies in one block, and buffers that never live at the same time share it.
+
+A training step is a row of moments: the forward of each group, first to last, then their backward passes,
+last to first. With three groups::
+
+    moment           0 forward   1 forward   2 forward   3 backward  4 backward  5 backward
+    group                0           1           2           2           1           0
+    map 0 -> 1          ############################################################        until group 1 is back
+    map 1 -> 2                      ####################################
+    gradient 1 -> 2                                         ########################
+    gradient 0 -> 1                                                     ########################
+    scratch of 1                     ###                                 ###
+
+A buffer is asked for with the moments of its life, and when all are known each is given a place: the largest
+first, each at the lowest address where it overlaps no other buffer that lives when it does (first fit,
+decreasing). Nothing here knows what the buffers are for.
+
+All plans of one network use one block, as large as the largest of them needs: only one of them runs at a
+time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+@dataclass(eq=False)
+class Buffer:
+    """An array that will exist from moment ``born`` to moment ``dies``, both included."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    born: int
+    dies: int
+    offset: int = -1
+    array: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Its size, rounded up to whole cache lines."""
+        return -(-prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+    def lives_with(self, other: Buffer) -> bool:
+        """Tell whether there is a moment at which both exist."""
+        return self.born <= other.dies and other.born <= self.dies
+
+
+@dataclass
+class Arena:
+    """The buffers of one plan, and where they lie.
+
+    Examples
+    --------
+    >>> arena = Arena()
+    >>> a = arena.request("a", (1000,), "float32", born=0, dies=1)
+    >>> b = arena.request("b", (1000,), "float32", born=1, dies=2)
+    >>> c = arena.request("c", (1000,), "float32", born=2, dies=3)
+    >>> arena.place()
+    >>> a.offset == c.offset, a.offset == b.offset, arena.size < a.nbytes + b.nbytes + c.nbytes
+    (True, False, True)
+    """
+
+    buffers: list[Buffer] = field(default_factory=list)
+    size: int = 0
+
+    def request(self, name: str, shape: tuple[int, ...], dtype: Any, born: int, dies: int) -> Buffer:
+        """Ask for an array. It is there after ``place`` and ``bind``, in the ``.array`` of what is returned."""
+        buffer = Buffer(name, tuple(shape), np.dtype(dtype), born, dies)
+        self.buffers.append(buffer)
+        return buffer
+
+    def place(self) -> None:
+        """Give every buffer its offset."""
+        placed: list[Buffer] = []
+        for buffer in sorted(self.buffers, key=lambda b: -b.nbytes):  # stable: the same places every time
+            offset = 0
+            for other in sorted((b for b in placed if b.lives_with(buffer)), key=lambda b: b.offset):
+                if offset + buffer.nbytes <= other.offset:
+                    break
+                offset = max(offset, other.offset + other.nbytes)
+            buffer.offset = offset
+            placed.append(buffer)
+        self.size = max((b.offset + b.nbytes for b in self.buffers), default=0)
+
+    def bind(self, block: np.ndarray) -> None:
+        """Make the arrays, as views into a block of bytes of at least ``size``."""
+        for buffer in self.buffers:
+            nbytes = prod(buffer.shape) * buffer.dtype.itemsize
+            piece = block[buffer.offset : buffer.offset + nbytes]
+            buffer.array = piece.view(buffer.dtype).reshape(buffer.shape)
+
+
+class Workspace:
+    """The block of memory that all plans of one network share.
+
+    Attributes
+    ----------
+    block : array of bytes
+    owner : int
+        The number of the forward pass that wrote into it last: only that one can be followed by its backward.
+    """
+
+    _of_network: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.block = np.empty(0, np.uint8)
+        self.owner = 0
+
+    @classmethod
+    def of(cls, network: Any) -> Workspace:
+        """Return the network's workspace, made when first asked for."""
+        return cls._of_network.setdefault(network, cls())
+
+    def reserve(self, size: int) -> None:
+        """See to it that the block has so many bytes. Plans that hold the old one notice, and move."""
+        if self.block.size < size:
+            self.block = np.empty(0, np.uint8)  # let go of the old one first
+            whole = np.empty(size + ALIGNMENT, np.uint8)
+            start = -whole.ctypes.data % ALIGNMENT
+            self.block = whole[start : start + size]
+            self.owner += 1

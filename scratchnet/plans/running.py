@@ -1,0 +1,186 @@
+"""Running: lists of array calls, on several worker threads, with barriers between them.
+
+A plan decides everything before it runs: which NumPy function is called on which views of which buffers. What
+is left at run time is a list of calls, and a list is quick to walk::
+
+    phase 1   lane 0   matmul(...) add(...) maximum(...) matmul(...) ...        one lane a worker
+              lane 1   matmul(...) add(...) maximum(...) matmul(...) ...
+    --------- barrier: every lane has finished -------------------------------
+    phase 2   lane 0   ...
+
+Lanes of one phase never touch what another lane of that phase writes; phases follow each other. Making the
+views at run time instead would cost a few microseconds each, all of them under Python's global lock, where
+only one worker at a time can be.
+
+Which lane does what is decided before, too, and never by who happens to be free: so that sums are added in
+the same order every time, and the same machine gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from operator import setitem
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from scratchnet import workers
+
+# NumPy's element-wise functions work through operands that need a conversion (as a boolean mask times
+# numbers does) in pieces of this many elements. The default, 8192, makes two of them overflow the first-level
+# cache; with 1024 the large layers of VGG take a quarter less time.
+UFUNC_BUFFER = 1024
+
+# Element-wise work on large arrays goes in blocks of this many elements, which stay in the second-level cache
+# from one call to the next.
+BLOCK = 1 << 15
+
+
+class Steps(list):
+    """Array calls that are written down now and made later, as often as one likes.
+
+    Examples
+    --------
+    >>> x, y = np.ones(3), np.zeros(3)
+    >>> do = Steps()
+    >>> do(np.add, x, x, out=y)
+    >>> do.copy(y, out=x)
+    >>> do.run()
+    >>> x
+    array([2., 2., 2.])
+    """
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, out: Any) -> None:
+        """Write down ``function(*arguments, out)``."""
+        self.append((function, (*arguments, out)))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Write down ``function(*arguments)``."""
+        self.append((function, arguments))
+
+    def copy(self, source: Any, out: np.ndarray) -> None:
+        """Write down ``out[...] = source``, where ``source`` may be a number."""
+        self.append((setitem, (out, Ellipsis, source)))
+
+    def run(self) -> None:
+        """Make all calls, in order."""
+        before = np.setbufsize(UFUNC_BUFFER)  # holds for this thread
+        try:
+            for function, arguments in self:
+                function(*arguments)
+        finally:
+            np.setbufsize(before)
+
+
+@dataclass
+class Phase:
+    """Work for all lanes between two barriers.
+
+    Attributes
+    ----------
+    name : str
+        What it does, for ``describe()``.
+    lanes : list of Steps
+        One for each worker.
+    for_input_gradient : bool
+        Whether it is only needed for the gradient with respect to the network's input.
+    """
+
+    name: str
+    lanes: list[Steps]
+    for_input_gradient: bool = False
+
+    @classmethod
+    def new(cls, name: str, lanes: int, **settings: Any) -> Phase:
+        """Return a phase with nothing in it."""
+        return cls(name, [Steps() for _ in range(lanes)], **settings)
+
+
+@dataclass
+class Clock:
+    """How long the phases of each group took, in seconds, since the last ``reset``.
+
+    Attributes
+    ----------
+    seconds : dict from (group, pass, phase) to float
+    runs : dict from pass ("forward" or "backward") to int
+    """
+
+    seconds: dict[tuple[int, str, str], float] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Forget everything, as after a change of the machine's load."""
+        self.seconds.clear()
+        self.runs.clear()
+
+
+def run(phases: Iterable[Phase], clock: Clock, group: int, direction: str) -> None:
+    """Run phases one after the other, each on all workers."""
+    for phase in phases:
+        start = perf_counter()
+        tasks = [lane.run for lane in phase.lanes if lane]
+        if len(tasks) == 1:
+            tasks[0]()
+        else:
+            workers.together(tasks)
+        key = group, direction, phase.name
+        clock.seconds[key] = clock.seconds.get(key, 0.0) + perf_counter() - start
+
+
+def in_blocks(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:
+    """Cut arrays of one shape into pieces of at most BLOCK elements, which fit into the cache together.
+
+    Examples
+    --------
+    >>> [piece.shape for piece, in in_blocks(np.zeros((3, 20000)))]
+    [(1, 20000), (1, 20000), (1, 20000)]
+    >>> [piece.shape for piece, in in_blocks(np.zeros((1, 40000)))]
+    [(32768,), (7232,)]
+    """
+    first = arrays[0]
+    if first.size <= BLOCK:
+        yield arrays
+    elif first.ndim > 1 and first[0].size > BLOCK:
+        for rows in zip(*arrays, strict=True):
+            yield from in_blocks(*rows)
+    else:
+        step = BLOCK // first[0].size
+        for start in range(0, len(first), step):
+            yield tuple(array[start : start + step] for array in arrays)
+
+
+def share(count: int, lanes: int) -> list[range]:
+    """Divide ``count`` things among lanes: neighbours stay together, and sizes differ by one at most.
+
+    Examples
+    --------
+    >>> share(5, 2)
+    [range(0, 2), range(2, 5)]
+    """
+    return [range(lane * count // lanes, (lane + 1) * count // lanes) for lane in range(lanes)]
+
+
+def reshaped(array: np.ndarray, *shape: int) -> np.ndarray:
+    """Return a view of another shape; where NumPy would have to copy, that is a mistake in a plan."""
+    view = array.reshape(shape)
+    if view.size and not np.may_share_memory(view, array):
+        raise AssertionError(f"{array.shape} with strides {array.strides} is no view of shape {shape}")
+    return view
+
+
+_ZEROS = {np.dtype(t): np.zeros(BLOCK, t) for t in (np.float32, np.float64)}
+
+
+def rectify(do: Steps, x: np.ndarray) -> None:
+    """Write down x = max(x, 0), in place, for a contiguous array.
+
+    Against an array of zeros NumPy's maximum is two and a half times as fast as against the number 0.
+    """
+    flat = reshaped(x, -1)
+    zeros = _ZEROS[x.dtype]
+    for first in range(0, flat.size, BLOCK):
+        piece = flat[first : first + BLOCK]
+        do(np.maximum, piece, zeros[: piece.size], out=piece)
