@@ -420,7 +420,7 @@ def _check(
                 found.append(_compare(subject, y, dy, array, v, gradient, report.tolerance)[0])
         for (row, where, _), found in zip(on_kinks, beside, strict=True):
             m = max(found, key=lambda m: (not m.ok, m.error, m.visible))
-            m.kink = True
+            m.kink = m.ok
             row.add(where, m)
     return report
 
@@ -456,7 +456,7 @@ def _compare(
     scale = 0.0 if one else float(np.sqrt((gradient * gradient).sum()))
     size = max(_size_of(array), abs(float(before)) if one else 0.0)
 
-    best: Measurement | None = None
+    best, best_error = None, 0.0
     crossed = False
     slopes: list[tuple[float, float, float]] = []  # the lower, the upper, and what error they may have
     for h in (STEP * size / SHRINK**i for i in range(ROUNDS)):
@@ -476,12 +476,11 @@ def _compare(
         rounding = ROUNDING * (float((shares * (plus != minus)).sum()) / h + float(shares.sum()) / size)
         magnitude = max(abs(analytic), abs(numeric), scale)
         error = distance / (magnitude + rounding / tolerance) if distance else 0.0
-        m = Measurement(
-            analytic, numeric, error, bool(error <= tolerance), crossed, bool(magnitude > rounding)
-        )
-        if m.ok:
-            return m, False
-        best = m if best is None or error < best.error else best
+        visible = bool(magnitude > rounding)
+        if error <= tolerance:
+            return Measurement(analytic, numeric, error, True, crossed, visible), False
+        if best is None or error < best_error:
+            best, best_error = Measurement(analytic, numeric, distance / magnitude, False), error
         # The central difference across a kink is wrong by up to half the jump, that of a curve by far less.
         crossed |= distance > 0.1 * abs(float((right - left).sum())) > 0.0
         low, high = float(xp.minimum(right, left).sum()), float(xp.maximum(right, left).sum())

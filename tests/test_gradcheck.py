@@ -344,6 +344,7 @@ def test_a_report_names_the_worst_element_and_both_values():
     worst = report.worst
     assert (worst.name, worst.where, worst.wrong, worst.checked) == ("input", (2, 1), 1, 12)
     assert worst.worst.analytic == pytest.approx(1.5 * worst.worst.numeric)
+    assert report.kinks == 0 and worst.error == pytest.approx(1 / 3)
     text = str(report)
     assert "gradient check of Twice" in text and "FAILED" in text and "WRONG" in text
     assert "wrong in 1 of 12 elements: at (2, 1)" in text
