@@ -22,9 +22,11 @@ def main() -> int:
     parser.add_argument(
         "model", metavar="MODEL", help="a .safetensors file, such as runs/demo/best.safetensors"
     )
-    parser.add_argument("images", metavar="IMAGE", nargs="*", help="image files, or http(s) addresses")
     parser.add_argument(
-        "--top", type=int, metavar="K", help="print the K likeliest classes with probabilities"
+        "images", metavar="IMAGE", nargs="*", default=[], help="image files, or http(s) addresses"
+    )
+    parser.add_argument(
+        "--top", type=cli.positive(int), metavar="K", help="print the K likeliest classes with probabilities"
     )
     parser.add_argument(
         "--data", choices=("cifar10", "shapes10"), help="measure on these official test images"
@@ -33,11 +35,9 @@ def main() -> int:
         "--data-dir", default="data", metavar="DIR", help="the folder of CIFAR-10 (default data)"
     )
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")
-    if options.top is not None and options.top < 1:
-        parser.error(f"--top must be at least 1, not {options.top}")
 
     device = backend.get(options.backend)
     print(f"Device: {device}", file=sys.stderr, flush=True)

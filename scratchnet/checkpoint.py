@@ -129,17 +129,17 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
     shapes = {name: array.shape for name, array in tensors.items()}
     for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
         if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
-            raise FormatError(f"{path}: holds no VGG: it has no {name} of {ndim} axes")
+            raise FormatError(f"{path} holds no VGG: it has no {name} of {ndim} axes")
     dtype = "float64" if tensors["features.0.weight"].dtype == np.float64 else "float32"
     try:
         net = VGG(**(info["model"] if "model" in info else _guess_settings(shapes)), dtype=dtype)
     except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
-        source = "its header describes no VGG" if "model" in info else "holds no VGG"
-        raise FormatError(f"{path}: {source}: {error}") from error
+        what = "has a header that describes no VGG" if "model" in info else "holds no VGG"
+        raise FormatError(f"{path} {what}: {error}") from error
     names = info.get("class_names")
     if names is not None and len(names) != net.settings["num_classes"]:
         raise FormatError(
-            f"{path}: it has {net.settings['num_classes']} classes and {len(names)} class names"
+            f"{path} has a damaged header: {net.settings['num_classes']} classes, {len(names)} class names"
         )
     _put(path, net, tensors)
     net.info = info
@@ -179,16 +179,17 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
     if not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "no regular file"
-        raise FormatError(f"{path}: is {what}, not a safetensors file")
+        raise FormatError(f"{path} is {what}, not a safetensors file")
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except TypeError as error:  # bfloat16 and the kinds of 8 bits
         raise FormatError(
-            f"{path}: holds numbers that NumPy has no type for ({error}): save them as float32"
+            f"{path} holds numbers that NumPy has no type for ({error}): save them as float32"
         ) from error
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise FormatError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
 
 
 def write_tensors(
@@ -286,13 +287,17 @@ def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) ->
     for name in [*state, *tensors]:
         if name not in tensors or name not in state:
             who = "the file lacks" if name not in tensors else "the network lacks"
-            raise FormatError(f"{path}: does not fit the network: {who} {name}")
+            raise FormatError(f"{path} does not fit the network: {who} {name}")
     arrays = {name: _to_memory(net, name, array) for name, array in tensors.items()}
     for name, array in arrays.items():
         if array.shape != state[name]:
-            raise FormatError(f"{path}: {name} has the shape {array.shape}, the network's is {state[name]}")
+            raise FormatError(
+                f"{path} does not fit the network: {name} is {array.shape}, where {state[name]} is expected"
+            )
         if array.dtype.kind != "f":
-            raise FormatError(f"{path}: {name} holds {array.dtype}, where floating point is expected")
+            raise FormatError(
+                f"{path} does not fit the network: {name} is {array.dtype}, where floating point is expected"
+            )
     for name, array in arrays.items():
         if name in parameters:
             parameters[name].data = parameters[name].buffer.backend.asarray(array)
@@ -305,21 +310,21 @@ def _read_header(path: str | os.PathLike, metadata: dict[str, str]) -> dict[str,
     try:
         info = json.loads(metadata.get(HEADER, "{}"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: its header is damaged: {error}") from error
+        raise FormatError(f"{path} has a damaged header: {error}") from error
     if not isinstance(info, dict):
-        raise FormatError(f"{path}: its header is damaged: not a JSON object")
+        raise FormatError(f"{path} has a damaged header: not a JSON object")
     names, model = info.get("class_names", []), info.get("model", {})
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(f"{path}: its header is damaged: class_names is no list of names")
+        raise FormatError(f"{path} has a damaged header: class_names is no list of names")
     if not isinstance(model, dict):
-        raise FormatError(f"{path}: its header is damaged: model is no JSON object")
+        raise FormatError(f"{path} has a damaged header: model is no JSON object")
     for key in info.keys() & {"mean", "std"}:
         try:
             values = np.array(info[key], dtype=float)
         except (TypeError, ValueError):
             values = np.empty(0)
         if values.shape != (3,) or not np.isfinite(values).all() or (key == "std" and values.min() <= 0):
-            raise FormatError(f"{path}: its header is damaged: {key} is not three numbers that can be used")
+            raise FormatError(f"{path} has a damaged header: {key} is not three numbers that can be used")
     return info
 
 

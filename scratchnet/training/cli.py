@@ -141,12 +141,12 @@ def _training_parser() -> Parser:
         choices=("auto", "cifar10", "shapes10"),
     )
     add(where, "data-dir", "the folder that holds, or shall hold, cifar-10-batches-bin", metavar="DIR")
-    add(where, "subset", "train on N images only, of each class alike", type=_positive(int), metavar="N")
+    add(where, "subset", "train on N images only, of each class alike", type=positive(int), metavar="N")
     add(
         where,
         "validation",
         "validate on N training images (default a tenth)",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
     )
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
@@ -155,16 +155,16 @@ def _training_parser() -> Parser:
     net = parser.add_argument_group("the network")
     add(net, "arch", "architecture", choices=tuple(ARCHITECTURES))
     add(net, "batch-norm", "batch normalisation after every convolution", **flag)
-    add(net, "width", "multiplies the channels", type=_positive(float), metavar="W")
-    add(net, "image-size", "resize the images to S pixels", type=_positive(int), metavar="S")
+    add(net, "width", "multiplies the channels", type=positive(float), metavar="W")
+    add(net, "image-size", "resize the images to S pixels", type=positive(int), metavar="S")
     add(net, "head", "what comes before the linear layers; gap takes any size", choices=HEADS)
-    add(net, "classifier-width", "of the hidden linear layers", type=_positive(int), metavar="N")
+    add(net, "classifier-width", "of the hidden linear layers", type=positive(int), metavar="N")
     add(net, "dropout", "after the hidden linear layers", type=_at_least_zero(float), metavar="P")
     add(net, "init", "how weights begin; all but he are there to fail", choices=tuple(INITIALISATIONS))
     how = parser.add_argument_group("the training")
-    add(how, "epochs", "how many", type=_positive(int), metavar="N")
-    add(how, "batch-size", "images a step", type=_positive(int), metavar="N")
-    add(how, "lr", "the highest learning rate", type=_positive(float))
+    add(how, "epochs", "how many", type=positive(int), metavar="N")
+    add(how, "batch-size", "images a step", type=positive(int), metavar="N")
+    add(how, "lr", "the highest learning rate", type=positive(float))
     add(how, "momentum", "of SGD", type=_at_least_zero(float))
     add(how, "weight-decay", "of SGD", type=_at_least_zero(float))
     add(how, "schedule", "of the learning rate", choices=SCHEDULES)
@@ -175,7 +175,8 @@ def _training_parser() -> Parser:
     return parser
 
 
-def _positive(kind: type) -> Callable[[str], Any]:
+def positive(kind: type) -> Callable[[str], Any]:
+    """Return what reads an int or float above zero from the command line, and refuses everything else."""
     return lambda text: _number(kind, text, "above zero", lambda value: value > 0)
 
 
