@@ -108,3 +108,88 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), workers.submit(pow, 2,
 
 def test_the_program_ends_although_workers_wait():
     assert run("from scratchnet import workers; workers.submit(pow, 2, 3); print('end')") == "end"
+
+
+# together
+
+
+def test_together_runs_all_tasks_at_once():
+    code = """
+import threading
+from scratchnet import workers
+barrier = threading.Barrier(3, timeout=20)  # passes when three wait at once
+workers.together([barrier.wait] * 3)
+print("met")
+"""
+    assert run(code, SCRATCHNET_THREADS="3") == "met"
+
+
+def test_together_with_nothing_or_one_task():
+    workers.together([])
+    threads = []
+    workers.together([lambda: threads.append(threading.current_thread())])
+    assert threads == [threading.current_thread()], "one task needs no worker"
+
+
+def test_together_helps_itself_when_the_pool_is_busy():
+    code = """
+import threading
+from scratchnet import workers
+release, done = threading.Event(), []
+busy = [workers.submit(release.wait, 20) for _ in range(2)]
+workers.together([lambda n=n: done.append(n) for n in range(5)])
+print(sorted(done), any(future.done() for future in busy))
+release.set()
+"""
+    assert run(code, SCRATCHNET_THREADS="2") == "[0, 1, 2, 3, 4] False"
+
+
+def test_together_within_the_pool():
+    code = """
+from scratchnet import workers
+done = []
+task = lambda: workers.together([lambda: done.append(1)] * 3)
+for future in [workers.submit(task) for _ in range(4)]:
+    future.result(timeout=20)
+print(len(done))
+"""
+    assert run(code, SCRATCHNET_THREADS="1") == "12"
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_together_raises_what_a_task_raised_and_leaves_none_running(failing):
+    running, lock = [0], threading.Lock()
+
+    def task(number):
+        with lock:
+            running[0] += 1
+        try:
+            threading.Event().wait(0.05)
+            if number == failing:
+                raise KeyError(number)
+        finally:
+            with lock:
+                running[0] -= 1
+
+    with pytest.raises(KeyError, match=str(failing)):
+        workers.together([lambda n=n: task(n) for n in range(4)])
+    assert running == [0]
+
+
+def blas_threads():
+    from threadpoolctl import threadpool_info
+
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_one_blas_thread_is_restored_by_the_last_to_leave():
+    before = blas_threads()
+    with workers.one_blas_thread():
+        assert blas_threads() <= {1}
+        with workers.one_blas_thread():
+            pass
+        assert blas_threads() <= {1}
+    assert blas_threads() == before
+    with pytest.raises(ZeroDivisionError), workers.one_blas_thread():
+        1 / 0  # noqa: B018
+    assert blas_threads() == before
