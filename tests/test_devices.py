@@ -14,9 +14,12 @@ from scratchnet import functional as F
 from scratchnet import layers as L
 from scratchnet.backend import array_module, get
 from scratchnet.checkpoint import load, load_weights, save
+from scratchnet.data import Loader, shapes10
 from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.models import VGG
-from scratchnet.optim import SGD, is_bias_or_norm
+from scratchnet.models import VGG, vgg11
+from scratchnet.optim import SGD, Constant, is_bias_or_norm
+from scratchnet.training import RunDirectory, Trainer, predict
+from scratchnet.training.trainer import why_not_finite
 
 TOLERANCE = {"float32": {"rtol": 2e-4, "atol": 2e-5}, "float64": {"rtol": 1e-9, "atol": 1e-10}}
 
@@ -319,6 +322,43 @@ def test_checkpoints(device, tmp_path):
         for other in (here, there, fresh):
             np.testing.assert_array_equal(state(other)[name], array)
     same(device, there.forward(device.asarray(X, "float32")), here.forward(X.astype("float32")), "float32")
+
+
+# Training by the trainer
+
+
+def fit(backend, epochs, run):
+    """Train a small network on a few pictures; return its trainer."""
+    pictures = shapes10(n_train=48, n_test=20)
+    train = Loader(pictures.train_images, pictures.train_labels, 20, shuffle=True)
+    validation = Loader(pictures.test_images, pictures.test_labels, 20, shuffle=False)
+    net = vgg11(10, 32, width=0.125, classifier_width=16, batch_norm=True).to(backend)
+    optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    trainer = Trainer(net, optimizer, Constant(0.01), train, validation, run=run)
+    if run.has_state:
+        trainer.resume()
+    trainer.fit(epochs)
+    return trainer
+
+
+def test_a_run_of_the_trainer_with_resume(device, tmp_path):
+    expected = fit("numpy", 2, RunDirectory(tmp_path / "host"))
+    fit(device, 1, RunDirectory(tmp_path / "device"))
+    actual = fit(device, 2, RunDirectory(tmp_path / "device"))
+    for row, right in zip(actual.log, expected.log, strict=True):
+        assert row["train_loss"] == pytest.approx(right["train_loss"], rel=1e-2)
+        assert row["val_loss"] == pytest.approx(right["val_loss"], rel=1e-2)
+    probabilities = predict(
+        load(tmp_path / "device" / "last.safetensors", backend=device), X.astype("float32")
+    )
+    assert type(probabilities) is np.ndarray
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+
+
+def test_where_a_nan_first_appeared_is_found_on_a_device(device):
+    net = small_vgg().to(device)
+    net.features[0].bias.data[...] = np.inf
+    assert "features.0.bias" in why_not_finite(net, device.asarray(X))
 
 
 # How often the host waits for the device: the stand-in counts
