@@ -288,7 +288,7 @@ def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) ->
         if name not in tensors or name not in state:
             who = "the file lacks" if name not in tensors else "the network lacks"
             raise FormatError(f"{path} does not fit the network: {who} {name}")
-    arrays = {name: _to_memory(net, name, array) for name, array in tensors.items()}
+    arrays = {name: _to_memory(net, name, tensors[name]) for name in state}
     for name, array in arrays.items():
         if array.shape != state[name]:
             raise FormatError(
@@ -333,16 +333,17 @@ def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
     Convolution, [batch normalisation], ReLU and, where an index is left free before the next, pooling.
     """
-    convolutions = sorted(
-        int(name.split(".")[1])
+    convolutions = {  # from the index to the number of output channels
+        int(name.split(".")[1]): shape[0]
         for name, shape in shapes.items()
         if name.startswith("features.") and len(shape) == 4
-    )
+    }
     batch_norm = any(name.endswith("running_mean") for name in shapes)
     step = 3 if batch_norm else 2
     layers: list[int | str] = []
-    for index, following in zip(convolutions, [*convolutions[1:], None], strict=True):
-        layers.append(shapes[f"features.{index}.weight"][0])
+    indices = sorted(convolutions)
+    for index, following in zip(indices, [*indices[1:], None], strict=True):
+        layers.append(convolutions[index])
         if following is None or following - index > step:
             layers.append("M")
     inputs = shapes["classifier.0.weight"][1]
