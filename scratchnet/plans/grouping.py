@@ -33,7 +33,8 @@ class Group:
     Attributes
     ----------
     kind : {"conv", "norm", "linear", "flatten", "average", "nothing", "other"}
-        "other" is a layer that a plan does not know: it runs by its own forward and backward.
+        "other" is a layer that a plan does not know: it runs by its own forward and backward. "nothing", a
+        dropout that drops nothing, only stands where a network has no other layer.
     main : Layer
         The one that gives the group its kind.
     layers : list of Layer
@@ -152,6 +153,8 @@ def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
         kind = next((name for known, name in KINDS.items() if is_own(layer, known)), "other")
         if is_own(layer, Dropout) and (layer.p == 0.0 or not layer.training):
             kind = "nothing"
+            if groups or rest:
+                continue
         after = _after(layer, shape)
         groups.append(Group(kind, layer, [layer], [path], shape, after))
         shape = after

@@ -14,15 +14,19 @@ from scratchnet.plans import choosing
 from scratchnet.plans.cpu.im2col import Im2col
 from scratchnet.plans.cpu.kernel import Kernel, Setting
 from scratchnet.plans.cpu.linear import Linear
-from scratchnet.plans.cpu.maps import LAYOUTS, Map, Plain, Reshaped, as_block
+from scratchnet.plans.cpu.maps import LAYOUTS, Map, Reshaped
 from scratchnet.plans.cpu.norm import Norm
 from scratchnet.plans.cpu.simple import Average, Fallback, View
+from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Workspace
 from scratchnet.plans.running import Clock, Phase, run
 
 # The algorithms, and the layout that each wants its input in. (Each can store its output in any layout.)
-CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {"im2col": (Im2col, "plain")}
+CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
+    "im2col": (Im2col, "plain"),
+    "winograd": (Winograd, "tiles"),
+}
 OTHERS: dict[str, type[Kernel]] = {
     "norm": Norm,
     "linear": Linear,
@@ -241,7 +245,7 @@ class Plan:
         self._last_forward = 0
         self.workspace.owner = mine = next(_forwards)
         with workers.one_blas_thread():
-            self._enter(x)
+            self.maps[0].put(x)
             version = self._buffer.version if self._buffer is not None else 0
             derive = self.training or self._derived_from != version
             self._derived_from = None
@@ -317,7 +321,7 @@ class Plan:
                 for layer in g.layers:
                     for parameter in layer.parameters().values():
                         parameter.has_grad = True
-        return self._leave() if need_input_gradient else None
+        return self.maps[0].take_gradient() if need_input_gradient else None
 
     def refresh(self) -> None:
         """Derive everything again that follows from the parameters.
@@ -326,25 +330,6 @@ class Plan:
         assignment are noticed.
         """
         self._derived_from = None
-
-    def _enter(self, x: np.ndarray) -> None:
-        """Copy a batch into the first map."""
-        first = self.maps[0]
-        if isinstance(first, Plain):
-            first.data[...] = x.reshape(first.data.shape)
-        else:
-            for own, block in first.pairs(range(first.N), 0, as_block(x)):
-                own[...] = block
-
-    def _leave(self) -> np.ndarray:
-        """Copy the gradient out of the first map."""
-        first = self.maps[0]
-        if isinstance(first, Plain):
-            return first.grad.reshape(self.input_shape).copy()
-        dx = np.empty(self.input_shape, first.dtype)
-        for own, block in first.pairs(range(first.N), 0, as_block(dx), grad=True):
-            block[...] = own
-        return dx
 
     # Staleness
 
@@ -405,7 +390,7 @@ class Plan:
             ]
             for i in range(len(self.kernels))
         ]
-        total = sum(map(sum, spent)) or 1.0
+        total = sum(sum(times) for times in spent) or 1.0
         for i, (g, kernel, map) in enumerate(zip(self.groups, self.kernels, self.maps, strict=False)):
             owned = [b for b in (map._data, map._grad) if b is not None]
             passes = (3 if i else 2) if runs.get("backward") else 1

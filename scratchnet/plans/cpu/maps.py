@@ -120,6 +120,23 @@ class Map:
         """
         raise NotImplementedError
 
+    def put(self, x: np.ndarray) -> None:
+        """Copy an array, as the layers see it, into the map, now."""
+        if isinstance(self, Plain):
+            self.data[...] = x.reshape(self.data.shape)
+            return
+        for own, block in self.pairs(range(self.N), 0, as_block(x)):
+            own[...] = block
+
+    def take_gradient(self) -> np.ndarray:
+        """Return a copy of the gradient as the layers see it, now."""
+        if isinstance(self, Plain):
+            return self.grad.reshape(self.shape).copy()
+        dx = np.empty(self.shape, self.dtype)
+        for own, block in self.pairs(range(self.N), 0, as_block(dx), grad=True):
+            block[...] = own
+        return dx
+
     def mask_gradient(self, do: Steps, gradient: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
         """Write down gradient *= (data > 0) * scale, if this map comes from a ReLU.
 

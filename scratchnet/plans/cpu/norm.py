@@ -124,14 +124,18 @@ class Norm(Kernel):
 
     def forward(self) -> list[Phase]:
         mean, scale, shift, _ = self.tiled
-        phases = []
         if self.setting.training:
-            phases = [self.phase("mean"), self.phase("finish"), self.phase("variance"), self.phase("finish")]
+            average, variance = self.phase("mean"), self.phase("variance")
+            phases = [average, self.phase("finish"), variance, self.phase("finish")]
             phases[1].lanes[0].call(self._finish_mean)
             phases[3].lanes[0].call(self._finish_variance)
         else:
             phases = [self.phase("finish")]
             phases[0].lanes[0].call(self._use_running_statistics)
+        if isinstance(self.input, Tiles):
+            phases.insert(0, self.phase("borders"))
+            for c in range(len(self.input.chunks)):
+                self.input.clear(phases[0].lanes[0], c)
         last = self.phase("normalise")
         k = 0
         for lane, blocks in enumerate(self.blocks):
@@ -139,11 +143,11 @@ class Norm(Kernel):
                 z = self._view(block)
                 x = first_of(self.x[lane], *z.shape)
                 if self.setting.training:
-                    do = phases[0].lanes[lane]
+                    do = average.lanes[lane]
                     if not z.flags.c_contiguous:
                         do.copy(z, out=x)
                     self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
-                    do = phases[2].lanes[lane]
+                    do = variance.lanes[lane]
                     do(np.subtract, z, mean[: z.shape[1]], out=x)
                     self._clear(do, block, x)
                     do(np.multiply, x, x, out=x)

@@ -87,9 +87,9 @@ class Fallback(Kernel):
                 f"{layer._label()}: forward returned {tuple(y.shape)}, output_shape() promised "
                 f"{group.output_shape}: define output_shape in {type(layer).__name__}"
             )
-        self.output.data[...] = y.reshape(self.output.data.shape)
+        self.output.put(y)
 
     def _backward(self) -> None:
         # The layer gets a gradient of its own: this one's memory is soon used for something else.
-        dx: Any = self.group.main.backward(self.output.grad.reshape(self.group.output_shape).copy())
+        dx: Any = self.group.main.backward(self.output.take_gradient())
         self.input.grad[...] = dx.reshape(self.input.grad.shape)

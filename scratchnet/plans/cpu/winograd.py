@@ -1,0 +1,502 @@
+r"""Winograd's algorithm F(4x4, 3x3): a 3 x 3 convolution with 36 multiplications for 16 outputs, in place of 144.
+
+Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sec. 4.1 and 4.3.
+
+Symbols beyond those of ``maps.py``: T tiles (T = R * TW * n for R rows of tiles of a chunk), O outputs,
+"run" = TW * n * C (or O) numbers that lie next to each other.
+
+**One dimension.** Four neighbouring outputs of a kernel of three, y = (y0 .. y3) from d = (d0 .. d5) and
+g = (g0, g1, g2), are the middle coefficients of a product of polynomials. Such a product can be evaluated at
+six points (0, 1, -1, 2, -2 and infinity), multiplied there number by number, and interpolated back::
+
+    y = A^T [ (G g) * (B^T d) ]              six multiplications (the *) in place of twelve
+
+**Two dimensions.** The same along rows and along columns, for tiles of 4 x 4 outputs::
+
+    V = B^T d B      6 x 6 from 6 x 6 input pixels: the tile and one pixel around it
+    U = G g G^T      6 x 6 from the 3 x 3 kernel
+    M = U * V        number by number
+    y = A^T M A      4 x 4 output pixels
+
+**Channels.** M is summed over input channels before the inverse transform, which is linear. So for each of the
+36 places there is a matrix product, over all tiles at once, and that is nearly all of the work::
+
+    M[i, j] (T, O)  =  V[i, j] (T, C)  U[i, j] (C, O)                36 T C O, where im2col has 144 T C O
+
+**Backward.** Each step is linear in each of its operands, so its gradient is the adjoint (Lavin and Gray do
+another thing, a convolution with the turned kernel; this one shares a transform)::
+
+    dM = A dy A^T        dU = V^T dM        dW = G^T dU G
+                         dV = dM U^T        dx = B dV B^T, added up where the input tiles overlap
+
+dM is shared by both. A bias is added to M[1, 1], since the second column of A^T is all ones: what is added
+there comes out in all 16 pixels. For the same reason the sum of dM[1, 1] over tiles is db.
+
+**Transforms are matrix products, too**: B^T, with six rows, times six long runs of neighbouring numbers (see
+``maps.py`` for why they are). A tile's six rows of pixels are there; of its six columns, four are its own
+phases, and the outer two are phase 3 of the tile before and phase 0 of the tile behind. In a row of tiles that
+is the same run moved by one tile, n * C numbers, so it takes a copy::
+
+    slot      0            1        2        3        4        5
+    t    [ 3 of t-1 ]  [  0   |    1   |    2   |    3  ]  [ 0 of t+1 ]        zeros beyond the picture
+
+**Order of work.** With few channels the weights are small and the maps are large: each worker takes a row or
+a few rows of tiles through everything, transform, product and inverse, in its second-level cache ("by rows").
+With many channels the weights are larger than the maps: then the phases follow each other for the whole
+batch, and in the product each worker takes some of the columns of U, which it transforms just before it needs
+them ("by phases").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
+from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
+from scratchnet.plans.cpu.maps import Tiles
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import Phase, Steps, rectify, reshaped, share
+
+_BT = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+_G = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+_AT = [
+    [1, 1, 1, 1, 1, 0],
+    [0, 1, -1, 2, -2, 0],
+    [0, 1, 1, 4, 4, 0],
+    [0, 1, -1, 8, -8, 1],
+]
+BT = np.array(_BT, np.float32)  # (6, 6)
+AT = np.array(_AT, np.float32)  # (4, 6)
+A = np.ascontiguousarray(AT.T)  # (6, 4)
+# Both dimensions at once, for the weights, which are small: U (36, C*O) = G2 (36, 9) w (9, C*O).
+G2 = np.kron(_G, _G).astype(np.float32)  # (36, 9)
+G2T = np.ascontiguousarray(G2.T)  # (9, 36)
+# If a row has only one tile, its outer columns are padding: slots 1 to 4 are all.
+BT_INNER = np.ascontiguousarray(BT[:, 1:5])  # (6, 4)
+B_INNER = np.ascontiguousarray(BT_INNER.T)  # (4, 6)
+# The adjoint with overlaps. A pixel of phase 0 is also slot 5 of the tile before, and B^T has a single entry
+# in column 5, in row 5; one of phase 3 is also slot 0 of the tile behind, and column 0 has only row 0. So dx of
+# a tile takes its own six numbers and one from each neighbour: (4, 8) times [5 of t-1 | 0 .. 5 of t | 0 of t+1].
+B_OVERLAP = np.zeros((4, 8), np.float32)
+B_OVERLAP[:, 1:7] = B_INNER
+B_OVERLAP[0, 0] = BT[5, 5]
+B_OVERLAP[3, 7] = BT[0, 0]
+
+# By rows: a group of tile rows has at least this many tiles, so that the matrix products are not too flat; and
+# transformed weights may have this many bytes, so that they stay in the cache from group to group.
+TILES = 64
+WEIGHTS = 3 << 20
+# By phases: all of V and M together may have this many bytes. (Twice the batch would take twice the memory.)
+PHASES = 160 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of tiles of one chunk, which are transformed together.
+
+    Attributes
+    ----------
+    chunk : int
+    block : Block
+        The output pixels.
+    tiles : slice
+        Where its tiles stand among all tiles of the batch.
+    """
+
+    chunk: int
+    block: Block
+    tiles: slice
+
+    @property
+    def R(self) -> int:
+        """Rows of tiles."""
+        return self.block.shape[0]
+
+    @property
+    def row(self) -> int:
+        """The first of them."""
+        return self.block.row
+
+    @property
+    def T(self) -> int:
+        """Tiles."""
+        return self.tiles.stop - self.tiles.start
+
+
+class Winograd(Kernel):
+    """3 x 3 convolution with stride 1 and padding 1 [+ ReLU] [+ 2 x 2 max pooling], from a map of tiles."""
+
+    algorithm = "winograd"
+    input: Tiles
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.conv, x = self.group.main, self.input
+        self.C, self.O = self.conv.in_channels, self.conv.out_channels
+        self.parts: list[Part] = []
+        T = 0
+        for c, images in enumerate(x.chunks):
+            per_row = x.TW * len(images)
+            R = min(x.TH, -(-TILES // per_row))
+            for row in range(0, x.TH, R):
+                rows = min(R, x.TH - row)
+                block = Block("tiles", images, (rows, 4, 4, per_row * self.O), row, x.TW)
+                self.parts.append(Part(c, block, slice(T, T + rows * per_row)))
+                T += rows * per_row
+        self.T = T
+        self.largest = max(part.T for part in self.parts)
+        phases = T * (48 * self.C + 36 * self.O) * 4
+        self.by_rows = 36 * self.C * self.O * 4 <= WEIGHTS or phases > PHASES
+        self.slots = 6 if x.TW == 1 else 8  # of V in the backward pass
+        # Direct: the output has tiles as well, so the inverse transform can write where the result belongs.
+        self.direct = isinstance(self.output, Tiles) and self.group.pool is None
+        self.epilogue = Epilogue(self)
+        self.U: list[np.ndarray] = []
+
+    def describe(self) -> str:
+        return f"by {'rows' if self.by_rows else 'phases'}, {self.largest} of {self.T} tiles"
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        C, O, T = self.C, self.O, self.largest
+        kind = np.float32
+        self.t = self.per_lane(arena, "t", (36 * T * C,), forward)
+        self.s = self.per_lane(arena, "s", (24 * T * O,), forward)
+        self.y = self.per_lane(arena, "y", (16 * T * O,), forward)
+        blocks = [part.block for part in self.parts]
+        self.epilogue.request(arena, blocks, forward, backward)
+        self.columns = _column_blocks(O)
+        if self.by_rows:
+            self.V = self.per_lane(arena, "V", (36 * T * C,), forward)
+            self.M = self.per_lane(arena, "M", (36 * T * O,), forward)
+        else:
+            self.V = [arena.request("V", (36 * self.T * C,), kind, forward, forward)]
+            self.M = [arena.request("M", (36 * self.T * O,), kind, forward, forward)]
+        self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)
+        if not self.setting.training:  # kept from one forward to the next, so not in the shared memory
+            self.U = [np.empty((6, 6, C, b.stop - b.start), kind) for b in self.columns]
+        elif self.by_rows:
+            self.kept_U = arena.request("U", (36 * C * O,), kind, forward, forward)
+        else:
+            self.lane_U = self.per_lane(arena, "U", (36 * C * COLUMNS,), forward)
+        if backward is None:
+            return
+
+        self.back_columns = _column_blocks(C)
+        self.back_t = self.per_lane(arena, "t", (36 * T * C,), backward)
+        self.a = self.per_lane(arena, "a", (24 * T * O,), backward)
+        self.dy = self.per_lane(arena, "dy", (16 * T * O,), backward)
+        run = max(self.input.TW * len(images) * C for images in self.input.chunks)
+        self.b = self.per_lane(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)
+        self.mask = self.mask_scratch(arena, backward)
+        self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
+        self.db = self.per_lane(arena, "db", (2, O), backward)
+        if self.by_rows:
+            self.dV = self.per_lane(arena, "dV", (6 * self.slots * T * C,), backward)
+            self.dM = self.per_lane(arena, "dM", (36 * T * O,), backward)
+            self.dU = self.per_lane(arena, "dU", (2, 36, C * O), backward)
+            self.UT = [arena.request("UT", (36 * C * O,), kind, backward, backward)]
+        else:
+            self.dV = [arena.request("dV", (6 * self.slots * self.T * C,), kind, backward, backward)]
+            self.dM = [arena.request("dM", (36 * self.T * O,), kind, backward, backward)]
+            self.rows_of_dU = max(1, min(64, -(-C // self.setting.lanes)))
+            self.dU = self.per_lane(arena, "dU", (36, self.rows_of_dU * O), backward)
+            self.UT = self.per_lane(arena, "UT", (36 * O * COLUMNS,), backward)
+
+    # The transforms of one part
+
+    def _transform_input(self, do: Steps, lane: int, part: Part, V: np.ndarray, t: Any) -> None:
+        """Write down V = B^T d B, where V has the axes (6, 6, R, run)."""
+        x = self.input.chunk(part.chunk)
+        rows, _, TW, n, C = x.shape
+        R, run, one_tile = part.R, TW * n * C, n * C
+        x = x.reshape(rows, 4 * run)[4 * part.row : 4 * (part.row + R) + 2]
+        windows = np.lib.stride_tricks.sliding_window_view(x, 6, axis=0)[::4]  # (R, 4*run, 6)
+        windows = windows.transpose(0, 2, 1)  # (R, 6, 4*run): the six rows of pixels of each row of tiles
+        V = V.transpose(2, 0, 1, 3)  # (R, 6, 6, run)
+        if TW == 1:
+            t = first_of(t[lane], R, 6, 4, run)
+            combine(do, BT, windows, out=reshaped(t, R, 6, 4 * run))
+            combine(do, BT_INNER, t, out=V)
+            return
+        t = first_of(t[lane], R, 6, 6, run)  # by row, transformed row, and slot
+        combine(do, BT, windows, out=reshaped(t[:, :, 1:5], R, 6, 4 * run))
+        do.copy(0, out=t[:, :, 0, :one_tile])
+        do.copy(t[:, :, 4, :-one_tile], out=t[:, :, 0, one_tile:])
+        do.copy(t[:, :, 1, one_tile:], out=t[:, :, 5, :-one_tile])
+        do.copy(0, out=t[:, :, 5, -one_tile:])
+        combine(do, BT, t, out=V)
+
+    def _transform_output(self, do: Steps, lane: int, part: Part, M: np.ndarray) -> None:
+        """Write down y = A^T M A, and what follows; M has the axes (6, 6, R, run)."""
+        R, run = part.R, M.shape[-1]
+        s = first_of(self.s[lane], R, 4, 6, run)
+        combine(
+            do, AT, M.transpose(2, 1, 0, 3), out=s.transpose(0, 2, 1, 3)
+        )  # (R, 6, 6, run) to (R, 6, 4, run)
+        if self.direct:
+            rows = self.output.chunk(part.chunk)[1 + 4 * part.row : 1 + 4 * (part.row + R)]
+            y = reshaped(rows, R, 4, 4, run)
+        else:
+            y = first_of(self.y[lane], R, 4, 4, run)
+        combine(do, AT, s, out=y)
+        if not self.direct:
+            self.epilogue.forward(do, lane, part.block, y)
+        elif self.group.relu is not None:
+            rectify(do, y)
+
+    def _transform_dy(self, do: Steps, lane: int, part: Part, dM: np.ndarray) -> None:
+        """Write down dM = A dy A^T, where dM has the axes (6, 6, R, run)."""
+        R, run = part.R, dM.shape[-1]
+        if self.direct:
+            dy = self.output.grad_chunk(part.chunk)[4 * part.row : 4 * (part.row + R)]
+        else:
+            dy = first_of(self.dy[lane], *part.block.shape)
+            self.epilogue.backward(do, lane, part.block, dy)
+        a = first_of(self.a[lane], R, 6, 4, run)
+        combine(do, A, reshaped(dy, R, 4, 4 * run), out=a.reshape(R, 6, 4 * run))
+        combine(do, A, a, out=dM.transpose(2, 0, 1, 3))
+
+    def _transform_dV(self, do: Steps, lane: int, part: Part, dV: np.ndarray) -> None:
+        """Write down dx = B dV B^T, where dV has the axes (6, slots, R, run).
+
+        Parts of a chunk come in order, on one lane. First the columns: of this part's rows of tiles, six rows
+        each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::
+
+            b    0 | 0 1 2 3 4 5 | 0 1 2 3 4 5 | ...     a row of zeros, six rows for each row of tiles, zeros
+                   \___ tile row 0             |
+                 \_____________________/       |         tile row 0 needs these eight
+                             \_____________________/     tile row 1 these
+        """
+        R, run = part.R, dV.shape[-1]
+        TH, TW = self.input.TH, self.input.TW
+        b = self.b[lane].array.reshape(-1)[: (6 * TH + 2) * 4 * run].reshape(6 * TH + 2, 4, run)
+        if part.row == 0:
+            do.copy(0, out=b[0])
+            do.copy(0, out=b[-1])
+        if TW > 1:  # slots 1 to 6 are the tile's own, 0 and 7 its neighbours'
+            one_tile = run // TW
+            do.copy(0, out=dV[:, 0, :, :one_tile])
+            do.copy(dV[:, 6, :, :-one_tile], out=dV[:, 0, :, one_tile:])
+            do.copy(dV[:, 1, :, one_tile:], out=dV[:, 7, :, :-one_tile])
+            do.copy(0, out=dV[:, 7, :, -one_tile:])
+        own = b[1 + 6 * part.row : 1 + 6 * (part.row + R)].reshape(R, 6, 4, run)
+        combine(do, B_OVERLAP if TW > 1 else B_INNER, dV.transpose(2, 0, 1, 3), out=own)
+
+        first = max(0, part.row - 1)
+        stop = TH if part.row + R == TH else part.row + R - 1
+        if first >= stop:
+            return
+        rows = b[6 * first : 6 * stop + 2].reshape(-1, 4 * run)
+        windows = np.lib.stride_tricks.sliding_window_view(rows, 8, axis=0)[::6]  # (rows of tiles, 4*run, 8)
+        dx = self.input.grad_chunk(part.chunk)[4 * first : 4 * stop]
+        combine(do, B_OVERLAP, windows.transpose(0, 2, 1), out=reshaped(dx, stop - first, 4, 4 * run))
+        x = self.input.chunk(part.chunk)[1 + 4 * first : 1 + 4 * stop]
+        flat = reshaped(dx, -1, 4 * run), reshaped(x, -1, 4 * run)
+        self.input.mask_gradient(do, *flat, self.mask[lane].array)
+        if (
+            stop == TH and not self.input.rectified
+        ):  # a mask would have set to zero what is not in the picture
+            self.input.clear(do, part.chunk, grad=True)
+
+    def _transform_weights(self, do: Steps, w: np.ndarray, scratch: np.ndarray, U: np.ndarray) -> None:
+        """Write down U = G g G^T for some columns w (3, 3, C, k) of the weights; U is (6, 6, C, k)."""
+        C, k = w.shape[2:]
+        packed = scratch.reshape(-1)[: 9 * C * k].reshape(3, 3, C, k)
+        do.copy(w, out=packed)
+        combine(do, G2, packed.reshape(9, C * k), out=U.reshape(36, C * k))
+
+    def _transform_dU(self, do: Steps, dU: np.ndarray, dw: np.ndarray) -> None:
+        """Write down dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
+        combine(do, G2T, dU, out=dw)
+
+    # The passes
+
+    def weights(self) -> list[Phase]:
+        """Transform the weights, unless that is done by phases, just before they are used."""
+        if self.setting.training and not self.by_rows:
+            return []
+        if self.setting.training:
+            self.U = _cut(self.kept_U.array, self.C, self.columns)
+        phase = self.phase("weights")
+        for b, U in enumerate(self.U):
+            lane = b * self.setting.lanes // len(self.U)
+            w = self.conv.weight.data[..., self.columns[b]]
+            self._transform_weights(phase.lanes[lane], w, self.w[lane].array, U)
+        return [phase]
+
+    def forward(self) -> list[Phase]:
+        borders = self.phase("borders")
+        for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
+            for c in chunks:
+                self.input.clear(borders.lanes[lane], c)
+        return [borders, *(self._forward_by_rows() if self.by_rows else self._forward_by_phases())]
+
+    def _forward_by_rows(self) -> list[Phase]:
+        phase = self.phase("rows of tiles")
+        for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
+            do = phase.lanes[lane]
+            for part in (self.parts[k] for k in some):
+                V = first_of(self.V[lane], 6, 6, part.T, self.C)
+                M = first_of(self.M[lane], 6, 6, part.T, self.O)
+                self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t)
+                for columns, U in zip(self.columns, self.U, strict=True):
+                    product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
+                self._add_bias(do, M, slice(0, self.O))
+                self._transform_output(do, lane, part, M.reshape(6, 6, part.R, -1))
+        return [phase]
+
+    def _forward_by_phases(self) -> list[Phase]:
+        first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
+        V = first_of(self.V[0], 6, 6, self.T, self.C)
+        M = first_of(self.M[0], 6, 6, self.T, self.O)
+        for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
+            for part in (self.parts[k] for k in some):
+                shape = (6, 6, part.R, -1)
+                self._transform_input(
+                    first.lanes[lane], lane, part, reshaped(V[:, :, part.tiles], *shape), self.t
+                )
+                self._transform_output(third.lanes[lane], lane, part, reshaped(M[:, :, part.tiles], *shape))
+        for b, columns in enumerate(self.columns):
+            lane = b * self.setting.lanes // len(self.columns)
+            do = second.lanes[lane]
+            if self.U:
+                U = self.U[b]
+            else:
+                U = first_of(self.lane_U[lane], 6, 6, self.C, columns.stop - columns.start)
+                w = self.conv.weight.data[..., columns]
+                self._transform_weights(do, w, self.w[lane].array, U)
+            product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
+            self._add_bias(do, M, columns)
+        return [first, second, third]
+
+    def _add_bias(self, do: Steps, M: np.ndarray, columns: slice) -> None:
+        if self.conv.bias is not None:
+            do(np.add, M[1, 1, :, columns], self.conv.bias.data[columns], out=M[1, 1, :, columns])
+
+    def backward(self) -> list[Phase]:
+        return self._backward_by_rows() if self.by_rows else self._backward_by_phases()
+
+    def _parts_by_lane(self) -> list[list[Part]]:
+        """Divide parts so that each chunk stays on one lane."""
+        lanes = share(len(self.input.chunks), self.setting.lanes)
+        return [[part for part in self.parts if part.chunk in chunks] for chunks in lanes]
+
+    def _backward_by_rows(self) -> list[Phase]:
+        weights, main, last = self.phase("weights"), self.phase("rows of tiles"), self.phase("sum over lanes")
+        UT = _cut(self.UT[0].array, self.O, self.back_columns)
+        for b, columns in enumerate(self.back_columns):
+            lane = b * self.setting.lanes // len(UT)
+            w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
+            self._transform_weights(weights.lanes[lane], w, self.back_w[lane].array, UT[b])
+        for lane, parts in enumerate(self._parts_by_lane()):
+            do = main.lanes[lane]
+            total, one = self.dU[lane].array
+            db_total, db_one = self.db[lane].array
+            if not parts:
+                do.copy(0, out=total)
+                do.copy(0, out=db_total)
+            for k, part in enumerate(parts):
+                V = first_of(self.dV[lane], 6, self.slots, part.T, self.C)
+                inner = V[:, 1:7] if self.slots == 8 else V
+                dM = first_of(self.dM[lane], 6, 6, part.T, self.O)
+                self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1))
+                self._transform_input(
+                    do, lane, part, reshaped(inner, 6, 6, part.R, part.T // part.R * self.C), self.back_t
+                )
+                self._product_dU(do, inner, dM, out=(one if k else total).reshape(6, 6, self.C, self.O))
+                do(np.matmul, np.ones(part.T, np.float32), dM[1, 1], out=db_one if k else db_total)
+                if k:
+                    do(np.add, total, one, out=total)
+                    do(np.add, db_total, db_one, out=db_total)
+                for columns, U in zip(self.back_columns, UT, strict=True):  # dV over V, which has served
+                    product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
+                self._transform_dV(do, lane, part, V.reshape(6, self.slots, part.R, -1))
+        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, -1)
+        for do, some in zip(last.lanes, share(self.C * self.O, self.setting.lanes), strict=True):
+            part = slice(some.start, some.stop)
+            if some:
+                total = self.dU[0].array[0][:, part]
+                for other in self.dU[1:]:
+                    do(np.add, total, other.array[0][:, part], out=total)
+                self._transform_dU(do, total, dweight[:, part])
+        self._sum_db(last.lanes[0], [d.array[0] for d in self.db])
+        return [weights, main, last]
+
+    def _backward_by_phases(self) -> list[Phase]:
+        names = "dy and input", "dW", "dx", "input gradient"
+        first, second, third, fourth = (self.phase(name) for name in names)
+        V = first_of(self.dV[0], 6, self.slots, self.T, self.C)
+        inner = V[:, 1:7] if self.slots == 8 else V
+        dM = first_of(self.dM[0], 6, 6, self.T, self.O)
+        for lane, parts in enumerate(self._parts_by_lane()):
+            for part in parts:
+                run = part.T // part.R
+                self._transform_dy(
+                    first.lanes[lane], lane, part, reshaped(dM[:, :, part.tiles], 6, 6, part.R, run * self.O)
+                )
+                mine = reshaped(inner[:, :, part.tiles], 6, 6, part.R, run * self.C)
+                self._transform_input(first.lanes[lane], lane, part, mine, self.back_t)
+                mine = reshaped(V[:, :, part.tiles], 6, self.slots, part.R, run * self.C)
+                self._transform_dV(fourth.lanes[lane], lane, part, mine)
+
+        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
+        rows = self.rows_of_dU
+        blocks = [slice(c, min(c + rows, self.C)) for c in range(0, self.C, rows)]
+        for b, c in enumerate(blocks):
+            lane = b * self.setting.lanes // len(blocks)
+            do, k = second.lanes[lane], c.stop - c.start
+            dU = first_of(self.dU[lane], 36, k * self.O)
+            self._product_dU(do, inner[..., c], dM, out=dU.reshape(6, 6, k, self.O))
+            self._transform_dU(do, dU, reshaped(dweight[:, c], 9, k * self.O))
+        do, db = second.lanes[-1], self.db[0].array[0]
+        do(np.matmul, np.ones(self.T, np.float32), dM[1, 1], out=db)
+        self._sum_db(do, [db])
+
+        for b, columns in enumerate(self.back_columns):  # dV over V, which has served
+            lane = b * self.setting.lanes // len(self.back_columns)
+            do, k = third.lanes[lane], columns.stop - columns.start
+            U = first_of(self.UT[lane], 6, 6, self.O, k)
+            w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
+            self._transform_weights(do, w, self.back_w[lane].array, U)
+            product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
+        return [first, second, third, fourth]
+
+    def _product_dU(self, do: Steps, V: np.ndarray, dM: np.ndarray, out: np.ndarray) -> None:
+        """Write down dU = V^T dM, for all 36 places."""
+        product(do, V.swapaxes(-1, -2), dM, out=out, limit=self.setting.block_limit)
+
+    def _sum_db(self, do: Steps, parts: list[np.ndarray]) -> None:
+        if self.conv.bias is not None:
+            sum_lanes(do, parts, out=self.conv.bias.view(self.conv.bias.buffer.grad))
+
+
+def _column_blocks(columns: int) -> list[slice]:
+    """Cut columns of a matrix into blocks of COLUMNS; a last one that is narrow stays narrow."""
+    return [slice(c, min(c + COLUMNS, columns)) for c in range(0, columns, COLUMNS)]
+
+
+def _cut(memory: np.ndarray, rows: int, blocks: list[slice]) -> list[np.ndarray]:
+    """Return an array (6, 6, rows, k) for each block of k columns, one after the other in memory."""
+    arrays = []
+    for block in blocks:
+        k = block.stop - block.start
+        arrays.append(memory[36 * rows * block.start :][: 36 * rows * k].reshape(6, 6, rows, k))
+    return arrays
