@@ -17,6 +17,7 @@ from scratchnet.plans.cpu.linear import Linear
 from scratchnet.plans.cpu.maps import LAYOUTS, Map, Reshaped
 from scratchnet.plans.cpu.norm import Norm
 from scratchnet.plans.cpu.simple import Average, Fallback, View
+from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Workspace
@@ -26,6 +27,7 @@ from scratchnet.plans.running import Clock, Phase, run
 CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
     "im2col": (Im2col, "plain"),
     "winograd": (Winograd, "tiles"),
+    "toeplitz": (Toeplitz, "pixels"),
 }
 OTHERS: dict[str, type[Kernel]] = {
     "norm": Norm,

@@ -1,0 +1,207 @@
+r"""A 3 x 3 convolution of a picture of 2 x 2 pixels: 9 products in place of 16, by a Toeplitz matrix.
+
+Symbols as in ``maps.py``; the kernel is g[i, j], i and j from -1 to 1.
+
+**One dimension.** With padding, two outputs of two inputs see all of the kernel::
+
+    y0 = g0  x0 + g1 x1             [y0]   [ g0  g1 ] [x0]
+    y1 = g-1 x0 + g0 x1             [y1] = [ g-1 g0 ] [x1]
+
+The matrix has equal entries on its diagonal (it is a Toeplitz matrix), and such a product takes three
+multiplications in place of four (Winograd 1980, "Arithmetic complexity of computations", sec. 5a)::
+
+    p0 = g0 (x0 + x1)       p1 = (g1 - g0) x1       p2 = (g-1 - g0) x0
+    y0 = p0 + p1            y1 = p0 + p2
+
+**Two dimensions.** The same along rows and along columns: 3 x 3 products in place of 4 x 4, each of all images
+at once, since a pixel is a matrix (N, C) in this layout. As matrices that act on both axes::
+
+    V = E x E^T     with E = [1 1; 0 1; 1 0]               expand the input, 2 x 2 to 3 x 3
+    U = K g K^T     with K = [0 1 0; 0 -1 1; 1 -1 0]       combine the weights
+    M = V U         nine matrix products (N, C) (C, O)
+    y = D M D^T     with D = [1 1 0; 1 0 1]                contract, 3 x 3 to 2 x 2
+
+Every entry is 0, 1 or -1, so that nothing is lost to rounding that im2col would keep.
+
+**Backward** is the adjoint, step by step, as in ``winograd.py``::
+
+    dM = D^T dy D       dU = V^T dM       dg = K^T dU K       dV = dM U^T       dx = E^T dV E
+
+A bias is added to M[0, 0], which goes into all four outputs; so db is the sum of dM[0, 0] over images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
+from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.kernel import Kernel, first_of
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import Phase, Steps, share
+
+K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
+K2 = np.kron(K, K).astype(np.float32)  # (9, 9): both dimensions at once
+K2T = np.ascontiguousarray(K2.T)
+
+
+def expand(do: Steps, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Write down E x E^T: from (2, 2, n, C) by way of (3, 2, n, C) to (3, 3, n, C)."""
+    do(np.add, x[0], x[1], out=rows[0])
+    do.copy(x[1], out=rows[1])
+    do.copy(x[0], out=rows[2])
+    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
+    do.copy(rows[:, 1], out=out[:, 1])
+    do.copy(rows[:, 0], out=out[:, 2])
+
+
+def expand_gradient(do: Steps, dy: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Write down D^T dy D: from (2, 2, n, O) by way of (3, 2, n, O) to (3, 3, n, O)."""
+    do(np.add, dy[0], dy[1], out=rows[0])
+    do.copy(dy, out=rows[1:])
+    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
+    do.copy(rows, out=out[:, 1:])
+
+
+def contract(do: Steps, M: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Write down D M D^T: from (3, 3, n, O) by way of (2, 3, n, O) to (2, 2, n, O)."""
+    do(np.add, M[0], M[1], out=rows[0])
+    do(np.add, M[0], M[2], out=rows[1])
+    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
+    do(np.add, rows[:, 0], rows[:, 2], out=out[:, 1])
+
+
+def contract_gradient(do: Steps, dV: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Write down E^T dV E: from (3, 3, n, C) by way of (2, 3, n, C) to (2, 2, n, C)."""
+    do(np.add, dV[0], dV[2], out=rows[0])
+    do(np.add, dV[0], dV[1], out=rows[1])
+    do(np.add, rows[:, 0], rows[:, 2], out=out[:, 0])
+    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 1])
+
+
+class Toeplitz(Kernel):
+    """3 x 3 convolution, stride 1, padding 1, of 2 x 2 pixels [+ ReLU] [+ 2 x 2 max pooling], by pixels."""
+
+    algorithm = "toeplitz"
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.conv = self.group.main
+        self.N, self.C, self.O = self.input.N, self.conv.in_channels, self.conv.out_channels
+        self.images = share(self.N, self.setting.lanes)
+        self.blocks = [Block("pixels", images, (1, 2, 2, len(images) * self.O)) for images in self.images]
+        self.epilogue = Epilogue(self)
+        self.U: list[np.ndarray] = []
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        N, C, O, kind = self.N, self.C, self.O, np.float32
+        n = max(len(images) for images in self.images)
+        self.V = arena.request("V", (3, 3, N, C), kind, forward, forward)
+        self.M = arena.request("M", (3, 3, N, O), kind, forward, forward)
+        self.rows = self.per_lane(arena, "rows", (3 * 2 * n * max(C, O),), forward)
+        self.y = self.per_lane(arena, "y", (4 * n * O,), forward)
+        self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)
+        self.columns = [slice(c, min(c + COLUMNS, O)) for c in range(0, O, COLUMNS)]
+        if self.setting.training:
+            self.lane_U = self.per_lane(arena, "U", (9 * C * COLUMNS,), forward)
+        else:  # kept from one forward to the next, so not in the shared memory
+            self.U = [np.empty((3, 3, C, b.stop - b.start), kind) for b in self.columns]
+        blocks = [block for block in self.blocks if block.images]
+        self.epilogue.request(arena, blocks, forward, backward)
+        if backward is None:
+            return
+        self.back_columns = [slice(c, min(c + COLUMNS, C)) for c in range(0, C, COLUMNS)]
+        self.dV = arena.request("dV", (3, 3, N, C), kind, backward, backward)
+        self.dM = arena.request("dM", (3, 3, N, O), kind, backward, backward)
+        self.back_rows = self.per_lane(arena, "rows", (3 * 2 * n * max(C, O),), backward)
+        self.dy = self.per_lane(arena, "dy", (4 * n * O,), backward)
+        self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
+        self.UT = self.per_lane(arena, "UT", (9 * O * COLUMNS,), backward)
+        self.dU = self.per_lane(arena, "dU", (9 * O * COLUMNS,), backward)
+        self.mask = self.mask_scratch(arena, backward)
+
+    def _combine_weights(self, do: Steps, w: np.ndarray, scratch: np.ndarray, U: np.ndarray) -> None:
+        """Write down U = K g K^T for some columns w (3, 3, C, k) of the weights; U is (3, 3, C, k)."""
+        C, k = w.shape[2:]
+        packed = scratch[: 9 * C * k].reshape(3, 3, C, k)
+        do.copy(w, out=packed)
+        combine(do, K2, packed.reshape(9, C * k), out=U.reshape(9, C * k))
+
+    def weights(self) -> list[Phase]:
+        if self.setting.training:
+            return []  # done in the forward pass, just before they are used
+        phase = self.phase("weights")
+        for b, U in enumerate(self.U):
+            lane = b * self.setting.lanes // len(self.U)
+            w = self.conv.weight.data[..., self.columns[b]]
+            self._combine_weights(phase.lanes[lane], w, self.w[lane].array, U)
+        return [phase]
+
+    def forward(self) -> list[Phase]:
+        first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
+        V, M = self.V.array, self.M.array
+        for lane, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
+            n = slice(images.start, images.stop)
+            if not images:
+                continue
+            rows = first_of(self.rows[lane], 3, 2, len(images), self.C)
+            expand(first.lanes[lane], self.input.data[:, :, n], rows, out=V[:, :, n])
+            do = third.lanes[lane]
+            y = first_of(self.y[lane], 2, 2, len(images), self.O)
+            contract(do, M[:, :, n], first_of(self.rows[lane], 2, 3, len(images), self.O), out=y)
+            self.epilogue.forward(do, lane, block, y.reshape(block.shape))
+        for b, columns in enumerate(self.columns):
+            lane = b * self.setting.lanes // len(self.columns)
+            do = second.lanes[lane]
+            if self.U:
+                U = self.U[b]
+            else:
+                U = first_of(self.lane_U[lane], 3, 3, self.C, columns.stop - columns.start)
+                self._combine_weights(do, self.conv.weight.data[..., columns], self.w[lane].array, U)
+            product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
+            if self.conv.bias is not None:
+                to_all = M[0, 0, :, columns]
+                do(np.add, to_all, self.conv.bias.data[columns], out=to_all)
+        return [first, second, third]
+
+    def backward(self) -> list[Phase]:
+        names = "dy and input", "dW", "dx", "input gradient"
+        first, second, third, fourth = (self.phase(name) for name in names)
+        V, dM = self.dV.array, self.dM.array
+        for lane, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
+            n = slice(images.start, images.stop)
+            if not images:
+                continue
+            do = first.lanes[lane]
+            dy = first_of(self.dy[lane], 2, 2, len(images), self.O)
+            self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
+            rows = first_of(self.back_rows[lane], 3, 2, len(images), self.O)
+            expand_gradient(do, dy, rows, out=dM[:, :, n])
+            x = self.input.data[:, :, n]
+            rows = first_of(self.back_rows[lane], 3, 2, len(images), self.C)
+            expand(do, x, rows, out=V[:, :, n])
+
+            do, dx = fourth.lanes[lane], self.input.grad[:, :, n]
+            contract_gradient(do, V[:, :, n], rows.reshape(2, 3, len(images), self.C), out=dx)
+            self.input.mask_gradient(do, dx, x, self.mask[lane].array)
+
+        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
+        for b, c in enumerate(self.back_columns):
+            lane = b * self.setting.lanes // len(self.back_columns)
+            k = c.stop - c.start
+            do = second.lanes[lane]
+            dU = first_of(self.dU[lane], 3, 3, k, self.O)
+            product(do, V[..., c].swapaxes(-1, -2), dM, out=dU, limit=self.setting.block_limit)
+            combine(do, K2T, dU.reshape(9, k * self.O), out=dweight[:, c].reshape(9, k * self.O))
+
+            do = third.lanes[lane]  # dV over V, which has served
+            U = first_of(self.UT[lane], 3, 3, self.O, k)
+            w = self.conv.weight.data[:, :, c].transpose(0, 1, 3, 2)  # (3, 3, O, k)
+            self._combine_weights(do, w, self.back_w[lane].array, U)
+            product(do, dM, U, out=V[..., c], limit=self.setting.block_limit)
+        if self.conv.bias is not None:
+            db = self.conv.bias.view(self.conv.bias.buffer.grad)
+            second.lanes[-1](np.matmul, np.ones(self.N, np.float32), dM[0, 0], out=db)
+        return [first, second, third, fourth]
