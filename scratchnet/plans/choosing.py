@@ -6,7 +6,8 @@ By rule where the shape decides, by a short measurement where the machine does.
 a convolution of               is computed by
 =============================  =========================================================================
 3 x 3, stride 1, padding 1     ``toeplitz`` if the picture has 2 x 2 pixels;
-                               ``few`` if it comes first, with at most four channels (a photograph);
+                               ``few`` if it comes first, with at most four channels (a photograph), and
+                               what is behind it wants tiles;
                                ``winograd`` from 3 x 3 pixels on, if neither side has fewer than 4 channels
 anything else                  ``im2col``
 float64, or if asked for       ``im2col``
@@ -26,7 +27,8 @@ from scratchnet.plans.grouping import Group
 from scratchnet.plans.running import share
 from scratchnet.workers import one_blas_thread
 
-ALGORITHMS = ("auto", "winograd", "im2col")
+ALGORITHMS = ("auto", "im2col")
+FEW = 4  # channels of a photograph, and one more
 
 # Winograd's transforms want runs of this many numbers: long enough for a matrix product with 6 x 6 to be
 # fast, short enough for all 36 of a tile to stay in the second-level cache.
@@ -37,8 +39,9 @@ SMALL = 1_000_000
 ARCHITECTURES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 
 
-def algorithm_for(group: Group, algorithm: str, dtype: Any, first: bool, next_group: Group | None) -> str:
-    """Return the name of the algorithm for a convolution, by the table above."""
+def algorithm_for(groups: list[Group], i: int, algorithm: str, dtype: Any) -> str:
+    """Return the name of the algorithm for group i, a convolution, by the table above."""
+    group = groups[i]
     conv = group.main
     _, H, W, C = group.input_shape
     usual = conv.kernel_size == 3 and conv.stride == 1 and conv.padding == 1
@@ -46,6 +49,12 @@ def algorithm_for(group: Group, algorithm: str, dtype: Any, first: bool, next_gr
         return "im2col"
     if (H, W) == (2, 2):
         return "toeplitz"
+    if i == 0 and C <= FEW and group.pool is None and len(groups) > 1:
+        behind = groups[1].kind
+        if behind == "norm" or (
+            behind == "conv" and algorithm_for(groups, 1, algorithm, dtype) == "winograd"
+        ):
+            return "few"
     if min(H, W) < 3 or min(C, conv.out_channels) < 4:
         return "im2col"
     return "winograd"

@@ -11,6 +11,7 @@ from scratchnet import workers
 from scratchnet.backend import array_module
 from scratchnet.layers import Dropout, Layer, Parameter
 from scratchnet.plans import choosing
+from scratchnet.plans.cpu.few import Few
 from scratchnet.plans.cpu.im2col import Im2col
 from scratchnet.plans.cpu.kernel import Kernel, Setting
 from scratchnet.plans.cpu.linear import Linear
@@ -27,6 +28,7 @@ from scratchnet.plans.running import Clock, Phase, run
 CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
     "im2col": (Im2col, "plain"),
     "winograd": (Winograd, "tiles"),
+    "few": (Few, "plain"),
     "toeplitz": (Toeplitz, "pixels"),
 }
 OTHERS: dict[str, type[Kernel]] = {
@@ -137,14 +139,12 @@ class Plan:
 
     def _make_kernels(self) -> None:
         """Choose an algorithm for each group, and make the maps between them."""
-        algorithms = []
-        for i, g in enumerate(self.groups):
-            after = self.groups[i + 1] if i + 1 < len(self.groups) else None
-            if g.kind == "conv":
-                chosen = choosing.algorithm_for(g, self.algorithm, self.setting.dtype, i == 0, after)
-                algorithms.append(chosen if chosen in CONVOLUTIONS else "im2col")
-            else:
-                algorithms.append("")
+        algorithms = [
+            choosing.algorithm_for(self.groups, i, self.algorithm, self.setting.dtype)
+            if g.kind == "conv"
+            else ""
+            for i, g in enumerate(self.groups)
+        ]
         layouts = []  # of the input of each group, then of the output
         for i, g in enumerate(self.groups):
             if g.kind == "conv":

@@ -1,0 +1,143 @@
+"""The first convolution: three channels in, which is too few for Winograd, and for im2col's copies as well.
+
+Symbols as in ``maps.py``; L = 4 * TW * n, all columns of a row of pixels, of all images of a chunk.
+
+im2col would copy every pixel nine times, three numbers at a time. Here each is copied three times, in long
+runs, because images come last and only the shifts along the row are made. The shifts along the column are
+free: three rows of the picture that follow each other in memory are the three rows of the kernel::
+
+    row h     x[h, j] for j = -1, 0, 1 and each channel: 3*C runs of L numbers, then one run of ones
+    row h+1   the same
+    row h+2   the same                            windows of three rows overlap, and none is copied
+              `-- window h, (9*C + 3, L)
+
+So y[h] (L, O) = window[h]^T (L, 9*C + 3) times W (9*C + 3, O), and y[h] lies as the next layer's tiles do. The
+ones make the bias part of the product: it stands in W in the middle row's place, zeros in the other two's. And
+backward, dW = window[h] dy[h], summed over h, has db in that place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet import functional as F
+from scratchnet.plans.cpu.kernel import Kernel
+from scratchnet.plans.cpu.maps import Tiles
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import BLOCK, Phase, Steps, rectify, share
+
+
+class Few(Kernel):
+    """3 x 3 convolution, stride 1, padding 1, of a picture of few channels [+ ReLU], into a map of tiles."""
+
+    algorithm = "few channels"
+    output: Tiles
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.conv = self.group.main
+        self.H, self.W, self.C, self.O = self.input.H, self.input.W, self.input.C, self.conv.out_channels
+        self.depth = 3 * self.C + 1  # runs in a row: three shifts of each channel, and the ones
+        self.chunks = self.output.chunks
+        self.lanes = share(len(self.chunks), self.setting.lanes)
+        self.weight = np.zeros((3, self.depth, self.O), self.setting.dtype)
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+        TW, kind = self.output.TW, self.setting.dtype
+        n = max(len(images) for images in self.chunks)
+        padded = (self.C, self.H + 2, 4 * TW + 2, n)
+        self.padded = self.per_lane(arena, "padded", padded, forward)
+        shape = (self.input.N, self.H + 2, self.depth, 4 * TW)  # of each chunk (H+2, depth, L)
+        self.rows = arena.request("shifted rows", shape, kind, forward, backward or forward)
+        if backward is not None:
+            self.dweight = self.per_lane(arena, "dW", (2, 3 * self.depth, self.O), backward)
+            self.by_row = self.per_lane(arena, "dW of rows", (self.H, 3 * self.depth, self.O), backward)
+
+    def weights(self) -> list[Phase]:
+        """Put weights and bias together."""
+        phase = self.phase("weights")
+        do, C, O = phase.lanes[0], self.C, self.O
+        do.copy(self.conv.weight.data.reshape(3, 3 * C, O), out=self.weight[:, : 3 * C])
+        if self.conv.bias is not None:
+            do.copy(self.conv.bias.data, out=self.weight[1, 3 * C])
+        return [phase]
+
+    def _rows(self, c: int) -> np.ndarray:
+        """Return the shifted rows of chunk c, (H+2, depth, 4, TW, n)."""
+        images = self.chunks[c]
+        rows = self.rows.array[images.start : images.stop]
+        return rows.reshape(self.H + 2, self.depth, 4, self.output.TW, len(images))
+
+    def _windows(self, c: int) -> np.ndarray:
+        """Return the windows of three rows, (H, 9*C + 3, L), a view."""
+        rows = self._rows(c).reshape(self.H + 2, self.depth, -1)  # (H+2, depth, L)
+        # Three rows are 3 * depth runs that follow each other, and the next window begins one row later.
+        shape = self.H, 3 * self.depth, rows.shape[2]
+        return np.lib.stride_tricks.as_strided(rows, shape, rows.strides, writeable=False)
+
+    def forward(self) -> list[Phase]:
+        phase = self.phase("shift, product")
+        weight = self.weight.reshape(3 * self.depth, self.O)
+        for lane, chunks in enumerate(self.lanes):
+            do = phase.lanes[lane]
+            for c in chunks:
+                self._shift(do, lane, c)
+                windows = self._windows(c).transpose(0, 2, 1)  # (H, L, 9*C + 3)
+                y = self.output.chunk(c)[1 : 1 + self.H].reshape(self.H, -1, self.O)  # (H, L, O)
+                step = max(1, BLOCK // y[0].size)
+                for h in range(0, self.H, step):
+                    do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
+                    if self.group.relu is not None:
+                        rectify(do, y[h : h + step])
+        return [phase]
+
+    def _shift(self, do: Steps, lane: int, c: int) -> None:
+        """Write down the shifted rows of chunk c."""
+        H, W, C, TW = self.H, self.W, self.C, self.output.TW
+        images, rows = self.chunks[c], self._rows(c)
+        n = len(images)
+        padded = self.padded[lane].array.reshape(-1)[: C * (H + 2) * (4 * TW + 2) * n]
+        padded = padded.reshape(C, H + 2, 4 * TW + 2, n)
+        do.copy(0, out=padded)
+        do.copy(
+            self.input.data[images.start : images.stop].transpose(3, 1, 2, 0),
+            out=padded[:, 1 : H + 1, 1 : W + 1],
+        )
+        for j in range(3):
+            shifted = padded[:, :, j : j + 4 * TW].reshape(C, H + 2, TW, 4, n)  # columns as (tile, phase)
+            do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
+        do.copy(1, out=rows[:, 3 * C])
+
+    def backward(self) -> list[Phase]:
+        phase, last = self.phase("dW, db"), self.phase("sum over lanes")
+        for lane, chunks in enumerate(self.lanes):
+            do = phase.lanes[lane]
+            total, one = self.dweight[lane].array
+            by_row = self.by_row[lane].array
+            if not chunks:
+                do.copy(0, out=total)
+            for k, c in enumerate(chunks):
+                dy = self.output.grad_chunk(c)[: self.H].reshape(self.H, -1, self.O)  # (H, L, O)
+                do(np.matmul, self._windows(c), dy, out=by_row)
+                do(np.add.reduce, by_row, 0, None, out=one if k else total)
+                if k:
+                    do(np.add, total, one, out=total)
+        do, C = last.lanes[0], self.C
+        total = self.dweight[0].array[0]
+        for other in self.dweight[1:]:
+            do(np.add, total, other.array[0], out=total)
+        total = total.reshape(3, self.depth, self.O)
+        weight, bias = self.conv.weight, self.conv.bias
+        do.copy(total[:, : 3 * C], out=weight.view(weight.buffer.grad).reshape(3, 3 * C, self.O))
+        if bias is not None:
+            do.copy(total[1, 3 * C], out=bias.view(bias.buffer.grad))
+        rarely = self.phase("dx", for_input_gradient=True)
+        rarely.lanes[0].call(self._input_gradient)
+        return [phase, last, rarely]
+
+    def _input_gradient(self) -> None:
+        """Compute dx plainly: training never asks for it."""
+        cache = self.input.data, self.conv.weight.data, False, 1, 1
+        self.input.grad[...] = F.conv2d_backward(self.output.take_gradient(), cache)[0]
