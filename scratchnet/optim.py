@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 from typing import Any
 
+from scratchnet import workers
 from scratchnet.parameters import Parameter
 
 # Numbers that a step works on at a time: values, gradients, momentum and scratch together stay in the cache.
@@ -108,16 +110,20 @@ class SGD:
         runs = self._runs()
         if not runs:
             raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
-        block = BLOCK if first.buffer.backend.name == "numpy" else first.buffer.size
-        for buffer, start, stop, momentum_start, weight_decay in runs:
-            for a in range(start, stop, block):
-                b = min(a + block, stop)
-                v = None
-                if self.momentum:
-                    v = self.momentum_buffer[momentum_start + a - start : momentum_start + b - start]
-                self._update(buffer.data[a:b], buffer.grad[a:b], v, weight_decay)
+        if first.buffer.backend.name == "numpy":
+            # Every number is updated on its own, so it makes no difference which worker has which block.
+            blocks = list(_blocks(runs, BLOCK))
+            lanes = min(workers.size(), len(blocks))
+            workers.together([partial(self._update_all, blocks[lane::lanes]) for lane in range(lanes)])
+        else:
+            self._update_all(_blocks(runs, first.buffer.size))
         for buffer in {id(run[0]): run[0] for run in runs}.values():
             buffer.version += 1
+
+    def _update_all(self, blocks: Iterable[tuple[Any, int, int, int, float]]) -> None:
+        for buffer, a, b, momentum_start, weight_decay in blocks:
+            v = self.momentum_buffer[momentum_start : momentum_start + b - a] if self.momentum else None
+            self._update(buffer.data[a:b], buffer.grad[a:b], v, weight_decay)
 
     def _update(self, w: Any, g: Any, v: Any, weight_decay: float) -> None:
         """Apply the formula to one block of the flat arrays: w and v change, g is only read."""
@@ -149,6 +155,15 @@ class SGD:
                 runs.append((p.buffer, p.place.start, p.place.stop, offset, decay))
             offset += p.size
         return runs
+
+
+def _blocks(
+    runs: list[tuple[Any, int, int, int, float]], size: int
+) -> Iterator[tuple[Any, int, int, int, float]]:
+    """Cut runs into blocks of the same kind, of at most ``size`` numbers."""
+    for buffer, start, stop, momentum_start, weight_decay in runs:
+        for a in range(start, stop, size):
+            yield buffer, a, min(a + size, stop), momentum_start + a - start, weight_decay
 
 
 # Learning-rate schedules: plain functions of the step, without state, so that a resumed run needs nothing but
