@@ -49,21 +49,20 @@ def main() -> None:
     )
     say(f"Network: {net}")
     say(f"Parameters: {sum(p.size for p in net.parameters().values()):,}")
-    run = cli.open_run(options)
-    run.require_space(net)
-    net.to(device)
 
     # The training: forward, loss, backward, step; see scratchnet/training/trainer.py.
+    loss = SoftmaxCrossEntropy(options.label_smoothing)
     optimizer = SGD(net.parameters(), options.lr, options.momentum, options.weight_decay)
     learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
+    run = cli.open_run(options)
+    run.require_space(net)
     about = {
         "data": pictures.name,
         "class_names": pictures.class_names,
         "mean": normalisation.mean,
         "std": normalisation.std,
     }
-    loss = SoftmaxCrossEntropy(options.label_smoothing)
-    trainer = Trainer(net, optimizer, learning_rate, train, validation, run, loss, about)
+    trainer = Trainer(net.to(device), optimizer, learning_rate, train, validation, run, loss, about)
     if options.resume:
         trainer.resume()
     run.write_config(cli.describe_run(options, device.device, about))

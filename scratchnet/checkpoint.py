@@ -96,7 +96,7 @@ def save(
     info = {key: value for key, value in info.items() if value is not None}
     header = json.dumps(info, default=_plain)
     tensors = {name: _to_file(net, name, to_numpy(array)) for name, array in _state(net).items()}
-    write_tensors(path, tensors, {"format": "pt", HEADER: header})
+    write_tensors(path, tensors, header)
 
 
 def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
@@ -124,8 +124,8 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
         If it is not a safetensors file, or not one of a VGG.
     """
     backend = get(backend)
-    tensors, metadata = read_tensors(path)
-    info = _read_header(path, metadata)
+    tensors, header = read_tensors(path)
+    info = _read_header(path, header)
     shapes = {name: array.shape for name, array in tensors.items()}
     for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
         if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
@@ -165,8 +165,8 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
     _put(path, net, read_tensors(path)[0])
 
 
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read all tensors of a safetensors file, and its metadata.
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
+    """Read all tensors of a safetensors file, and the JSON of ours in its header, ``"{}"`` if there is none.
 
     Raises
     ------
@@ -182,7 +182,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
         raise FormatError(f"{path} is {what}, not a safetensors file")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, (file.metadata() or {}).get(HEADER, "{}")
     except TypeError as error:  # bfloat16 and the kinds of 8 bits
         raise FormatError(
             f"{path} holds numbers that NumPy has no type for ({error}): save them as float32"
@@ -192,12 +193,14 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
         raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
 
 
-def write_tensors(
-    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]
-) -> None:
-    """Write a safetensors file, whole or not at all."""
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], header: str) -> None:
+    """Write a safetensors file, whole or not at all, with one entry of JSON in its header.
+
+    One and no more: safetensors writes several in random order, and the same run shall leave the same bytes.
+    """
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary, metadata)
+        save_file(tensors, temporary, {HEADER: header})
 
 
 @contextmanager
@@ -305,10 +308,10 @@ def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) ->
             net.buffers()[name][...] = net.backend.asarray(array)
 
 
-def _read_header(path: str | os.PathLike, metadata: dict[str, str]) -> dict[str, Any]:
-    """Return our part of a file's header, checked as far as it can be without the network."""
+def _read_header(path: str | os.PathLike, header: str) -> dict[str, Any]:
+    """Return what our part of a file's header says, checked as far as it can be without the network."""
     try:
-        info = json.loads(metadata.get(HEADER, "{}"))
+        info = json.loads(header)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} has a damaged header: {error}") from error
     if not isinstance(info, dict):

@@ -142,6 +142,8 @@ class VGG(Layer):
                 raise ValueError(f"{argument} must be a whole number of at least 1, not {value!r}")
         if head not in HEADS:
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be between 0 and 1, not {dropout}")
         self.shrink = 2 ** layers.count("M")
         whole = _is_whole(image_size) and image_size >= self.shrink
         if not whole or (head == "flatten" and image_size % self.shrink):

@@ -156,7 +156,7 @@ class RunDirectory:
         write_tensors(
             self.state,
             {name: to_numpy(array) for name, array in tensors.items()},
-            {"scratchnet.progress": json.dumps(progress), "scratchnet.generators": json.dumps(generators)},
+            json.dumps({**progress, "generators": generators}),
         )
 
     def read_state(self, net: Layer, optimizer: SGD) -> dict[str, Any]:
@@ -173,9 +173,8 @@ class RunDirectory:
             If there is no state, or it is damaged or of another network.
         """
         try:
-            tensors, metadata = read_tensors(self.state)
-            progress = json.loads(metadata["scratchnet.progress"])
-            generators = json.loads(metadata["scratchnet.generators"])
+            tensors, header = read_tensors(self.state)
+            progress = json.loads(header)
             backend = net.backend
             for name, p in net.parameters().items():
                 p.data = backend.asarray(tensors[f"parameters.{name}"])
@@ -184,9 +183,9 @@ class RunDirectory:
             if "momentum" in tensors:
                 optimizer.momentum_buffer = backend.asarray(tensors["momentum"])
             for path, rng in net.generators().items():
-                rng.bit_generator.state = generators[path]
+                rng.bit_generator.state = progress["generators"][path]
             return {"log": list(progress["log"]), "best_accuracy": float(progress["best_accuracy"])}
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run to go on with: it has no {self.state.name}") from None
-        except (FormatError, KeyError, TypeError, ValueError) as error:
+        except (FormatError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{self.state} is damaged, or of another network: {error}") from error
