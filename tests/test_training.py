@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -552,6 +553,20 @@ def test_on_a_terminal_progress_is_a_bar_with_loss_rate_and_time_left_that_goes_
         r"epoch 3/15:  40%\|.+\| 400/1000 images, loss 1\.2345, +\d+\.\d+ images/s, 00:0\d left", shown
     )
     assert shown.split("\r")[-2].strip() == "" or shown.endswith("\r")
+
+
+@pytest.mark.parametrize("columns", [0, 60, 200])
+def test_the_bar_is_as_wide_as_the_terminal_and_also_there_where_that_does_not_say(monkeypatch, columns):
+    pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(terminal, "w") as file, Progress("epoch 1/1", 1000, file) as progress:
+        progress.bar.mininterval = 0
+        progress.update(500, loss=2.0)
+    shown = os.read(controller, 10_000).decode()
+    os.close(controller)
+    assert "500/1000 images, loss 2.0000" in shown
+    assert max(map(len, shown.split("\r"))) == pytest.approx(columns or 80, abs=2)
 
 
 def test_the_bar_goes_away_when_training_stops_with_an_error():

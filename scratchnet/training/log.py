@@ -6,6 +6,7 @@ stays readable. Every line is flushed, so that ``tail -f`` shows it at once.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -63,12 +64,14 @@ class Progress:
         self.start = self.last_line = clock()
         self.bar = None
         if self.file.isatty():
+            has_width = _columns(self.file) > 0
             self.bar = tqdm(
                 total=total,
                 desc=title,
                 file=self.file,
                 leave=False,
-                dynamic_ncols=True,
+                dynamic_ncols=has_width,
+                ncols=None if has_width else 80,  # with no width at all tqdm would show nothing
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}, "
                 "{rate_noinv_fmt}, {remaining} left",
                 unit=" images",
@@ -98,3 +101,11 @@ class Progress:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
+
+
+def _columns(file: TextIO) -> int:
+    """Return the width of a terminal, 0 if it does not say, as in containers and under ``script``."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except (OSError, ValueError):
+        return 0
