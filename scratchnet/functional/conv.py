@@ -32,7 +32,7 @@ from scratchnet.functional.sums import channel_sum
 # How much of the column matrix to hold at a time, in bytes. On a CPU it should still be in the cache when the
 # product reads it, and each product be long enough that its threads seldom have to wait for each other; a GPU
 # wants products that are large enough to fill it.
-COLUMNS_ON_CPU = 16 << 20
+COLUMNS_ON_CPU = 8 << 20
 COLUMNS_ON_GPU = 512 << 20
 
 
