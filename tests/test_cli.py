@@ -174,7 +174,15 @@ def test_going_on_without_a_run_says_so():
     assert not os.path.exists("nowhere") and os.listdir("empty") == []
 
 
-@pytest.mark.parametrize("config", ["{}", '{"options": 5}', '{"options": {"lr": 1}}', "[]", "{"])
+def test_a_run_that_was_begun_before_there_was_an_option_goes_on_with_its_default():
+    config = begun("r", "--lr 0.3").read_config()
+    del config["options"]["label_smoothing"]
+    RunDirectory("r").write_config(config)
+    options = parse("--resume --run-dir r")
+    assert (options.lr, options.label_smoothing) == (0.3, 0.0)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"options": 5}', "[]", "{"])
 def test_a_damaged_configuration_is_named(config):
     begun("r").config.write_text(config)
     with pytest.raises(RunError, match="r.config.json is damaged"):

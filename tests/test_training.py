@@ -50,7 +50,9 @@ def pictures(n, seed):
     return images.astype("uint8"), labels
 
 
-def prepare(folder=None, seed=0, lr=0.02, n=40, schedule=None, momentum=0.9, calm=False, **settings):
+def prepare(
+    folder=None, seed=0, lr=0.02, n=40, schedule=None, momentum=0.9, calm=False, backend="numpy", **settings
+):
     """Everything a run needs, with all that is random in it: order, weights, and unless calm dropout and
     augmentation."""
     size = {"width": 0.0625, "classifier_width": 16, "dropout": 0.0 if calm else 0.5, "batch_norm": True}
@@ -63,7 +65,7 @@ def prepare(folder=None, seed=0, lr=0.02, n=40, schedule=None, momentum=0.9, cal
     schedule = schedule or Cosine(lr, steps=4 * len(train), warmup=2)
     run = None if folder is None else RunDirectory(folder)
     header = {"data": "stripes", "class_names": [f"stripe {k}" for k in range(10)]}
-    return Trainer(net, optimizer, schedule, train, validation, run, header=header)
+    return Trainer(net.to(backend), optimizer, schedule, train, validation, run, header=header)
 
 
 def fit(folder, epochs, resume=False, **settings):
@@ -223,6 +225,17 @@ def test_going_on_works_without_momentum_and_batch_norm_too(tmp_path):
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
+def test_going_on_works_on_another_array_library_too(tmp_path, device):
+    fit(tmp_path / "whole", 2, backend=device)
+    fit(tmp_path / "parts", 1, backend=device)
+    trainer = fit(tmp_path / "parts", 2, resume=True, backend=device)
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+    assert trainer.net.backend.xp is device.xp
+    x = np.zeros((2, 32, 32, 3), "float32")
+    again = load(tmp_path / "parts" / "last.safetensors", device)
+    assert (predict(again, x) == predict(trainer.net, x)).all()
+
+
 def test_going_on_with_a_finished_run_changes_nothing_and_says_the_result(uninterrupted, capsys):
     before = {name: (uninterrupted / name).read_bytes() for name in FILES}
     fit(uninterrupted, 4, resume=True)
@@ -347,6 +360,15 @@ def test_a_disk_without_room_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
     with pytest.raises(RunError, match=r"has 0 MB left and a run of this network needs 1 MB: free some, or"):
         RunDirectory(tmp_path).require_space(prepare().net)
+
+
+def test_going_on_needs_only_the_room_that_the_run_does_not_take_already(tmp_path, monkeypatch):
+    trainer = fit(tmp_path, 1)
+    weights = sum(p.size * 4 for p in trainer.net.parameters().values())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2 * weights))
+    trainer.run.require_space(trainer.net)
+    with pytest.raises(RunError, match="MB left and a run of this network needs"):
+        RunDirectory(tmp_path / "another").require_space(trainer.net)
 
 
 def test_a_disk_that_fills_up_is_named_and_leaves_the_epoch_before(tmp_path, monkeypatch):
@@ -479,6 +501,11 @@ def test_evaluation_changes_nothing_and_does_not_depend_on_the_batch_size():
     assert (result.labels == trainer.validation.labels).all()
 
 
+def test_evaluation_of_no_images_is_refused():
+    with pytest.raises(ValueError, match="there are no images to evaluate on"):
+        evaluate(prepare().net, Loader(*pictures(20, 2), 16, shuffle=False, indices=[]))
+
+
 def test_probabilities_add_up_to_one():
     probabilities = predict(prepare().net, np.zeros((3, 32, 32, 3), "float32"))
     assert probabilities.shape == (3, 10)
@@ -556,15 +583,18 @@ def test_on_a_terminal_progress_is_a_bar_with_loss_rate_and_time_left_that_goes_
 
 
 @pytest.mark.parametrize("columns", [0, 60, 200])
-def test_the_bar_is_as_wide_as_the_terminal_and_also_there_where_that_does_not_say(monkeypatch, columns):
+def test_the_bar_is_as_wide_as_the_terminal_and_also_there_where_that_does_not_say(columns):
     pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with os.fdopen(terminal, "w") as file, Progress("epoch 1/1", 1000, file) as progress:
         progress.bar.mininterval = 0
         progress.update(500, loss=2.0)
-    shown = os.read(controller, 10_000).decode()
+    shown = b""
+    while b"500/1000" not in shown or shown.count(b"\r") < 4:  # a read may return less than was written
+        shown += os.read(controller, 10_000)
     os.close(controller)
+    shown = shown.decode()
     assert "500/1000 images, loss 2.0000" in shown
     assert max(map(len, shown.split("\r"))) == pytest.approx(columns or 80, abs=2)
 

@@ -206,8 +206,9 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
         raise RunError(f"there is no run to go on with: {run_dir} is no folder")
     run = RunDirectory(run_dir)
     options = run.read_config().get("options")
-    if not isinstance(options, dict) or not DEFAULTS.keys() <= options.keys():
+    if not isinstance(options, dict):
         raise RunError(f"{run.config} is damaged: it does not hold the options of a run")
+    options = DEFAULTS | options  # a run that was begun before there was an option goes on without it
     if not run.has_state:
         raise RunError(f"{run_dir} holds no finished epoch to go on from: begin a new run")
     for name, value in given.items():

@@ -49,6 +49,8 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", forward: Any
     >>> print(f"{evaluate(net, loader).accuracy:.2f}")
     0.25
     """
+    if not loader.n_samples:
+        raise ValueError("there are no images to evaluate on")
     was_training = net.training
     net.eval()
     loss, predictions, labels = 0.0, [], []

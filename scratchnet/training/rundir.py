@@ -106,7 +106,9 @@ class RunDirectory:
     def require_space(self, net: Layer) -> None:
         """Raise RunError unless the disk has room for what a run of this network writes."""
         bytes_of_weights = sum(p.size * p.dtype.itemsize for p in net.parameters().values())
-        needed = 5 * bytes_of_weights  # best, last, state with momentum, and one twice while it is replaced
+        # best, last, state with momentum (2), and the state a second time while it is replaced (2)
+        needed = 6 * bytes_of_weights
+        needed -= sum(path.stat().st_size for path in (self.best, self.last, self.state) if path.exists())
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunError(
