@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchnet import backend, checkpoint
 from scratchnet.data import DataError, Loader, Normalisation, load_picture, picture_to_array
-from scratchnet.training import cli, confusion_matrix, evaluate, predict
+from scratchnet.training import cli, confusion_matrix, evaluate, make_engine, predict
 from scratchnet.training.evaluation import confusion_table
 from scratchnet.training.log import say
 
@@ -35,6 +35,9 @@ def main() -> int:
         "--data-dir", default="data", metavar="DIR", help="the folder of CIFAR-10 (default data)"
     )
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto")
+    parser.add_argument(
+        "--engine", choices=("plan", "layers"), help="a plan (the default on a CPU), or the layers"
+    )
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")
@@ -42,11 +45,13 @@ def main() -> int:
     device = backend.get(options.backend)
     print(f"Device: {device}", file=sys.stderr, flush=True)
     net = checkpoint.load(options.model, device)
+    engine = make_engine(net, options.engine)
     normalisation = Normalisation(**{key: net.info.get(key, IMAGENET[key]) for key in IMAGENET})
-    return measure(net, normalisation, options) if options.data else name(net, normalisation, options)
+    work = measure if options.data else name
+    return work(net, engine, normalisation, options)
 
 
-def name(net, normalisation, options) -> int:
+def name(net, engine, normalisation, options) -> int:
     """Print the class of each image, one a line; for those that cannot be read, a sentence on stderr."""
     classes = net.info.get("class_names") or [f"class {k}" for k in range(net.settings["num_classes"])]
     status = 0
@@ -57,13 +62,13 @@ def name(net, normalisation, options) -> int:
             print(f"evaluate.py: {error}", file=sys.stderr, flush=True)
             status = 2
             continue
-        probabilities = predict(net, normalisation.apply(pixels[None]))[0]
+        probabilities = predict(net, normalisation.apply(pixels[None]), engine)[0]
         best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
         say(", ".join(f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best))
     return status
 
 
-def measure(net, normalisation, options) -> int:
+def measure(net, engine, normalisation, options) -> int:
     """Print accuracy and a confusion matrix on official test images."""
     pictures = cli.load_data(options.data, options.data_dir)
     classes = pictures.class_names
@@ -83,7 +88,7 @@ def measure(net, normalisation, options) -> int:
         normalisation=normalisation,
         image_size=size,
     )
-    result = evaluate(net, test, title=pictures.name)
+    result = evaluate(net, test, pictures.name, engine)
     say(f"Accuracy: {result.accuracy:.4f} ({pictures.name}, {test.n_samples:,} official test images)")
     say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
     return 0

@@ -8,7 +8,7 @@ from scratchnet.data import Augmentation, Loader, Normalisation, split_validatio
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
-from scratchnet.training import Trainer, cli, evaluate
+from scratchnet.training import Trainer, cli, evaluate, make_engine
 from scratchnet.training.log import say
 
 
@@ -62,7 +62,8 @@ def main() -> None:
         "mean": normalisation.mean,
         "std": normalisation.std,
     }
-    trainer = Trainer(net.to(device), optimizer, learning_rate, train, validation, run, loss, about)
+    net.to(device)
+    trainer = Trainer(net, optimizer, learning_rate, train, validation, run, loss, about, options.engine)
     if options.resume:
         trainer.resume()
     run.write_config(cli.describe_run(options, device.device, about))
@@ -73,7 +74,7 @@ def main() -> None:
         cli.write_pictures(run.path / "pictures", pictures)
     best = checkpoint.load(run.best, device)
     say(f"Best model: {run.best}")
-    accuracy = evaluate(best, test, title="testing").accuracy
+    accuracy = evaluate(best, test, "testing", make_engine(best, options.engine)).accuracy
     say(f"Test Acc: {accuracy:.6f} ({pictures.name}, {test.n_samples:,} official test images)")
 
 

@@ -24,11 +24,13 @@ from scratchnet.initialise import INITIALISATIONS
 from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
 from scratchnet.optim import SCHEDULES
+from scratchnet.training.engine import ENGINES
 from scratchnet.training.rundir import RunDirectory, RunError
 from scratchnet.training.trainer import NotFinite
 
 DEFAULTS: dict[str, Any] = {
     "backend": "auto",
+    "engine": None,
     "data": "auto",
     "data_dir": "data",
     "arch": "vgg16",
@@ -72,7 +74,7 @@ DEMO: dict[str, Any] = {
 }
 
 # What a resumed run may change: where it computes, where the data lie, and how long it goes on.
-MAY_CHANGE = {"backend", "data_dir", "epochs", "run_dir", "resume"}
+MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -134,6 +136,7 @@ def _training_parser() -> Parser:
     flag = {"action": "store_true"}
     where = parser.add_argument_group("where and what")
     add(where, "backend", "array library; only auto may choose", choices=("auto", "numpy", "cupy"))
+    add(where, "engine", "a plan (the default on a CPU), or the layers one by one", choices=ENGINES)
     add(
         where,
         "data",

@@ -12,6 +12,7 @@ from scratchnet.backend import to_numpy
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.training.engine import make_engine
 from scratchnet.training.log import Progress
 
 
@@ -24,7 +25,7 @@ class Evaluation(NamedTuple):
     labels: np.ndarray  # (N,), the right ones
 
 
-def evaluate(net: Layer, loader: Loader, title: str = "evaluating", forward: Any = None) -> Evaluation:
+def evaluate(net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None) -> Evaluation:
     """Return mean loss and accuracy over a data set, in evaluation mode; the mode is restored afterwards.
 
     Parameters
@@ -34,8 +35,8 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", forward: Any
         Without shuffling, if predictions are to be matched with images.
     title : str
         For the progress bar.
-    forward : callable, optional
-        What computes the logits; by default ``net.forward``.
+    engine : Layers or Plans, optional
+        What computes the logits, see ``make_engine``; by default a new one.
 
     Returns
     -------
@@ -54,11 +55,11 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", forward: Any
     was_training = net.training
     net.eval()
     loss, predictions, labels = 0.0, [], []
-    criterion = SoftmaxCrossEntropy()
+    criterion, engine = SoftmaxCrossEntropy(), engine or make_engine(net)
     try:
         with Progress(title, loader.n_samples) as progress:
             for x, y in loader.epoch(0):
-                logits = (forward or net.forward)(net.backend.asarray(x))
+                logits = engine.forward(net.backend.asarray(x))
                 loss += float(criterion.forward(logits, y)) * len(y)
                 predictions.append(to_numpy(logits.argmax(axis=1)))
                 labels.append(y)
@@ -69,7 +70,7 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", forward: Any
     return Evaluation(loss / len(right), float((guessed == right).mean()), guessed, right)
 
 
-def predict(net: Layer, x: np.ndarray) -> np.ndarray:
+def predict(net: Layer, x: np.ndarray, engine: Any = None) -> np.ndarray:
     """Return the probabilities of each class, in evaluation mode; the mode is restored afterwards.
 
     Parameters
@@ -77,6 +78,8 @@ def predict(net: Layer, x: np.ndarray) -> np.ndarray:
     net : Layer
     x : array (N, H, W, 3)
         Normalised pictures, on the host.
+    engine : Layers or Plans, optional
+        What computes, see ``make_engine``; by default the layers, which need no preparation.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def predict(net: Layer, x: np.ndarray) -> np.ndarray:
     was_training = net.training
     net.eval()
     try:
-        return to_numpy(F.softmax(net.forward(net.backend.asarray(x))))
+        return to_numpy(F.softmax((engine or net).forward(net.backend.asarray(x))))
     finally:
         net.train(was_training)
 

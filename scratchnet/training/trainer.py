@@ -13,6 +13,7 @@ from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
+from scratchnet.training.engine import make_engine
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.log import Progress, duration, say
 from scratchnet.training.rundir import RunDirectory
@@ -38,6 +39,9 @@ class Trainer:
     loss : SoftmaxCrossEntropy, optional
     header : dict, optional
         What to save beside the weights: ``class_names``, ``mean``, ``std``, ``data``.
+
+    engine : {"plan", "layers"}, optional
+        What computes, see ``make_engine``.
 
     Attributes
     ----------
@@ -74,10 +78,12 @@ class Trainer:
         run: RunDirectory | None = None,
         loss: SoftmaxCrossEntropy | None = None,
         header: dict[str, Any] | None = None,
+        engine: str | None = None,
     ):
         self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.train, self.validation = train, validation
         self.run, self.loss, self.header = run, loss or SoftmaxCrossEntropy(), header or {}
+        self.engine = make_engine(net, engine)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
 
@@ -118,7 +124,7 @@ class Trainer:
             train_loss, train_accuracy = self.train_epoch(epoch, f"epoch {epoch + 1}/{epochs}")
             training_seconds = time.perf_counter() - start
             say(f"train Loss: {train_loss:.4f} Acc: {train_accuracy:.4f}")
-            result = evaluate(self.net, self.validation, title="validating")
+            result = evaluate(self.net, self.validation, "validating", self.engine)
             say(f"val Loss: {result.loss:.4f} Acc: {result.accuracy:.4f}")
             if not isfinite(result.loss):
                 self._explain_validation(epoch)
@@ -148,18 +154,19 @@ class Trainer:
         title : str
             For the progress bar.
         """
-        net, backend = self.net.train(), self.net.backend
+        self.net.train()
+        backend, engine = self.net.backend, self.engine
         total_loss, correct, seen = 0.0, 0, 0
         with Progress(title, self.train.n_samples) as progress:
             for batch, (images, labels) in enumerate(self.train.epoch(epoch)):
                 self.optimizer.lr = self.schedule(epoch * len(self.train) + batch)
                 x, y = backend.asarray(images), backend.asarray(labels)
-                logits = net.forward(x)
-                loss = float(self.loss.forward(logits, y))
+                logits = engine.forward(x)
+                loss = float(self.loss.forward(logits, labels))
                 if not isfinite(loss):
                     where = f"epoch {epoch + 1}, batch {batch + 1}"
-                    raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(net, x)}")
-                net.backward(self.loss.backward(), need_input_gradient=False)
+                    raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(self.net, x)}")
+                engine.backward(self.loss.backward())
                 self.optimizer.step()
 
                 seen += len(labels)
