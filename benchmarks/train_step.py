@@ -293,13 +293,14 @@ def measure(task: dict[str, Any], rounds: int, compiled: bool) -> tuple[dict[str
                 worker = stack.enter_context(Worker(contender, task))
                 try:
                     worker.warm_up()
+                    check_agreement(workers.get("scratchnet", worker), worker)
                     workers[contender] = worker
                 except WorkerError as error:
                     if contender != "compile":
                         raise WorkerError(f"{title}: {error}") from error
-                    remarks.append(f"{title}: left out, since {error}")  # it needs a C++ compiler, for one
+                    # It needs a C++ compiler, for one; and what computes something else is no rival.
+                    remarks.append(f"{title}: left out: {error}")
             progress.update()
-        check_agreement(workers)
         for n in range(rounds):
             progress.set_description(f"round {n + 1} of {rounds}")
             for worker in workers.values():
@@ -309,16 +310,14 @@ def measure(task: dict[str, Any], rounds: int, compiled: bool) -> tuple[dict[str
     return workers, remarks
 
 
-def check_agreement(workers: dict[str, Worker]) -> None:
+def check_agreement(ours: Worker, rival: Worker) -> None:
     """Refuse to compare contenders that do not do the same work."""
-    ours = workers["scratchnet"].losses
-    for contender, worker in workers.items():
-        for loss, theirs in zip(ours, worker.losses, strict=True):
-            if not abs(loss - theirs) <= AGREEMENT * abs(theirs):
-                raise WorkerError(
-                    f"the contenders do not agree, so there is nothing to compare: scratchnet's first losses "
-                    f"are {ours}, those of {CONTENDERS[contender]} {worker.losses}"
-                )
+    for loss, theirs in zip(ours.losses, rival.losses, strict=True):
+        if not abs(loss - theirs) <= AGREEMENT * abs(theirs):
+            raise WorkerError(
+                f"its first losses are {rival.losses}, scratchnet's are {ours.losses}: not the same work, "
+                "so there is nothing to compare"
+            )
 
 
 def report(task: dict[str, Any], workers: dict[str, Worker], remarks: list[str]) -> str:
