@@ -53,23 +53,23 @@ class Steps(list):
     """
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, out: Any) -> None:
-        """Write down ``function(*arguments, out)``."""
-        self.append((function, (*arguments, out)))
+        """Write down ``function(*arguments, out=out)``."""
+        self.append((function, arguments, {"out": out}))
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Write down ``function(*arguments)``."""
-        self.append((function, arguments))
+        self.append((function, arguments, {}))
 
     def copy(self, source: Any, out: np.ndarray) -> None:
         """Write down ``out[...] = source``, where ``source`` may be a number."""
-        self.append((setitem, (out, Ellipsis, source)))
+        self.append((setitem, (out, Ellipsis, source), {}))
 
     def run(self) -> None:
         """Make all calls, in order."""
         before = np.setbufsize(UFUNC_BUFFER)  # holds for this thread
         try:
-            for function, arguments in self:
-                function(*arguments)
+            for function, arguments, out in self:
+                function(*arguments, **out)
         finally:
             np.setbufsize(before)
 

@@ -275,7 +275,7 @@ class Winograd(Kernel):
         combine(do, A, a, out=dM.transpose(2, 0, 1, 3))
 
     def _transform_dV(self, do: Steps, lane: int, part: Part, dV: np.ndarray) -> None:
-        """Write down dx = B dV B^T, where dV has the axes (6, slots, R, run).
+        r"""Write down dx = B dV B^T, where dV has the axes (6, slots, R, run).
 
         Parts of a chunk come in order, on one lane. First the columns: of this part's rows of tiles, six rows
         each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::

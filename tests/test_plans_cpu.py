@@ -1,0 +1,282 @@
+"""Each technique of plans/cpu/ on its own, against functional/ in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scratchnet import functional as F
+from scratchnet import layers, plans
+from scratchnet.plans.cpu import blocks, maps, toeplitz, winograd
+from scratchnet.plans.memory import Arena
+from scratchnet.plans.running import Steps, in_blocks, rectify, share
+
+EPSILON = 1e-5  # relative error of one layer, which the project allows
+
+
+def error(got, expected):
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def one_layer(conv, shape, *, pool=False, relu=False, algorithm="auto", seed=0):
+    """Run one convolution (and what follows) through a plan and in float64; return both sides' results."""
+    rng = np.random.default_rng(seed)
+    rest = [layers.ReLU()] * relu + [layers.MaxPool2d(2)] * pool
+    net = layers.Sequential(conv, *rest)
+    x = rng.standard_normal(shape).astype(np.float32)
+    if conv.bias is not None:
+        conv.bias.data[...] = rng.standard_normal(conv.bias.shape)
+    plan = plans.compile(net, shape, training=True, algorithm=algorithm)
+    y = plan.forward(x)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx = plan.backward(dy, need_input_gradient=True)
+    got = {"y": y, "dx": dx} | {name: p.grad.copy() for name, p in net.parameters().items()}
+
+    bias = None if conv.bias is None else conv.bias.data.astype(float)
+    z, cache = F.conv2d_forward(
+        x.astype(float), conv.weight.data.astype(float), bias, conv.stride, conv.padding
+    )
+    caches = []
+    if relu:
+        z, kept = F.relu_forward(z)
+        caches.append((F.relu_backward, kept))
+    if pool:
+        z, kept = F.max_pool2d_forward(z, 2)
+        caches.append((F.max_pool2d_backward, kept))
+    g = dy.astype(float)
+    for backward, kept in reversed(caches):
+        g = backward(g, kept)
+    dx, dweight, dbias = F.conv2d_backward(g, cache)
+    expected = {"y": z, "dx": dx, "0.weight": dweight}
+    if bias is not None:
+        expected["0.bias"] = dbias
+    return plan, got, expected
+
+
+def assert_accurate(got, expected):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert error(got[name], expected[name]) < EPSILON, name
+
+
+@pytest.mark.parametrize(
+    "channels, outputs, shape",
+    [
+        (64, 64, (4, 16, 16)),  # by rows of tiles
+        (128, 192, (3, 8, 8)),  # by phases
+        (256, 256, (2, 4, 4)),  # one tile
+        (8, 70, (5, 9, 13)),  # not whole tiles, and a last narrow block of columns
+        (5, 6, (1, 3, 3)),
+        (16, 16, (2, 40, 5)),
+        (4, 4, (17, 6, 7)),
+    ],
+)
+def test_winograd_is_accurate_forward_and_backward(channels, outputs, shape):
+    plan, *results = one_layer(layers.Conv2d(channels, outputs), (*shape, channels))
+    assert plan.kernels[0].algorithm == "winograd"
+    assert_accurate(*results)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (10, 6), (9, 11)])
+def test_winograd_with_relu_and_pooling(size):
+    plan, *results = one_layer(layers.Conv2d(16, 24), (3, *size, 16), relu=True, pool=True)
+    assert plan.kernels[0].algorithm == "winograd" and len(plan.kernels) == 1
+    assert_accurate(*results)
+
+
+def test_winograd_without_a_bias():
+    _, *results = one_layer(layers.Conv2d(16, 24, bias=False), (3, 8, 8, 16), relu=True)
+    assert_accurate(*results)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_toeplitz_is_accurate_forward_and_backward(images, pool):
+    plan, *results = one_layer(layers.Conv2d(96, 80), (images, 2, 2, 96), relu=pool, pool=pool)
+    assert plan.kernels[0].algorithm == "toeplitz"
+    assert_accurate(*results)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": 3, "stride": 2},
+        {"kernel_size": 1, "padding": 0},
+        {"kernel_size": 3, "padding": 0, "bias": False},
+        {"kernel_size": 2, "stride": 3, "padding": 1},
+    ],
+)
+def test_im2col_takes_any_kernel_stride_and_padding(settings):
+    plan, *results = one_layer(layers.Conv2d(6, 10, **settings), (5, 11, 14, 6), relu=True)
+    assert plan.kernels[0].algorithm == "im2col"
+    assert_accurate(*results)
+
+
+def test_im2col_on_request():
+    plan, *results = one_layer(layers.Conv2d(64, 32), (3, 8, 8, 64), relu=True, pool=True, algorithm="im2col")
+    assert plan.kernels[0].algorithm == "im2col"
+    assert_accurate(*results)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(12, 8), (9, 7)])
+def test_first_layer_with_few_channels(channels, size):
+    first, second = layers.Conv2d(channels, 20), layers.Conv2d(20, 8)
+    net = layers.Sequential(first, layers.ReLU(), second)
+    x = np.random.default_rng(0).standard_normal((5, *size, channels)).astype(np.float32)
+    plan = plans.compile(net, x.shape, training=True)
+    assert [kernel.algorithm for kernel in plan.kernels] == ["few channels", "winograd"]
+    y = plan.forward(x)
+    dy = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+    dx = plan.backward(dy, need_input_gradient=True)
+    got = [y, dx] + [p.grad.copy() for p in net.parameters().values()]
+    expected = [net.forward(x), net.backward(dy)] + [p.grad for p in net.parameters().values()]
+    assert max(error(a, b) for a, b in zip(got, expected, strict=True)) < EPSILON
+
+
+def test_winograds_matrices_compute_a_convolution_of_one_dimension():
+    rng = np.random.default_rng(0)
+    d, g = rng.standard_normal(6), rng.standard_normal(3)
+    y = np.array(winograd._AT) @ ((np.array(winograd._G) @ g) * (np.array(winograd._BT) @ d))
+    np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
+
+
+def test_toeplitz_matrices_compute_a_padded_convolution_of_two_pixels():
+    x, g = np.array([2.0, 5.0]), np.array([3.0, 7.0, 11.0])
+    expand, contract = np.array([[1, 1], [0, 1], [1, 0]]), np.array([[1, 1, 0], [1, 0, 1]])
+    y = contract @ ((toeplitz.K @ g) * (expand @ x))
+    np.testing.assert_allclose(y, np.correlate(np.pad(x, 1), g, "valid"))
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, 1_000_000])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (64, 64, 64), (50, 33, 130), (7, 300, 65), (200, 3, 5)])
+def test_blocks_of_a_product_are_the_product(shape, limit):
+    M, K, N = shape
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, M, K)), rng.standard_normal((2, 3, K, N))
+    for left in (a, np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)):
+        out, do = np.zeros((2, 3, M, N)), Steps()
+        blocks.product(do, left, b, out=out, limit=limit)
+        do.run()
+        np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("run", [1, 1000, 70_000])
+def test_combine_is_a_product_with_long_runs(run):
+    rng = np.random.default_rng(0)
+    matrix, x = rng.standard_normal((6, 4)), rng.standard_normal((2, 4, run))
+    out, do = np.zeros((2, 6, run)), Steps()
+    blocks.combine(do, matrix, x, out=out)
+    do.run()
+    np.testing.assert_allclose(out, matrix @ x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", ["plain", "pixels", "tiles"])
+@pytest.mark.parametrize("shape", [(5, 8, 8, 3), (3, 9, 6, 2), (4, 2, 2, 5), (1, 13, 15, 1)])
+def test_every_layout_takes_and_returns_a_map(layout, shape):
+    chunks = [r for r in share(shape[0], 3) if r]
+    map, arena = maps.LAYOUTS[layout](shape, chunks, "float32"), Arena()
+    map.request(arena, "map", 0, 0)
+    map.request_grad(arena, "grad", 0, 0)
+    arena.place()
+    arena.bind(np.full(arena.size, 255, np.uint8))
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    map.put(x)
+    block = maps.as_block(np.zeros_like(x))
+    for own, part in map.pairs(range(shape[0]), 0, block):
+        part[...] = own
+    np.testing.assert_array_equal(block, maps.as_block(x))
+    for own, part in map.pairs(range(shape[0]), 0, maps.as_block(x), grad=True):
+        own[...] = part
+    np.testing.assert_array_equal(map.take_gradient(), x)
+
+
+@pytest.mark.parametrize("S", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["plain", "pixels", "tiles"])
+def test_blocks_of_tiles_find_their_pixels(layout, S):
+    N, H, W, C = 4, 11, 9, 2
+    map, arena = maps.LAYOUTS[layout]((N, H, W, C), [range(0, 3), range(3, 4)], "float32"), Arena()
+    map.request(arena, "map", 0, 0)
+    arena.place()
+    arena.bind(np.zeros(arena.size, np.uint8))
+    images, row, R, T = range(1, 4), 4, 5, 4
+    block = np.random.default_rng(0).standard_normal((R, S, S, T, len(images), C)).astype(np.float32)
+    for own, part in map.pairs(images, row, block):
+        own[...] = part
+    got = np.zeros((N, H, W, C), np.float32)
+    for own, part in map.pairs(range(N), 0, maps.as_block(got)):
+        part[...] = own
+    for r, i, t, j in np.ndindex(R, S, T, S):
+        h, w = row + S * r + i, S * t + j
+        if h < H and w < W:
+            np.testing.assert_array_equal(got[1:4, h, w], block[r, i, j, t])
+            got[1:4, h, w] = 0
+    assert not got.any()
+
+
+def test_pooling_gives_ties_to_the_first_of_the_window():
+    net = layers.Sequential(layers.Conv2d(4, 4, bias=False), layers.ReLU(), layers.MaxPool2d(2))
+    net[0].weight.data = np.zeros((3, 3, 4, 4), np.float32)
+    net[0].weight.data[1, 1] = np.eye(4)
+    for algorithm, size in (("auto", 8), ("im2col", 8), ("auto", 2)):
+        x = np.ones((2, size, size, 4), np.float32)  # all four of a window are equal, and positive
+        plan = plans.compile(net, x.shape, training=True, algorithm=algorithm)
+        plan.forward(x)
+        # im2col is exact. With Winograd equal pixels may differ by rounding, but one of them has to get it all.
+        dx = plan.backward(np.ones((2, size // 2, size // 2, 4), np.float32), need_input_gradient=True)
+        windows = dx.reshape(2, size // 2, 2, size // 2, 2, 4).sum(axis=(2, 4))
+        np.testing.assert_allclose(windows, 1.0, rtol=1e-5)
+        if algorithm == "im2col":
+            np.testing.assert_array_equal(dx[:, ::2, ::2], 1.0)
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 4, 5), (3, 9, 6, 70), (4, 2, 2, 5), (1, 5, 5, 1)])
+@pytest.mark.parametrize("convolve", [True, False])
+def test_batch_norm_in_every_layout(shape, convolve):
+    C = shape[-1]
+    nets = [
+        layers.Sequential(*([layers.Conv2d(C, C)] if convolve else []), layers.BatchNorm2d(C), layers.ReLU())
+        for _ in range(2)
+    ]
+    rng = np.random.default_rng(0)
+    x = (3 + rng.standard_normal(shape)).astype(np.float32)
+    for net in nets:
+        net[-2].weight.data[...] = np.linspace(0.5, 2, C)
+        net[-2].bias.data[...] = np.linspace(0.5, -1, C)
+    plan = plans.compile(nets[0], shape, training=True)
+    y, expected = plan.forward(x), nets[1].forward(x)
+    assert error(y, expected) < EPSILON
+    dy = rng.standard_normal(shape).astype(np.float32)
+    dx = plan.backward(dy, need_input_gradient=True)
+    assert error(dx, nets[1].backward(dy)) < 3e-5
+    for name in ("weight", "bias"):
+        a, b = (getattr(net[-2], name).grad for net in nets)
+        assert error(a, b) < EPSILON
+    for name in ("running_mean", "running_var"):
+        a, b = (getattr(net[-2], name) for net in nets)
+        assert error(a, b) < EPSILON
+    assert len(plan.kernels) == 1 + convolve
+
+
+def test_rectify_and_blocks_cover_everything():
+    x = np.random.default_rng(0).standard_normal((3, 50_000)).astype(np.float32)
+    expected, do = np.maximum(x, 0), Steps()
+    rectify(do, x)
+    do.run()
+    np.testing.assert_array_equal(x, expected)
+    assert sum(piece.size for (piece,) in in_blocks(x)) == x.size
+
+
+def test_buffers_that_live_together_never_overlap():
+    rng = np.random.default_rng(0)
+    arena = Arena()
+    for k in range(60):
+        born = int(rng.integers(0, 20))
+        arena.request(str(k), (int(rng.integers(1, 5000)),), "float32", born, born + int(rng.integers(0, 6)))
+    arena.place()
+    for a in arena.buffers:
+        for b in arena.buffers:
+            if a is not b and a.lives_with(b):
+                assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+    assert arena.size < 0.6 * sum(b.nbytes for b in arena.buffers)
