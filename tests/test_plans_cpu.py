@@ -223,7 +223,7 @@ def test_pooling_gives_ties_to_the_first_of_the_window():
         x = np.ones((2, size, size, 4), np.float32)  # all four of a window are equal, and positive
         plan = plans.compile(net, x.shape, training=True, algorithm=algorithm)
         plan.forward(x)
-        # im2col is exact. With Winograd equal pixels may differ by rounding, but one of them has to get it all.
+        # im2col is exact. With Winograd equal pixels may differ by rounding, but one has to get it all.
         dx = plan.backward(np.ones((2, size // 2, size // 2, 4), np.float32), need_input_gradient=True)
         windows = dx.reshape(2, size // 2, 2, size // 2, 2, 4).sum(axis=(2, 4))
         np.testing.assert_allclose(windows, 1.0, rtol=1e-5)

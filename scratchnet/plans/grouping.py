@@ -83,7 +83,7 @@ KINDS = {
 
 
 def is_own(layer: Layer, kind: type[Layer]) -> bool:
-    """Tell whether a layer computes as one of scratchnet's does: subclasses may, if they change neither pass."""
+    """Tell whether a layer computes as scratchnet's own does: subclasses may, unless they change a pass."""
     return isinstance(layer, kind) and all(
         getattr(type(layer), name) is getattr(kind, name) for name in ("forward", "backward", "output_shape")
     )

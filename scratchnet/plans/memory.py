@@ -5,7 +5,7 @@ last to first. With three groups::
 
     moment           0 forward   1 forward   2 forward   3 backward  4 backward  5 backward
     group                0           1           2           2           1           0
-    map 0 -> 1          ############################################################        until group 1 is back
+    map 0 -> 1          ############################################################   until 1 is back
     map 1 -> 2                      ####################################
     gradient 1 -> 2                                         ########################
     gradient 0 -> 1                                                     ########################
@@ -72,7 +72,7 @@ class Arena:
     size: int = 0
 
     def request(self, name: str, shape: tuple[int, ...], dtype: Any, born: int, dies: int) -> Buffer:
-        """Ask for an array. It is there after ``place`` and ``bind``, in the ``.array`` of what is returned."""
+        """Ask for an array. After ``place`` and ``bind`` it is the ``.array`` of what is returned."""
         buffer = Buffer(name, tuple(shape), np.dtype(dtype), born, dies)
         self.buffers.append(buffer)
         return buffer

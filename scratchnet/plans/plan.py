@@ -20,7 +20,7 @@ from scratchnet.plans.cpu.norm import Norm
 from scratchnet.plans.cpu.simple import Average, Fallback, View
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.winograd import Winograd
-from scratchnet.plans.grouping import Group, group, leaves
+from scratchnet.plans.grouping import group, leaves
 from scratchnet.plans.memory import Arena, Workspace
 from scratchnet.plans.running import Clock, Phase, run
 
@@ -301,7 +301,8 @@ class Plan:
             )
         if tuple(getattr(dy, "shape", ())) != self.output_shape:
             raise ValueError(
-                f"the output was {self.output_shape}, its gradient is {getattr(dy, 'shape', type(dy).__name__)}"
+                f"the output was {self.output_shape}, its gradient is "
+                f"{getattr(dy, 'shape', type(dy).__name__)}"
             )
         self._last_forward = 0
         if self._buffer is not None:

@@ -28,7 +28,7 @@ from math import prod
 import numpy as np
 
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
-from scratchnet.plans.cpu.maps import Map, as_block
+from scratchnet.plans.cpu.maps import as_block
 from scratchnet.plans.memory import Arena, Buffer
 from scratchnet.plans.running import Steps, rectify
 

@@ -11,9 +11,9 @@ free: three rows of the picture that follow each other in memory are the three r
     row h+2   the same                            windows of three rows overlap, and none is copied
               `-- window h, (9*C + 3, L)
 
-So y[h] (L, O) = window[h]^T (L, 9*C + 3) times W (9*C + 3, O), and y[h] lies as the next layer's tiles do. The
-ones make the bias part of the product: it stands in W in the middle row's place, zeros in the other two's. And
-backward, dW = window[h] dy[h], summed over h, has db in that place.
+So y[h] (L, O) = window[h]^T (L, 9*C + 3) times W (9*C + 3, O), and y[h] lies as the next layer's tiles do.
+The ones make the bias part of the product: it stands in W in the middle row's place, with zeros in the other
+two's. And backward, dW = window[h] dy[h], summed over h, has db in that place.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Few(Kernel):
         self.lanes = share(len(self.chunks), self.setting.lanes)
         self.weight = np.zeros((3, self.depth, self.O), self.setting.dtype)
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         TW, kind = self.output.TW, self.setting.dtype
         n = max(len(images) for images in self.chunks)
         padded = (self.C, self.H + 2, 4 * TW + 2, n)
@@ -77,7 +77,7 @@ class Few(Kernel):
         shape = self.H, 3 * self.depth, rows.shape[2]
         return np.lib.stride_tricks.as_strided(rows, shape, rows.strides, writeable=False)
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("shift, product")
         weight = self.weight.reshape(3 * self.depth, self.O)
         for lane, chunks in enumerate(self.lanes):
@@ -110,7 +110,7 @@ class Few(Kernel):
             do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
         do.copy(1, out=rows[:, 3 * C])
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         phase, last = self.phase("dW, db"), self.phase("sum over lanes")
         for lane, chunks in enumerate(self.lanes):
             do = phase.lanes[lane]

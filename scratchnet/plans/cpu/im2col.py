@@ -53,7 +53,7 @@ class Im2col(Kernel):
             for images in share(self.input.N, self.setting.lanes)
         ]
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         H, W, C = self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.input.C
         self.scratch: dict[int, Any] = {}
         for moment in (forward,) if backward is None else (forward, backward):
@@ -71,10 +71,10 @@ class Im2col(Kernel):
             self.sums = self.per_lane(arena, "sums", (size,), backward)
             self.mask = self.mask_scratch(arena, backward)
 
-    def describe(self) -> str:
+    def describe(self) -> str:  # noqa: D102
         return f"{self.n} images at a time"
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("columns, product")
         weight = self.conv.weight.data.reshape(self.row, self.O)
         for lane, do in enumerate(phase.lanes):

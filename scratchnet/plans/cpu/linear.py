@@ -23,7 +23,7 @@ class Linear(Kernel):
 
     algorithm = "product"
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         if self._drops:
             shape = (self.input.N, self.group.main.out_features)
             self.kept = arena.request("kept", shape, np.bool_, forward, forward)
@@ -35,7 +35,7 @@ class Linear(Kernel):
         dropout = self.group.dropout
         return dropout is not None and self.setting.training and dropout.p > 0.0
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         linear, x, y = self.group.main, self.input.rows, self.output.rows
         weight = linear.weight.data
         phase = self.phase("product")
@@ -61,7 +61,7 @@ class Linear(Kernel):
     def _draw(self) -> None:
         np.copyto(self.kept.array, self.group.dropout.draw(self.kept.shape))
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         linear, x, dy = self.group.main, self.input.rows, self.output.grad_rows
         weight, dweight = linear.weight.data, linear.weight.view(linear.weight.buffer.grad)
         phase = self.phase("dW, db" if self.first else "dW, db, dx")

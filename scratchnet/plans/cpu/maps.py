@@ -165,7 +165,7 @@ class _Grid(Map):
         """Return a view (H, W, n, C) of some images."""
         raise NotImplementedError
 
-    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
+    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
         R, S, _, T = block.shape[:4]
         pixels = self.pixels(images, grad=grad)
         for i in range(S):
@@ -179,10 +179,10 @@ class Plain(_Grid):
 
     layout = "plain"
 
-    def memory_shape(self, border: int) -> tuple[int, ...]:
+    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
         return (self.N, self.H, self.W, self.C)
 
-    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:
+    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:  # noqa: D102
         return (self.grad if grad else self.data)[images.start : images.stop].transpose(1, 2, 0, 3)
 
     @property
@@ -205,15 +205,15 @@ class Reshaped(Plain):
         self.rectified, self.scale = source.rectified, source.scale
 
     @property
-    def data(self) -> Any:
+    def data(self) -> Any:  # noqa: D102
         return self.source.data.reshape(self.memory_shape(0))
 
     @property
-    def grad(self) -> Any:
+    def grad(self) -> Any:  # noqa: D102
         return self.source.grad.reshape(self.memory_shape(0))
 
     @property
-    def has_grad(self) -> bool:
+    def has_grad(self) -> bool:  # noqa: D102
         return self.source.has_grad
 
 
@@ -222,10 +222,10 @@ class Pixels(_Grid):
 
     layout = "pixels"
 
-    def memory_shape(self, border: int) -> tuple[int, ...]:
+    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
         return (self.H, self.W, self.N, self.C)
 
-    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:
+    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:  # noqa: D102
         return (self.grad if grad else self.data)[:, :, images.start : images.stop]
 
 
@@ -239,7 +239,7 @@ class Tiles(Map):
         super().__init__(shape, chunks, dtype)
         self.TH, self.TW = -(-self.H // 4), -(-self.W // 4)
 
-    def memory_shape(self, border: int) -> tuple[int, ...]:
+    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
         return (self.N, 4 * self.TH + 2 * border, 4, self.TW, self.C)
 
     def chunk(self, c: int) -> np.ndarray:
@@ -267,7 +267,7 @@ class Tiles(Map):
         if self.W % 4:
             do.copy(0, out=rows[: self.H, self.W % 4 :, -1])
 
-    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
+    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
         R, S, _, T = block.shape[:4]
         per_tile = 4 // S  # how many columns of the block fall into one tile
         for c, chunk in enumerate(self.chunks):

@@ -99,7 +99,7 @@ class Norm(Kernel):
         if z.W % 4:
             do.copy(0, out=rows[:, z.W % 4 :, -1])
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         size = max(block.size for block in self.every)
         C, blocks = self.input.C, len(self.every)
         self.x = self.per_lane(arena, "block", (size,), forward)
@@ -122,7 +122,7 @@ class Norm(Kernel):
             row = ("mean", "scale", "shift", "slope").index(name)
             self.tiled[row].reshape(-1, self.input.C)[...] = vector
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, _ = self.tiled
         if self.setting.training:
             average, variance = self.phase("mean"), self.phase("variance")
@@ -182,7 +182,7 @@ class Norm(Kernel):
         self.w = self.norm.weight.data.astype(np.float64)  # backward uses what forward used
         self._tile(scale=self.w * self.inv_std, shift=self.norm.bias.data)
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, slope = self.tiled
         phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
         phases[1].lanes[0].call(self._finish_sums)

@@ -16,10 +16,10 @@ class View(Kernel):
 
     algorithm = "view"
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         return []
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         return []
 
 
@@ -28,13 +28,13 @@ class Average(Kernel):
 
     algorithm = "mean"
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         shape = (self.input.N, self.input.H, self.input.C)
         self.rows = arena.request("sums of rows", shape, self.setting.dtype, forward, forward)
         if backward is not None:
             self.mask = self.mask_scratch(arena, backward)
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("mean")
         pixels = self.setting.dtype.type(self.input.H * self.input.W)
         for do, images in zip(phase.lanes, share(self.input.N, self.setting.lanes), strict=True):
@@ -46,7 +46,7 @@ class Average(Kernel):
                 do(np.divide, y, pixels, out=y)
         return [phase]
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("dx", for_input_gradient=self.first)
         pixels = self.setting.dtype.type(self.input.H * self.input.W)
         for lane, images in enumerate(share(self.input.N, self.setting.lanes)):
@@ -63,16 +63,16 @@ class Fallback(Kernel):
 
     algorithm = "fallback"
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         if backward is not None:
             self.mask = self.mask_scratch(arena, backward)
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("layer.forward")
         phase.lanes[0].call(self._forward)
         return [phase]
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         phases = [self.phase("layer.backward")]
         phases[0].lanes[0].call(self._backward)
         mask = self.phase("mask")

@@ -13,8 +13,8 @@ multiplications in place of four (Winograd 1980, "Arithmetic complexity of compu
     p0 = g0 (x0 + x1)       p1 = (g1 - g0) x1       p2 = (g-1 - g0) x0
     y0 = p0 + p1            y1 = p0 + p2
 
-**Two dimensions.** The same along rows and along columns: 3 x 3 products in place of 4 x 4, each of all images
-at once, since a pixel is a matrix (N, C) in this layout. As matrices that act on both axes::
+**Two dimensions.** The same along rows and along columns: 3 x 3 products in place of 4 x 4, each of all
+images at once, since a pixel is a matrix (N, C) in this layout. As matrices that act on both axes::
 
     V = E x E^T     with E = [1 1; 0 1; 1 0]               expand the input, 2 x 2 to 3 x 3
     U = K g K^T     with K = [0 1 0; 0 -1 1; 1 -1 0]       combine the weights
@@ -95,7 +95,7 @@ class Toeplitz(Kernel):
         self.epilogue = Epilogue(self)
         self.U: list[np.ndarray] = []
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         N, C, O, kind = self.N, self.C, self.O, np.float32
         n = max(len(images) for images in self.images)
         self.V = arena.request("V", (3, 3, N, C), kind, forward, forward)
@@ -129,7 +129,7 @@ class Toeplitz(Kernel):
         do.copy(w, out=packed)
         combine(do, K2, packed.reshape(9, C * k), out=U.reshape(9, C * k))
 
-    def weights(self) -> list[Phase]:
+    def weights(self) -> list[Phase]:  # noqa: D102
         if self.setting.training:
             return []  # done in the forward pass, just before they are used
         phase = self.phase("weights")
@@ -139,7 +139,7 @@ class Toeplitz(Kernel):
             self._combine_weights(phase.lanes[lane], w, self.w[lane].array, U)
         return [phase]
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
         V, M = self.V.array, self.M.array
         for lane, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
@@ -166,7 +166,7 @@ class Toeplitz(Kernel):
                 do(np.add, to_all, self.conv.bias.data[columns], out=to_all)
         return [first, second, third]
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         names = "dy and input", "dW", "dx", "input gradient"
         first, second, third, fourth = (self.phase(name) for name in names)
         V, dM = self.dV.array, self.dM.array

@@ -1,4 +1,4 @@
-r"""Winograd's algorithm F(4x4, 3x3): a 3 x 3 convolution with 36 multiplications for 16 outputs, in place of 144.
+r"""Winograd's algorithm F(4x4, 3x3): a 3 x 3 convolution with 36 multiplications for 16 outputs, not 144.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sec. 4.1 and 4.3.
 
@@ -18,8 +18,8 @@ six points (0, 1, -1, 2, -2 and infinity), multiplied there number by number, an
     M = U * V        number by number
     y = A^T M A      4 x 4 output pixels
 
-**Channels.** M is summed over input channels before the inverse transform, which is linear. So for each of the
-36 places there is a matrix product, over all tiles at once, and that is nearly all of the work::
+**Channels.** M is summed over input channels before the inverse transform, which is linear. So for each of
+the 36 places there is a matrix product, over all tiles at once, and that is nearly all of the work::
 
     M[i, j] (T, O)  =  V[i, j] (T, C)  U[i, j] (C, O)                36 T C O, where im2col has 144 T C O
 
@@ -34,8 +34,8 @@ there comes out in all 16 pixels. For the same reason the sum of dM[1, 1] over t
 
 **Transforms are matrix products, too**: B^T, with six rows, times six long runs of neighbouring numbers (see
 ``maps.py`` for why they are). A tile's six rows of pixels are there; of its six columns, four are its own
-phases, and the outer two are phase 3 of the tile before and phase 0 of the tile behind. In a row of tiles that
-is the same run moved by one tile, n * C numbers, so it takes a copy::
+phases, and the outer two are phase 3 of the tile before and phase 0 of the tile behind. In a row of tiles
+that is the same run moved by one tile, n * C numbers, so it takes a copy::
 
     slot      0            1        2        3        4        5
     t    [ 3 of t-1 ]  [  0   |    1   |    2   |    3  ]  [ 0 of t+1 ]        zeros beyond the picture
@@ -93,15 +93,16 @@ G2T = np.ascontiguousarray(G2.T)  # (9, 36)
 BT_INNER = np.ascontiguousarray(BT[:, 1:5])  # (6, 4)
 B_INNER = np.ascontiguousarray(BT_INNER.T)  # (4, 6)
 # The adjoint with overlaps. A pixel of phase 0 is also slot 5 of the tile before, and B^T has a single entry
-# in column 5, in row 5; one of phase 3 is also slot 0 of the tile behind, and column 0 has only row 0. So dx of
-# a tile takes its own six numbers and one from each neighbour: (4, 8) times [5 of t-1 | 0 .. 5 of t | 0 of t+1].
+# in column 5, in row 5; one of phase 3 is also slot 0 of the tile behind, and column 0 has only row 0. So dx
+# of a tile takes its own six numbers and one from each neighbour: (4, 8) times
+# [5 of t-1 | 0 .. 5 of t | 0 of t+1].
 B_OVERLAP = np.zeros((4, 8), np.float32)
 B_OVERLAP[:, 1:7] = B_INNER
 B_OVERLAP[0, 0] = BT[5, 5]
 B_OVERLAP[3, 7] = BT[0, 0]
 
-# By rows: a group of tile rows has at least this many tiles, so that the matrix products are not too flat; and
-# transformed weights may have this many bytes, so that they stay in the cache from group to group.
+# By rows: a group of tile rows has at least this many tiles, so that the matrix products are not too flat;
+# and transformed weights may have this many bytes, so that they stay in the cache from group to group.
 TILES = 64
 WEIGHTS = 3 << 20
 # By phases: all of V and M together may have this many bytes. (Twice the batch would take twice the memory.)
@@ -171,10 +172,10 @@ class Winograd(Kernel):
         self.epilogue = Epilogue(self)
         self.U: list[np.ndarray] = []
 
-    def describe(self) -> str:
+    def describe(self) -> str:  # noqa: D102
         return f"by {'rows' if self.by_rows else 'phases'}, {self.largest} of {self.T} tiles"
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, O, T = self.C, self.O, self.largest
         kind = np.float32
         self.t = self.per_lane(arena, "t", (36 * T * C,), forward)
@@ -342,7 +343,7 @@ class Winograd(Kernel):
             self._transform_weights(phase.lanes[lane], w, self.w[lane].array, U)
         return [phase]
 
-    def forward(self) -> list[Phase]:
+    def forward(self) -> list[Phase]:  # noqa: D102
         borders = self.phase("borders")
         for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
             for c in chunks:
@@ -391,7 +392,7 @@ class Winograd(Kernel):
         if self.conv.bias is not None:
             do(np.add, M[1, 1, :, columns], self.conv.bias.data[columns], out=M[1, 1, :, columns])
 
-    def backward(self) -> list[Phase]:
+    def backward(self) -> list[Phase]:  # noqa: D102
         return self._backward_by_rows() if self.by_rows else self._backward_by_phases()
 
     def _parts_by_lane(self) -> list[list[Part]]:
