@@ -33,7 +33,9 @@ FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than i
 SMALL_PRODUCT = 1_000_000
 
 
-def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, limit: int) -> None:
+def product(
+    do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, limit: int, columns: int = COLUMNS
+) -> None:
     """Write down out = a @ b.
 
     Parameters
@@ -45,6 +47,8 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, limit: int
         They may be stacks of matrices, all with the same leading axes.
     limit : int
         The largest M * N * K of a block; 0 for one whole product.
+    columns : int
+        Of a block. Fewer are better where K is long and both operands are read across their rows.
 
     Examples
     --------
@@ -56,7 +60,7 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, limit: int
     (np.float64(30.0), np.float64(30.0), 2)
     """
     M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
-    n = min(N, COLUMNS)
+    n = min(N, columns)
     while n > 16 and n * K * FEWEST_ROWS > limit:
         n //= 2
     m = rows_of_block(M, limit // max(1, n * K))

@@ -218,6 +218,9 @@ class Winograd(Kernel):
             self.dV = [arena.request("dV", (6 * self.slots * self.T * C,), kind, backward, backward)]
             self.dM = [arena.request("dM", (36 * self.T * O,), kind, backward, backward)]
             self.rows_of_dU = max(1, min(64, -(-C // self.setting.lanes)))
+            self.packed = self.per_lane(
+                arena, "some channels of V", (36 * self.T * self.rows_of_dU,), backward
+            )
             self.dU = self.per_lane(arena, "dU", (36, self.rows_of_dU * O), backward)
             self.UT = self.per_lane(arena, "UT", (36 * O * COLUMNS,), backward)
 
@@ -465,7 +468,10 @@ class Winograd(Kernel):
             lane = b * self.setting.lanes // len(blocks)
             do, k = second.lanes[lane], c.stop - c.start
             dU = first_of(self.dU[lane], 36, k * self.O)
-            self._product_dU(do, inner[..., c], dM, out=dU.reshape(6, 6, k, self.O))
+            # Packed, since channels that lie a power of two apart would compete for places in the cache.
+            packed = first_of(self.packed[lane], 6, 6, self.T, k)
+            do.copy(inner[..., c], out=packed)
+            self._product_dU(do, packed, dM, out=dU.reshape(6, 6, k, self.O), columns=16)
             self._transform_dU(do, dU, reshaped(dweight[:, c], 9, k * self.O))
         do, db = second.lanes[-1], self.db[0].array[0]
         do(np.matmul, np.ones(self.T, np.float32), dM[1, 1], out=db)
@@ -480,9 +486,11 @@ class Winograd(Kernel):
             product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
         return [first, second, third, fourth]
 
-    def _product_dU(self, do: Steps, V: np.ndarray, dM: np.ndarray, out: np.ndarray) -> None:
+    def _product_dU(
+        self, do: Steps, V: np.ndarray, dM: np.ndarray, out: np.ndarray, columns: int = COLUMNS
+    ) -> None:
         """Write down dU = V^T dM, for all 36 places."""
-        product(do, V.swapaxes(-1, -2), dM, out=out, limit=self.setting.block_limit)
+        product(do, V.swapaxes(-1, -2), dM, out=out, limit=self.setting.block_limit, columns=columns)
 
     def _sum_db(self, do: Steps, parts: list[np.ndarray]) -> None:
         if self.conv.bias is not None:
