@@ -141,7 +141,7 @@ def test_layers_and_plan_can_be_used_in_turn():
     np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
 
 
-def test_gradients_are_as_close_to_float64_as_the_layers_are():
+def test_gradients_stay_within_ten_times_the_rounding_of_the_layers():
     x, labels = batch(4, 32, 32, 3), np.arange(4)
     gradients = []
     for dtype, planned in (("float32", True), ("float32", False), ("float64", False)):
@@ -156,7 +156,7 @@ def test_gradients_are_as_close_to_float64_as_the_layers_are():
         engine.backward(loss.backward(), need_input_gradient=False)
         gradients.append(net.parameters()["features.0.weight"].buffer.grad.astype(float))
     plan, layer, exact = gradients
-    # Winograd rounds a little more than one sum does; PyTorch's own float32 is the benchmark's business.
+    # Winograd rounds four to six times as much as one sum does, where no ReLU or pooling decides otherwise.
     assert np.linalg.norm(plan - exact) < 10 * np.linalg.norm(layer - exact) < 1e-4 * np.linalg.norm(exact)
 
 
