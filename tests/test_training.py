@@ -482,7 +482,7 @@ def test_evaluation_restores_the_mode_also_after_an_error(training):
     with pytest.raises(ValueError):
         predict(trainer.net, np.zeros((1, 8, 8, 3), "float32"))
     with pytest.raises(ZeroDivisionError):
-        evaluate(trainer.net, trainer.validation, forward=lambda x: 1 / 0)
+        evaluate(trainer.net, trainer.validation, engine=SimpleNamespace(forward=lambda x: 1 / 0))
     assert all(layer.training is training for _, layer in trainer.net.walk())
 
 

@@ -1,0 +1,59 @@
+"""The two engines: which is chosen, and that they do the same."""
+
+import numpy as np
+import pytest
+
+from scratchnet.layers import Linear
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.models import vgg11
+from scratchnet.optim import SGD
+from scratchnet.training import make_engine
+from scratchnet.training.engine import Layers, Plans
+
+
+def losses(name, batch_norm):
+    """Six steps in float64, of batches of two sizes, with an evaluation after each."""
+    net = vgg11(10, 32, width=0.0625, classifier_width=16, batch_norm=batch_norm, dtype="float64")
+    engine, loss = make_engine(net, name), SoftmaxCrossEntropy()
+    optimizer = SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-3)
+    rng, values = np.random.default_rng(0), []
+    for n in (8, 8, 3, 8, 8, 3):
+        x, labels = rng.standard_normal((n, 32, 32, 3)), rng.integers(0, 10, n)
+        values.append(float(loss.forward(engine.forward(x), labels)))
+        engine.backward(loss.backward())
+        optimizer.step()
+        net.eval()
+        values.append(float(loss.forward(engine.forward(x), labels)))
+        net.train()
+    return values
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_plans_and_layers_make_the_same_run_dropout_and_short_batches_included(batch_norm):
+    np.testing.assert_allclose(losses("plan", batch_norm), losses("layers", batch_norm), rtol=1e-9)
+
+
+def test_a_plan_is_made_once_for_each_shape_and_mode():
+    net = Linear(4, 2)
+    engine = make_engine(net)
+    for training in (True, False, True):
+        net.train(training)
+        for n in (3, 2, 3):
+            engine.forward(np.zeros((n, 4), "float32"))
+    assert len(engine.plans) == 4
+
+
+def test_on_a_cpu_the_default_is_a_plan():
+    assert isinstance(make_engine(Linear(4, 2)), Plans)
+
+
+def test_where_there_are_no_plans_the_default_is_the_layers(stand_in):
+    net = Linear(4, 2).to("cupy")
+    assert isinstance(make_engine(net), Layers)
+    with pytest.raises(ValueError, match="no plans for cupy yet"):
+        make_engine(net, "plan")
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="'plan' or 'layers'"):
+        make_engine(Linear(4, 2), "fast")
