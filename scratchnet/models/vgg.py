@@ -7,6 +7,7 @@ followed by a ReLU; "M" is max pooling, which halves the picture. Three fully co
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -335,45 +336,55 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def vgg11(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
-    """Build configuration A: 8 convolutions and 3 linear layers. Arguments as of ``VGG``.
+def vgg11(*arguments: Any, **settings: Any) -> VGG:
+    """Build configuration A: 8 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
 
     Examples
     --------
     >>> sum(p.size for p in vgg11().parameters().values())
     132863336
     """
-    return VGG("vgg11", num_classes, image_size, **settings)
+    return VGG("vgg11", *arguments, **settings)
 
 
-def vgg13(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
-    """Build configuration B: 10 convolutions and 3 linear layers. Arguments as of ``VGG``.
+def vgg13(*arguments: Any, **settings: Any) -> VGG:
+    """Build configuration B: 10 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
 
     Examples
     --------
     >>> sum(p.size for p in vgg13().parameters().values())
     133047848
     """
-    return VGG("vgg13", num_classes, image_size, **settings)
+    return VGG("vgg13", *arguments, **settings)
 
 
-def vgg16(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
-    """Build configuration D: 13 convolutions and 3 linear layers. Arguments as of ``VGG``.
+def vgg16(*arguments: Any, **settings: Any) -> VGG:
+    """Build configuration D: 13 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
 
     Examples
     --------
     >>> sum(p.size for p in vgg16().parameters().values())
     138357544
     """
-    return VGG("vgg16", num_classes, image_size, **settings)
+    return VGG("vgg16", *arguments, **settings)
 
 
-def vgg19(num_classes: int = 1000, image_size: int = 224, **settings: Any) -> VGG:
-    """Build configuration E: 16 convolutions and 3 linear layers. Arguments as of ``VGG``.
+def vgg19(*arguments: Any, **settings: Any) -> VGG:
+    """Build configuration E: 16 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
 
     Examples
     --------
     >>> sum(p.size for p in vgg19().parameters().values())
     143667240
     """
-    return VGG("vgg19", num_classes, image_size, **settings)
+    return VGG("vgg19", *arguments, **settings)
+
+
+for _build in (
+    vgg11,
+    vgg13,
+    vgg16,
+    vgg19,
+):  # so that help() and editors show the arguments and their defaults
+    _arguments = list(inspect.signature(VGG).parameters.values())[1:]
+    _build.__signature__ = inspect.Signature(_arguments, return_annotation=VGG)
