@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
-from typing import Any
+from typing import Any, NamedTuple
 
 from scratchnet import workers
-from scratchnet.parameters import Parameter
+from scratchnet.parameters import FlatBuffer, Parameter
 
 # Numbers that a step works on at a time: values, gradients, momentum and scratch together stay in the cache.
 BLOCK = 1 << 15
@@ -28,9 +28,33 @@ def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
     return parameter.ndim == 1
 
 
+class _Run(NamedTuple):
+    """Numbers that lie next to each other in the flat arrays, and decay alike."""
+
+    buffer: FlatBuffer
+    start: int
+    stop: int
+    momentum_start: int  # in the momentum buffer
+    decay: float
+
+    def joined(self, following: _Run) -> list[_Run]:
+        """Return one run of both where the following one continues this one, and otherwise the two."""
+        end = self._replace(start=self.stop, momentum_start=self.momentum_start + self.stop - self.start)
+        if end == following._replace(stop=self.stop):
+            return [self._replace(stop=following.stop)]
+        return [self, following]
+
+    def cut(self, size: int) -> Iterator[_Run]:
+        """Yield the same numbers in blocks of at most ``size``."""
+        for start in range(self.start, self.stop, size):
+            stop = min(start + size, self.stop)
+            yield self._replace(
+                start=start, stop=stop, momentum_start=self.momentum_start + start - self.start
+            )
+
+
 class SGD:
-    """Stochastic gradient descent with momentum, Nesterov's momentum and weight decay, as PyTorch defines
-    them.
+    """Stochastic gradient descent with momentum, Nesterov's momentum and weight decay, as in PyTorch.
 
     For each weight w with gradient g and momentum buffer v, which is zero at first::
 
@@ -110,20 +134,23 @@ class SGD:
         runs = self._runs()
         if not runs:
             raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
+        buffers = {id(run.buffer): run.buffer for run in runs}.values()
+        for buffer in buffers:
+            buffer.fill()
         if first.buffer.backend.name == "numpy":
             # Every number is updated on its own, so it makes no difference which worker has which block.
-            blocks = list(_blocks(runs, BLOCK))
+            blocks = [block for run in runs for block in run.cut(BLOCK)]
             lanes = min(workers.size(), len(blocks))
             workers.together([partial(self._update_all, blocks[lane::lanes]) for lane in range(lanes)])
         else:
-            self._update_all(_blocks(runs, first.buffer.size))
-        for buffer in {id(run[0]): run[0] for run in runs}.values():
+            self._update_all(runs)
+        for buffer in buffers:
             buffer.version += 1
 
-    def _update_all(self, blocks: Iterable[tuple[Any, int, int, int, float]]) -> None:
-        for buffer, a, b, momentum_start, weight_decay in blocks:
-            v = self.momentum_buffer[momentum_start : momentum_start + b - a] if self.momentum else None
-            self._update(buffer.data[a:b], buffer.grad[a:b], v, weight_decay)
+    def _update_all(self, runs: list[_Run]) -> None:
+        for buffer, start, stop, momentum_start, decay in runs:
+            v = self.momentum_buffer[momentum_start:][: stop - start] if self.momentum else None
+            self._update(buffer.data[start:stop], buffer.grad[start:stop], v, decay)
 
     def _update(self, w: Any, g: Any, v: Any, weight_decay: float) -> None:
         """Apply the formula to one block of the flat arrays: w and v change, g is only read."""
@@ -135,35 +162,18 @@ class SGD:
             g = g + self.momentum * v if self.nesterov else v
         w -= self.lr * g
 
-    def _runs(self) -> list[tuple[Any, int, int, int, float]]:
-        """Join parameters that lie next to each other and decay alike, in a plain network all of them.
-
-        Each run is (buffer, start, stop, start in the momentum buffer, weight decay).
-        """
-        runs: list[tuple[Any, int, int, int, float]] = []
-        offset = 0
+    def _runs(self) -> list[_Run]:
+        """Join the parameters that have a gradient into runs; in a plain network it is one."""
+        runs: list[_Run] = []
+        momentum_start = 0
         for name, p in self.parameters.items():
-            decay = 0.0 if self.no_decay(name, p) else self.weight_decay
             if p.has_grad:
-                p.data  # noqa: B018  (the first values are made when first asked for)
-                buffer, start, stop, momentum_start, before = runs[-1] if runs else (None,) * 5
-                if buffer is p.buffer and stop == p.place.start and decay == before:
-                    if momentum_start + stop - start == offset:
-                        runs[-1] = (buffer, start, p.place.stop, momentum_start, decay)
-                        offset += p.size
-                        continue
-                runs.append((p.buffer, p.place.start, p.place.stop, offset, decay))
-            offset += p.size
+                decay = 0.0 if self.no_decay(name, p) else self.weight_decay
+                run = _Run(p.buffer, p.place.start, p.place.stop, momentum_start, decay)
+                joined = runs.pop().joined(run) if runs else [run]
+                runs.extend(joined)
+            momentum_start += p.size
         return runs
-
-
-def _blocks(
-    runs: list[tuple[Any, int, int, int, float]], size: int
-) -> Iterator[tuple[Any, int, int, int, float]]:
-    """Cut runs into blocks of the same kind, of at most ``size`` numbers."""
-    for buffer, start, stop, momentum_start, weight_decay in runs:
-        for a in range(start, stop, size):
-            yield buffer, a, min(a + size, stop), momentum_start + a - start, weight_decay
 
 
 # Learning-rate schedules: plain functions of the step, without state, so that a resumed run needs nothing but

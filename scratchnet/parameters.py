@@ -186,6 +186,8 @@ class FlatBuffer:
 
     def fill(self) -> None:
         """Give first values to all parameters that have none yet."""
+        if self.filled:
+            return
         self.allocate()
         for p in self.parameters:
             if p.fill is None:
