@@ -586,7 +586,7 @@ def test_on_a_terminal_progress_is_a_bar_with_loss_rate_and_time_left_that_goes_
 def test_the_bar_is_as_wide_as_the_terminal_and_also_there_where_that_does_not_say(columns):
     pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))
     controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
     with os.fdopen(terminal, "w") as file, Progress("epoch 1/1", 1000, file) as progress:
         progress.bar.mininterval = 0
         progress.update(500, loss=2.0)

@@ -71,7 +71,9 @@ class Progress:
                 file=self.file,
                 leave=False,
                 dynamic_ncols=has_width,
-                ncols=None if has_width else 80,  # with no width at all tqdm would show nothing
+                # With no width or height at all tqdm would show nothing.
+                ncols=None if has_width else 80,
+                nrows=None if has_width else 24,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}, "
                 "{rate_noinv_fmt}, {remaining} left",
                 unit=" images",
