@@ -33,7 +33,7 @@ def dropout_forward(x: Any, keep: Any, p: float) -> tuple[Any, Any]:
     array([2., 0., 2., 0.])
     """
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    y = x * keep
+    y = x * keep  # shape of x
     y *= scale
     return y, (keep, scale)
 
@@ -54,6 +54,6 @@ def dropout_backward(dy: Any, cache: Any) -> Any:
     dx : array, shape of y
     """
     keep, scale = cache
-    dx = dy * keep
+    dx = dy * keep  # shape of x
     dx *= scale
     return dx

@@ -70,7 +70,7 @@ def max_pool2d_backward(dy: Any, cache: Any) -> Any:
     winner, x_shape, K, S = cache
     dx = array_module(dy).zeros(x_shape, dtype=dy.dtype)
     for position in range(K * K):
-        dx[_at(x_shape, K, S, position)] += dy * (winner == position)
+        dx[_at(x_shape, K, S, position)] += dy * (winner == position)  # (N, OH, OW, C)
     return dx
 
 
@@ -123,5 +123,5 @@ def global_avg_pool2d_backward(dy: Any, cache: Any) -> Any:
     """
     N, H, W, C = cache
     dx = array_module(dy).empty(cache, dtype=dy.dtype)
-    dx[...] = (dy / (H * W)).reshape(N, 1, 1, C)
+    dx[...] = (dy / (H * W)).reshape(N, 1, 1, C)  # spread over (N, H, W, C)
     return dx

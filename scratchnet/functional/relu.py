@@ -27,7 +27,7 @@ def relu_forward(x: Any) -> tuple[Any, Any]:
     >>> relu_forward(np.array([-1.0, 0.0, 2.0]))[0]
     array([0., 0., 2.])
     """
-    y = array_module(x).maximum(x, 0)
+    y = array_module(x).maximum(x, 0)  # shape of x
     return y, y
 
 
@@ -49,4 +49,4 @@ def relu_backward(dy: Any, cache: Any) -> Any:
     dx : array, shape of y
     """
     y = cache
-    return dy * (y > 0)
+    return dy * (y > 0)  # shape of x

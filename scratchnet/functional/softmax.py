@@ -75,7 +75,7 @@ def softmax_cross_entropy_forward(logits: Any, labels: Any, label_smoothing: flo
     """
     xp = array_module(logits)
     log_p = _log_softmax(logits)  # (N, K)
-    loss = -log_p[xp.arange(len(labels)), labels].mean()
+    loss = -log_p[xp.arange(len(labels)), labels].mean()  # mean of (N,)
     if label_smoothing:
         loss = (1.0 - label_smoothing) * loss - label_smoothing * log_p.mean()
     return loss, (log_p, labels, label_smoothing)
@@ -106,6 +106,6 @@ def softmax_cross_entropy_backward(cache: Any) -> Any:
     dlogits = xp.exp(log_p)  # (N, K), p
     if label_smoothing:
         dlogits -= label_smoothing / K
-    dlogits[xp.arange(N), labels] -= 1.0 - label_smoothing
+    dlogits[xp.arange(N), labels] -= 1.0 - label_smoothing  # one of each row, (N,)
     dlogits /= N
     return dlogits
