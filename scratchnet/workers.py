@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
@@ -140,6 +140,7 @@ def one_blas_thread() -> Iterator[None]:
             _blas = ThreadpoolController().select(user_api="blas")  # takes milliseconds: once
         if _blas_users == 0:
             _blas_limit = _blas.limit(limits=1)
+            _release_control()
         _blas_users += 1
     try:
         yield
@@ -148,6 +149,15 @@ def one_blas_thread() -> Iterator[None]:
             _blas_users -= 1
             if _blas_users == 0:
                 _blas_limit.restore_original_limits()
+                _release_control()
+
+
+def _release_control() -> None:
+    # From 3.8 on threadpoolctl lets nobody but the thread that set a limit change it, silently. Here the last
+    # to leave, which restores, may be another thread than the first to enter; and the lock keeps order.
+    release = getattr(OpenBLASController, "clear_controlling_thread", None)
+    if release is not None:
+        release()
 
 
 def _forget_pool() -> None:
@@ -158,6 +168,7 @@ def _forget_pool() -> None:
     if _blas_users:
         _blas_users = 0
         _blas_limit.restore_original_limits()
+        _release_control()
 
 
 if hasattr(os, "register_at_fork"):

@@ -142,6 +142,23 @@ def test_winograds_matrices_compute_a_convolution_of_one_dimension():
     np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
 
 
+def test_winograds_points_lose_less_than_half_of_what_the_usual_ones_lose():
+    rng = np.random.default_rng(0)
+    d = rng.standard_normal((6, 6, 50, 64)).astype(np.float32)  # 50 tiles of 64 channels
+    g = rng.standard_normal((3, 3, 64, 8)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(d.astype(np.float64), (3, 3), axis=(0, 1))
+    expected = np.einsum("yxtcij,ijco->yxto", windows, g.astype(np.float64), optimize=True)
+
+    def lost(points):
+        BT, G, AT = (m.astype(np.float32) for m in winograd.matrices(points))
+        both = lambda m, x: np.einsum("ip,jq,pq...->ij...", m, m, x, optimize=True)  # noqa: E731
+        y = both(AT, both(BT, d) @ both(G, g))
+        assert y.dtype == np.float32
+        return error(y, expected)
+
+    assert lost(winograd.POINTS) < 0.5 * lost((0, 1, -1, 2, -2))
+
+
 def test_toeplitz_matrices_compute_a_padded_convolution_of_two_pixels():
     x, g = np.array([2.0, 5.0]), np.array([3.0, 7.0, 11.0])
     expand, contract = np.array([[1, 1], [0, 1], [1, 0]]), np.array([[1, 1, 0], [1, 0, 1]])

@@ -193,3 +193,21 @@ def test_one_blas_thread_is_restored_by_the_last_to_leave():
     with pytest.raises(ZeroDivisionError), workers.one_blas_thread():
         1 / 0  # noqa: B018
     assert blas_threads() == before
+
+
+def test_one_blas_thread_from_any_thread():
+    """Some releases of threadpoolctl let only the first thread that set a limit change it, silently."""
+    before = blas_threads()
+    with workers.one_blas_thread():
+        pass
+    seen = []
+
+    def look():
+        with workers.one_blas_thread():
+            seen.append(blas_threads())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen[0] <= {1}
+    assert blas_threads() == before

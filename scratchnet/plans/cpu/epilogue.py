@@ -1,4 +1,4 @@
-"""What follows a convolution, while its result is still in the cache: ReLU, 2 x 2 max pooling, storing.
+"""What follows a convolution, while its result is still in the cache: max pooling, bias, ReLU, storing.
 
 A kernel computes its output block by block, a few thousand numbers that lie as its algorithm makes them, but
 always with four axes of which the middle ones are rows and columns of pixels::
@@ -17,7 +17,8 @@ Backward, the gradient g of the window is handed down the same way, each time to
 
 A comparison is 0 or 1, so "the rest" is g minus 0 or g minus g: exact, and no case is left out.
 
-ReLU and max pooling commute, since max(., 0) preserves order; so the ReLU works on a quarter of the numbers.
+Adding a bias and the ReLU preserve order, so they commute with max pooling, and come after it: they work on a
+quarter of the numbers.
 """
 
 from __future__ import annotations
@@ -88,16 +89,18 @@ class Block:
 
 
 class Epilogue:
-    """ReLU, pooling and storing of a kernel's output, and back.
+    """Pooling, bias, ReLU and storing of a kernel's output, and back.
 
     Parameters
     ----------
     kernel : Kernel
         Its group says whether there is a ReLU and a pooling.
+    bias : array, optional
+        What to add to the last axis of a block, or to as much of it as a block has.
     """
 
-    def __init__(self, kernel: Kernel):
-        self.kernel, self.output = kernel, kernel.output
+    def __init__(self, kernel: Kernel, bias: np.ndarray | None = None):
+        self.kernel, self.output, self.bias = kernel, kernel.output, bias
         self.relu, self.pool = kernel.group.relu is not None, kernel.group.pool is not None
         self.right: dict[Block, Buffer] = {}
         self.lower: dict[Block, Buffer] = {}
@@ -126,10 +129,16 @@ class Epilogue:
         """Write down what becomes of a block ``y`` of the convolution's result; ``y`` is overwritten."""
         if self.pool:
             y = self._pool(do, lane, block, y)
-        if self.relu:
-            rectify(do, y)
+        self.finish(do, y)
         row, pixels = block.pixels(y)
         copy_pairs(do, self.output.pairs(block.images, row, pixels), to_map=True)
+
+    def finish(self, do: Steps, y: np.ndarray) -> None:
+        """Write down y = max(y + bias, 0), as far as there is a bias and a ReLU, in place."""
+        if self.bias is not None:
+            do(np.add, y, self.bias[: y.shape[-1]], out=y)
+        if self.relu:
+            rectify(do, y)
 
     def backward(self, do: Steps, lane: int, block: Block, dy: np.ndarray) -> None:
         """Write down the gradient ``dy`` with respect to the same block of the convolution's result."""

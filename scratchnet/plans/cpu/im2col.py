@@ -43,7 +43,7 @@ class Im2col(Kernel):
         budget = max(COLUMNS, self.row * self.O * item)  # each block adds once to the gradient of all of W
         per_lane = -(-self.input.N // self.setting.lanes)
         self.n = max(1, min(per_lane, budget // (self.OH * self.OW * self.row * item)))
-        self.epilogue = Epilogue(self)
+        self.epilogue = Epilogue(self, None if conv.bias is None else conv.bias.data)
         self.blocks = [
             [
                 Block("plain", part, (len(part), self.OH, self.OW, self.O))
@@ -82,8 +82,6 @@ class Im2col(Kernel):
                 columns = self._columns(do, lane, block, self.moments[0])
                 y = first_of(self.scratch[self.moments[0]][2][lane], *block.shape)
                 do(np.matmul, columns, weight, out=y.reshape(-1, self.O))
-                if self.conv.bias is not None:
-                    do(np.add, y, self.conv.bias.data, out=y)
                 self.epilogue.forward(do, lane, block, y)
         return [phase]
 

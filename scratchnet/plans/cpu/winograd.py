@@ -5,11 +5,26 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (201
 Symbols beyond those of ``maps.py``: T tiles (T = R * TW * n for R rows of tiles of a chunk), O outputs,
 "run" = TW * n * C (or O) numbers that lie next to each other.
 
-**One dimension.** Four neighbouring outputs of a kernel of three, y = (y0 .. y3) from d = (d0 .. d5) and
-g = (g0, g1, g2), are the middle coefficients of a product of polynomials. Such a product can be evaluated at
-six points (0, 1, -1, 2, -2 and infinity), multiplied there number by number, and interpolated back::
+**One dimension.** Four neighbouring outputs of a kernel of three, y[i] = sum over j of d[i+j] g[j], take six
+multiplications (the * below) in place of twelve::
 
-    y = A^T [ (G g) * (B^T d) ]              six multiplications (the *) in place of twelve
+    y = A^T [ (G g) * (B^T d) ]
+
+Each multiplication belongs to a point p: a polynomial of degree five is known by its values at six points.
+With infinity as the sixth, and N(p) the product of p - q over the other points q (Toom and Cook's algorithm,
+transposed; Blahut, "Fast algorithms for signal processing", sec. 5.4)::
+
+    point                    p                                       infinity
+    its column of A^T        1, p, p^2, p^3                          0, 0, 0, 1
+    its row of G             1, p, p^2, over N(p)                    0, 0, 1
+    its row of B^T           coefficients of the product of t - q    of the product of t - q over all q
+                             over the other points q
+
+Any points will do in exact arithmetic. In float32 they decide how much larger the numbers in between are than
+the result, and so how much of it is lost. Lavin and Gray take 0, 1, -1, 2, -2. With POINTS, which are 0 and
+two pairs whose sizes lie about evenly on both sides of 1, the error is less than half of theirs
+(``tests/test_plans_cpu.py`` measures it; Barabasz et al. 2020 and Alam et al. 2022 search for such points).
+And with eighths all entries of A and B are exact in float32.
 
 **Two dimensions.** The same along rows and along columns, for tiles of 4 x 4 outputs::
 
@@ -29,8 +44,7 @@ another thing, a convolution with the turned kernel; this one shares a transform
     dM = A dy A^T        dU = V^T dM        dW = G^T dU G
                          dV = dM U^T        dx = B dV B^T, added up where the input tiles overlap
 
-dM is shared by both. A bias is added to M[1, 1], since the second column of A^T is all ones: what is added
-there comes out in all 16 pixels. For the same reason the sum of dM[1, 1] over tiles is db.
+dM is shared by both.
 
 **Transforms are matrix products, too**: B^T, with six rows, times six long runs of neighbouring numbers (see
 ``maps.py`` for why they are). A tile's six rows of pixels are there; of its six columns, four are its own
@@ -49,6 +63,7 @@ them ("by phases").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,35 +71,39 @@ import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
-from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
+from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.cpu.maps import Tiles
 from scratchnet.plans.memory import Arena
-from scratchnet.plans.running import Phase, Steps, rectify, reshaped, share
+from scratchnet.plans.running import Phase, Steps, reshaped, share
 
-_BT = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_G = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-_AT = [
-    [1, 1, 1, 1, 1, 0],
-    [0, 1, -1, 2, -2, 0],
-    [0, 1, 1, 4, 4, 0],
-    [0, 1, -1, 8, -8, 1],
-]
-BT = np.array(_BT, np.float32)  # (6, 6)
-AT = np.array(_AT, np.float32)  # (4, 6)
+POINTS = 0, 5 / 8, -5 / 8, 3 / 2, -3 / 2
+
+
+def matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return B^T (6, 6), G (6, 3) and A^T (4, 6) for five points and infinity, in float64.
+
+    Examples
+    --------
+    >>> BT, G, AT = matrices((0, 1, -1, 2, -2))
+    >>> BT[0]
+    array([ 4.,  0., -5.,  0.,  1.,  0.])
+    >>> d, g = np.arange(6.0) ** 2, np.array([1.0, 2.0, 3.0])
+    >>> (AT @ ((G @ g) * (BT @ d))).round(9), np.correlate(d, g)
+    (array([ 14.,  35.,  68., 113.]), array([ 14.,  35.,  68., 113.]))
+    """
+    BT, G, AT = np.zeros((6, 6)), np.zeros((6, 3)), np.zeros((4, 6))
+    for i, p in enumerate(points):
+        others = [q for q in points if q != p]
+        BT[i, :5] = np.poly(others)[::-1]  # the coefficients of a polynomial with these roots
+        G[i] = p ** np.arange(3.0) / np.prod([p - q for q in others])
+        AT[:, i] = p ** np.arange(4.0)
+    BT[5], G[5, 2], AT[3, 5] = np.poly(points)[::-1], 1.0, 1.0
+    return BT, G, AT
+
+
+_BT, _G, _AT = matrices(POINTS)
+BT = _BT.astype(np.float32)  # (6, 6)
+AT = _AT.astype(np.float32)  # (4, 6)
 A = np.ascontiguousarray(AT.T)  # (6, 4)
 # Both dimensions at once, for the weights, which are small: U (36, C*O) = G2 (36, 9) w (9, C*O).
 G2 = np.kron(_G, _G).astype(np.float32)  # (36, 9)
@@ -169,7 +188,10 @@ class Winograd(Kernel):
         self.slots = 6 if x.TW == 1 else 8  # of V in the backward pass
         # Direct: the output has tiles as well, so the inverse transform can write where the result belongs.
         self.direct = isinstance(self.output, Tiles) and self.group.pool is None
-        self.epilogue = Epilogue(self)
+        # The bias of every number of a run.
+        run = max(part.T // part.R for part in self.parts) * self.O
+        self.bias = None if self.conv.bias is None else np.zeros(run, np.float32)
+        self.epilogue = Epilogue(self, self.bias)
         self.U: list[np.ndarray] = []
 
     def describe(self) -> str:  # noqa: D102
@@ -208,7 +230,7 @@ class Winograd(Kernel):
         self.b = self.per_lane(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)
         self.mask = self.mask_scratch(arena, backward)
         self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
-        self.db = self.per_lane(arena, "db", (2, O), backward)
+        self.db = arena.request("db", (len(self.parts), O), kind, backward, backward)
         if self.by_rows:
             self.dV = self.per_lane(arena, "dV", (6 * self.slots * T * C,), backward)
             self.dM = self.per_lane(arena, "dM", (36 * T * O,), backward)
@@ -263,17 +285,20 @@ class Winograd(Kernel):
         combine(do, AT, s, out=y)
         if not self.direct:
             self.epilogue.forward(do, lane, part.block, y)
-        elif self.group.relu is not None:
-            rectify(do, y)
+        else:
+            self.epilogue.finish(do, y)
 
-    def _transform_dy(self, do: Steps, lane: int, part: Part, dM: np.ndarray) -> None:
-        """Write down dM = A dy A^T, where dM has the axes (6, 6, R, run)."""
+    def _transform_dy(self, do: Steps, lane: int, part: Part, dM: np.ndarray, db: np.ndarray) -> None:
+        """Write down dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, run)."""
         R, run = part.R, dM.shape[-1]
         if self.direct:
             dy = self.output.grad_chunk(part.chunk)[4 * part.row : 4 * (part.row + R)]
         else:
             dy = first_of(self.dy[lane], *part.block.shape)
             self.epilogue.backward(do, lane, part.block, dy)
+        if self.conv.bias is not None:
+            pixels = reshaped(dy, -1, self.O)  # (16*T, O)
+            do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=db)
         a = first_of(self.a[lane], R, 6, 4, run)
         combine(do, A, reshaped(dy, R, 4, 4 * run), out=a.reshape(R, 6, 4 * run))
         combine(do, A, a, out=dM.transpose(2, 0, 1, 3))
@@ -335,11 +360,13 @@ class Winograd(Kernel):
 
     def weights(self) -> list[Phase]:
         """Transform the weights, unless that is done by phases, just before they are used."""
+        phase = self.phase("weights")
+        if self.conv.bias is not None:
+            phase.lanes[0].copy(self.conv.bias.data, out=self.bias.reshape(-1, self.O))
         if self.setting.training and not self.by_rows:
-            return []
+            return [phase]
         if self.setting.training:
             self.U = _cut(self.kept_U.array, self.C, self.columns)
-        phase = self.phase("weights")
         for b, U in enumerate(self.U):
             lane = b * self.setting.lanes // len(self.U)
             w = self.conv.weight.data[..., self.columns[b]]
@@ -363,7 +390,6 @@ class Winograd(Kernel):
                 self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t)
                 for columns, U in zip(self.columns, self.U, strict=True):
                     product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
-                self._add_bias(do, M, slice(0, self.O))
                 self._transform_output(do, lane, part, M.reshape(6, 6, part.R, -1))
         return [phase]
 
@@ -388,12 +414,7 @@ class Winograd(Kernel):
                 w = self.conv.weight.data[..., columns]
                 self._transform_weights(do, w, self.w[lane].array, U)
             product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
-            self._add_bias(do, M, columns)
         return [first, second, third]
-
-    def _add_bias(self, do: Steps, M: np.ndarray, columns: slice) -> None:
-        if self.conv.bias is not None:
-            do(np.add, M[1, 1, :, columns], self.conv.bias.data[columns], out=M[1, 1, :, columns])
 
     def backward(self) -> list[Phase]:  # noqa: D102
         return self._backward_by_rows() if self.by_rows else self._backward_by_phases()
@@ -413,23 +434,19 @@ class Winograd(Kernel):
         for lane, parts in enumerate(self._parts_by_lane()):
             do = main.lanes[lane]
             total, one = self.dU[lane].array
-            db_total, db_one = self.db[lane].array
             if not parts:
                 do.copy(0, out=total)
-                do.copy(0, out=db_total)
             for k, part in enumerate(parts):
                 V = first_of(self.dV[lane], 6, self.slots, part.T, self.C)
                 inner = V[:, 1:7] if self.slots == 8 else V
                 dM = first_of(self.dM[lane], 6, 6, part.T, self.O)
-                self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1))
+                self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1), self._db(part))
                 self._transform_input(
                     do, lane, part, reshaped(inner, 6, 6, part.R, part.T // part.R * self.C), self.back_t
                 )
                 self._product_dU(do, inner, dM, out=(one if k else total).reshape(6, 6, self.C, self.O))
-                do(np.matmul, np.ones(part.T, np.float32), dM[1, 1], out=db_one if k else db_total)
                 if k:
                     do(np.add, total, one, out=total)
-                    do(np.add, db_total, db_one, out=db_total)
                 for columns, U in zip(self.back_columns, UT, strict=True):  # dV over V, which has served
                     product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
                 self._transform_dV(do, lane, part, V.reshape(6, self.slots, part.R, -1))
@@ -441,7 +458,7 @@ class Winograd(Kernel):
                 for other in self.dU[1:]:
                     do(np.add, total, other.array[0][:, part], out=total)
                 self._transform_dU(do, total, dweight[:, part])
-        self._sum_db(last.lanes[0], [d.array[0] for d in self.db])
+        self._sum_db(last.lanes[0])
         return [weights, main, last]
 
     def _backward_by_phases(self) -> list[Phase]:
@@ -452,12 +469,11 @@ class Winograd(Kernel):
         dM = first_of(self.dM[0], 6, 6, self.T, self.O)
         for lane, parts in enumerate(self._parts_by_lane()):
             for part in parts:
-                run = part.T // part.R
-                self._transform_dy(
-                    first.lanes[lane], lane, part, reshaped(dM[:, :, part.tiles], 6, 6, part.R, run * self.O)
-                )
+                run, do = part.T // part.R, first.lanes[lane]
+                mine = reshaped(dM[:, :, part.tiles], 6, 6, part.R, run * self.O)
+                self._transform_dy(do, lane, part, mine, self._db(part))
                 mine = reshaped(inner[:, :, part.tiles], 6, 6, part.R, run * self.C)
-                self._transform_input(first.lanes[lane], lane, part, mine, self.back_t)
+                self._transform_input(do, lane, part, mine, self.back_t)
                 mine = reshaped(V[:, :, part.tiles], 6, self.slots, part.R, run * self.C)
                 self._transform_dV(fourth.lanes[lane], lane, part, mine)
 
@@ -473,9 +489,7 @@ class Winograd(Kernel):
             do.copy(inner[..., c], out=packed)
             self._product_dU(do, packed, dM, out=dU.reshape(6, 6, k, self.O), columns=16)
             self._transform_dU(do, dU, reshaped(dweight[:, c], 9, k * self.O))
-        do, db = second.lanes[-1], self.db[0].array[0]
-        do(np.matmul, np.ones(self.T, np.float32), dM[1, 1], out=db)
-        self._sum_db(do, [db])
+        self._sum_db(second.lanes[-1])
 
         for b, columns in enumerate(self.back_columns):  # dV over V, which has served
             lane = b * self.setting.lanes // len(self.back_columns)
@@ -492,9 +506,13 @@ class Winograd(Kernel):
         """Write down dU = V^T dM, for all 36 places."""
         product(do, V.swapaxes(-1, -2), dM, out=out, limit=self.setting.block_limit, columns=columns)
 
-    def _sum_db(self, do: Steps, parts: list[np.ndarray]) -> None:
+    def _db(self, part: Part) -> np.ndarray:
+        """Return where the sum of dy over a part belongs."""
+        return self.db.array[self.parts.index(part)]
+
+    def _sum_db(self, do: Steps) -> None:
         if self.conv.bias is not None:
-            sum_lanes(do, parts, out=self.conv.bias.view(self.conv.bias.buffer.grad))
+            do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.view(self.conv.bias.buffer.grad))
 
 
 def _column_blocks(columns: int) -> list[slice]:
