@@ -35,7 +35,7 @@ UFUNC_BUFFER = 1024
 
 # Element-wise work on large arrays goes in blocks of this many elements, which stay in the second-level cache
 # from one call to the next.
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 
 
 class Steps(list):
@@ -171,7 +171,8 @@ def reshaped(array: np.ndarray, *shape: int) -> np.ndarray:
     return view
 
 
-_ZEROS = {np.dtype(t): np.zeros(BLOCK, t) for t in (np.float32, np.float64)}
+ZEROS = 1 << 12  # numbers, which stay in the first-level cache
+_ZEROS = {np.dtype(t): np.zeros(ZEROS, t) for t in (np.float32, np.float64)}
 
 
 def rectify(do: Steps, x: np.ndarray) -> None:
@@ -179,8 +180,10 @@ def rectify(do: Steps, x: np.ndarray) -> None:
 
     Against an array of zeros NumPy's maximum is two and a half times as fast as against the number 0.
     """
-    flat = reshaped(x, -1)
-    zeros = _ZEROS[x.dtype]
-    for first in range(0, flat.size, BLOCK):
-        piece = flat[first : first + BLOCK]
-        do(np.maximum, piece, zeros[: piece.size], out=piece)
+    flat, zeros = reshaped(x, -1), _ZEROS[x.dtype]
+    whole = flat.size // ZEROS * ZEROS
+    if whole:
+        rows = flat[:whole].reshape(-1, ZEROS)
+        do(np.maximum, rows, zeros, out=rows)
+    if whole < flat.size:
+        do(np.maximum, flat[whole:], zeros[: flat.size - whole], out=flat[whole:])

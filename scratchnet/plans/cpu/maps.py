@@ -277,6 +277,14 @@ class Tiles(Map):
             rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]
             rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
             part = block[:, :, :, :, both.start - images.start : both.stop - images.start]
+            inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
+            if inside:  # then one pair has it all: column 4*tile + phase is S * (per_tile * tile + q) + j
+                own = rows[row : row + S * R]
+                yield (
+                    own.reshape(R, S, per_tile, S, self.TW, *own.shape[-2:]),  # [R, i, q, j, tile, n, C]
+                    part.reshape(R, S, S, self.TW, per_tile, *own.shape[-2:]).transpose(0, 1, 4, 2, 3, 5, 6),
+                )
+                continue
             for i in range(S):
                 for phase in range(4):
                     q, j = divmod(phase, S)  # column 4*tile + phase = S * (per_tile * tile + q) + j

@@ -63,7 +63,7 @@ them ("by phases").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -248,8 +248,11 @@ class Winograd(Kernel):
 
     # The transforms of one part
 
-    def _transform_input(self, do: Steps, lane: int, part: Part, V: np.ndarray, t: Any) -> None:
-        """Write down V = B^T d B, where V has the axes (6, 6, R, run)."""
+    def _transform_input(self, do: Steps, lane: int, part: Part, V: np.ndarray, t: Any, fresh: bool) -> None:
+        """Write down V = B^T d B, where V has the axes (6, 6, R, run).
+
+        The zeros beyond the picture stay in t from one part to the next, and are written if it is ``fresh``.
+        """
         x = self.input.chunk(part.chunk)
         rows, _, TW, n, C = x.shape
         R, run, one_tile = part.R, TW * n * C, n * C
@@ -264,10 +267,11 @@ class Winograd(Kernel):
             return
         t = first_of(t[lane], R, 6, 6, run)  # by row, transformed row, and slot
         combine(do, BT, windows, out=reshaped(t[:, :, 1:5], R, 6, 4 * run))
-        do.copy(0, out=t[:, :, 0, :one_tile])
+        if fresh:
+            do.copy(0, out=t[:, :, 0, :one_tile])
+            do.copy(0, out=t[:, :, 5, -one_tile:])
         do.copy(t[:, :, 4, :-one_tile], out=t[:, :, 0, one_tile:])
         do.copy(t[:, :, 1, one_tile:], out=t[:, :, 5, :-one_tile])
-        do.copy(0, out=t[:, :, 5, -one_tile:])
         combine(do, BT, t, out=V)
 
     def _transform_output(self, do: Steps, lane: int, part: Part, M: np.ndarray) -> None:
@@ -303,8 +307,10 @@ class Winograd(Kernel):
         combine(do, A, reshaped(dy, R, 4, 4 * run), out=a.reshape(R, 6, 4 * run))
         combine(do, A, a, out=dM.transpose(2, 0, 1, 3))
 
-    def _transform_dV(self, do: Steps, lane: int, part: Part, dV: np.ndarray) -> None:
+    def _transform_dV(self, do: Steps, lane: int, part: Part, dV: np.ndarray, fresh: bool) -> None:
         r"""Write down dx = B dV B^T, where dV has the axes (6, slots, R, run).
+
+        If dV is ``fresh``, zeros beyond the picture are written into it; otherwise they are there.
 
         Parts of a chunk come in order, on one lane. First the columns: of this part's rows of tiles, six rows
         each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::
@@ -322,10 +328,11 @@ class Winograd(Kernel):
             do.copy(0, out=b[-1])
         if TW > 1:  # slots 1 to 6 are the tile's own, 0 and 7 its neighbours'
             one_tile = run // TW
-            do.copy(0, out=dV[:, 0, :, :one_tile])
+            if fresh:
+                do.copy(0, out=dV[:, 0, :, :one_tile])
+                do.copy(0, out=dV[:, 7, :, -one_tile:])
             do.copy(dV[:, 6, :, :-one_tile], out=dV[:, 0, :, one_tile:])
             do.copy(dV[:, 1, :, one_tile:], out=dV[:, 7, :, :-one_tile])
-            do.copy(0, out=dV[:, 7, :, -one_tile:])
         own = b[1 + 6 * part.row : 1 + 6 * (part.row + R)].reshape(R, 6, 4, run)
         combine(do, B_OVERLAP if TW > 1 else B_INNER, dV.transpose(2, 0, 1, 3), out=own)
 
@@ -384,10 +391,10 @@ class Winograd(Kernel):
         phase = self.phase("rows of tiles")
         for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
             do = phase.lanes[lane]
-            for part in (self.parts[k] for k in some):
+            for part, fresh in _and_whether_new(self.parts[k] for k in some):
                 V = first_of(self.V[lane], 6, 6, part.T, self.C)
                 M = first_of(self.M[lane], 6, 6, part.T, self.O)
-                self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t)
+                self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t, fresh)
                 for columns, U in zip(self.columns, self.U, strict=True):
                     product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
                 self._transform_output(do, lane, part, M.reshape(6, 6, part.R, -1))
@@ -398,10 +405,10 @@ class Winograd(Kernel):
         V = first_of(self.V[0], 6, 6, self.T, self.C)
         M = first_of(self.M[0], 6, 6, self.T, self.O)
         for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
-            for part in (self.parts[k] for k in some):
+            for part, fresh in _and_whether_new(self.parts[k] for k in some):
                 shape = (6, 6, part.R, -1)
                 self._transform_input(
-                    first.lanes[lane], lane, part, reshaped(V[:, :, part.tiles], *shape), self.t
+                    first.lanes[lane], lane, part, reshaped(V[:, :, part.tiles], *shape), self.t, fresh
                 )
                 self._transform_output(third.lanes[lane], lane, part, reshaped(M[:, :, part.tiles], *shape))
         for b, columns in enumerate(self.columns):
@@ -436,20 +443,19 @@ class Winograd(Kernel):
             total, one = self.dU[lane].array
             if not parts:
                 do.copy(0, out=total)
-            for k, part in enumerate(parts):
+            for k, (part, fresh) in enumerate(_and_whether_new(parts)):
                 V = first_of(self.dV[lane], 6, self.slots, part.T, self.C)
                 inner = V[:, 1:7] if self.slots == 8 else V
                 dM = first_of(self.dM[lane], 6, 6, part.T, self.O)
                 self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1), self._db(part))
-                self._transform_input(
-                    do, lane, part, reshaped(inner, 6, 6, part.R, part.T // part.R * self.C), self.back_t
-                )
+                mine = reshaped(inner, 6, 6, part.R, part.T // part.R * self.C)
+                self._transform_input(do, lane, part, mine, self.back_t, fresh)
                 self._product_dU(do, inner, dM, out=(one if k else total).reshape(6, 6, self.C, self.O))
                 if k:
                     do(np.add, total, one, out=total)
                 for columns, U in zip(self.back_columns, UT, strict=True):  # dV over V, which has served
                     product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
-                self._transform_dV(do, lane, part, V.reshape(6, self.slots, part.R, -1))
+                self._transform_dV(do, lane, part, V.reshape(6, self.slots, part.R, -1), fresh)
         dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, -1)
         for do, some in zip(last.lanes, share(self.C * self.O, self.setting.lanes), strict=True):
             part = slice(some.start, some.stop)
@@ -468,14 +474,14 @@ class Winograd(Kernel):
         inner = V[:, 1:7] if self.slots == 8 else V
         dM = first_of(self.dM[0], 6, 6, self.T, self.O)
         for lane, parts in enumerate(self._parts_by_lane()):
-            for part in parts:
+            for part, fresh in _and_whether_new(parts):
                 run, do = part.T // part.R, first.lanes[lane]
                 mine = reshaped(dM[:, :, part.tiles], 6, 6, part.R, run * self.O)
                 self._transform_dy(do, lane, part, mine, self._db(part))
                 mine = reshaped(inner[:, :, part.tiles], 6, 6, part.R, run * self.C)
-                self._transform_input(do, lane, part, mine, self.back_t)
+                self._transform_input(do, lane, part, mine, self.back_t, fresh)
                 mine = reshaped(V[:, :, part.tiles], 6, self.slots, part.R, run * self.C)
-                self._transform_dV(fourth.lanes[lane], lane, part, mine)
+                self._transform_dV(fourth.lanes[lane], lane, part, mine, fresh=True)
 
         dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
         rows = self.rows_of_dU
@@ -513,6 +519,14 @@ class Winograd(Kernel):
     def _sum_db(self, do: Steps) -> None:
         if self.conv.bias is not None:
             do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.view(self.conv.bias.buffer.grad))
+
+
+def _and_whether_new(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
+    """Yield each part, and whether it has another shape than the one before: then scratch is divided anew."""
+    shape = None
+    for part in parts:
+        yield part, part.block.shape != shape
+        shape = part.block.shape
 
 
 def _column_blocks(columns: int) -> list[slice]:
