@@ -148,19 +148,29 @@ class SGD:
             buffer.version += 1
 
     def _update_all(self, runs: list[_Run]) -> None:
+        xp = runs[0].buffer.backend.xp
+        scratch = xp.empty(max(run.stop - run.start for run in runs), runs[0].buffer.dtype)
         for buffer, start, stop, momentum_start, decay in runs:
-            v = self.momentum_buffer[momentum_start:][: stop - start] if self.momentum else None
-            self._update(buffer.data[start:stop], buffer.grad[start:stop], v, decay)
+            size = stop - start
+            v = self.momentum_buffer[momentum_start:][:size] if self.momentum else None
+            self._update(buffer.data[start:stop], buffer.grad[start:stop], v, decay, scratch[:size], xp)
 
-    def _update(self, w: Any, g: Any, v: Any, weight_decay: float) -> None:
-        """Apply the formula to one block of the flat arrays: w and v change, g is only read."""
+    def _update(self, w: Any, g: Any, v: Any, weight_decay: float, scratch: Any, xp: Any) -> None:
+        """Apply the formula to one block of the flat arrays: w and v change, g is only read.
+
+        What stands in between goes to ``scratch``: a new array for each block costs more than the arithmetic.
+        """
         if weight_decay:
-            g = g + weight_decay * w
+            g = xp.add(g, xp.multiply(w, weight_decay, out=scratch), out=scratch)
         if v is not None:
             v *= self.momentum
             v += g
-            g = g + self.momentum * v if self.nesterov else v
-        w -= self.lr * g
+            if self.nesterov:
+                w -= xp.multiply(g, self.lr, out=scratch)
+                g = xp.multiply(v, self.momentum, out=scratch)
+            else:
+                g = v
+        w -= xp.multiply(g, self.lr, out=scratch)
 
     def _runs(self) -> list[_Run]:
         """Join the parameters that have a gradient into runs; in a plain network it is one."""

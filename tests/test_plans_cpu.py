@@ -174,7 +174,7 @@ def test_blocks_of_a_product_are_the_product(shape, limit):
     a, b = rng.standard_normal((2, 3, M, K)), rng.standard_normal((2, 3, K, N))
     for left in (a, np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)):
         out, do = np.zeros((2, 3, M, N)), Steps()
-        blocks.product(do, left, b, out=out, limit=limit)
+        blocks.product(do, left, b, out=out, cut=blocks.Cut(limit))
         do.run()
         np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
 

@@ -1,6 +1,8 @@
 """Choosing: which algorithm for which layer, and how large its blocks are.
 
-By rule where the shape decides, by a short measurement where the machine does.
+By rule where the shape decides, by a short measurement where the machine does, once a process. A measurement
+hardly ever touches a result: it chooses among ways that give the same bits, or one way has to win by so much
+that two runs on one machine agree.
 
 =============================  =========================================================================
 a convolution of               is computed by
@@ -18,14 +20,17 @@ from __future__ import annotations
 
 import functools
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
 from scratchnet.plans.grouping import Group
-from scratchnet.plans.running import share
+from scratchnet.plans.running import Steps, share
 from scratchnet.workers import one_blas_thread
+
+if TYPE_CHECKING:
+    from scratchnet.plans.cpu.blocks import Cut
 
 ALGORITHMS = ("auto", "im2col")
 FEW = 4  # channels of a photograph, and one more
@@ -36,6 +41,8 @@ RUN = 4096
 
 # OpenBLAS's kernels for small matrices take M * N * K up to this, see ``cpu/blocks.py``.
 SMALL = 1_000_000
+# What is measured: matrices of at most LONGEST rows and columns, in stacks of together STACK multiply-adds.
+LONGEST, STACK = 512, 100_000_000
 ARCHITECTURES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 
 
@@ -88,31 +95,85 @@ def images_per_chunk(N: int, width: int, channels: int, lanes: int) -> list[rang
     return [images for images in share(N, count) if images]
 
 
+def cut_for(a: np.ndarray, b: np.ndarray, limit: int) -> Cut:
+    """Return how to cut the product of two (stacks of) matrices into blocks.
+
+    Parameters
+    ----------
+    a : array (..., M, K)
+    b : array (..., K, N)
+    limit : int
+        From ``block_limit``.
+
+    Examples
+    --------
+    >>> cut_for(np.ones((64, 32), "float32"), np.ones((32, 64), "float32"), limit=0)
+    Cut(limit=0, columns=64)
+    """
+    from scratchnet.plans.cpu.blocks import WHOLE
+
+    if not limit:
+        return WHOLE
+    M, K, N = min(a.shape[-2], LONGEST), a.shape[-1], min(b.shape[-1], LONGEST)
+    by_columns = a.strides[-2] < a.strides[-1], b.strides[-2] < b.strides[-1]
+    return _fastest_cut(M, K, N, by_columns, a.dtype, limit)
+
+
+@functools.cache
+def _fastest_cut(M: int, K: int, N: int, by_columns: tuple[bool, bool], dtype: np.dtype, limit: int) -> Cut:
+    """Measure the cuts that give the same bits as the usual one, and return the fastest.
+
+    Another one than the usual must win by a twentieth.
+    """
+    from scratchnet.plans.cpu.blocks import WHOLE, Cut, product
+
+    usual = Cut(limit)
+    stack = max(1, min(36, STACK // (M * K * N)))
+    draw = np.random.default_rng(0).standard_normal
+    a, b = draw((stack, M, K)).astype(dtype), draw((stack, K, N)).astype(dtype)
+    if by_columns[0]:
+        a = np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2)
+    if by_columns[1]:
+        b = np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2)
+    out, expected = np.empty((2, stack, M, N), dtype)
+    with one_blas_thread():
+        product(do := Steps(), a, b, out=expected, cut=usual)
+        do.run()
+        steps = {}
+        for cut in (usual, Cut(limit, 32), Cut(limit, 16), Cut(limit // 2), WHOLE):
+            product(do := Steps(), a, b, out=out, cut=cut)
+            do.run()
+            if (out == expected).all():
+                steps[cut] = do
+        seconds = dict.fromkeys(steps, float("inf"))
+        for _ in range(3):  # in turns, so that whatever else the machine does hits all of them
+            for cut, do in steps.items():
+                seconds[cut] = min(seconds[cut], _seconds(do))
+    seconds[usual] *= 0.95
+    return min(seconds, key=seconds.__getitem__)
+
+
 @functools.cache
 def block_limit() -> int:
     """Return the largest M * N * K of a block in a stack of small products, 0 where whole ones are faster.
 
-    Known for OpenBLAS on processors with AVX-512; otherwise measured, once a process. Blocks must win by a
-    fifth, so that two runs on one machine hardly ever decide differently.
+    Known for OpenBLAS on processors with AVX-512; otherwise measured on a typical product of Winograd's
+    algorithm. Blocks must win by a fifth: they round in another way.
     """
+    from scratchnet.plans.cpu.blocks import WHOLE, Cut, product
+
     with one_blas_thread():
         libraries = [i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]]
         if any(i.get("architecture") in ARCHITECTURES_WITH_SMALL_KERNELS for i in libraries):
             return SMALL
-        return SMALL if 1.2 * _seconds(SMALL) < _seconds(0) else 0
+        a, b, out = (np.ones((6, 256, 256), np.float32) for _ in range(3))
+        product(blocks := Steps(), a, b, out=out, cut=Cut(SMALL))
+        product(whole := Steps(), a, b, out=out, cut=WHOLE)
+        seconds = [min(_seconds(do) for _ in range(5)) for do in (blocks, whole)]
+        return SMALL if 1.2 * seconds[0] < seconds[1] else 0
 
 
-def _seconds(limit: int) -> float:
-    """Time a typical product of Winograd's algorithm: 6 stacked (256, 256) (256, 256)."""
-    from scratchnet.plans.cpu.blocks import product
-    from scratchnet.plans.running import Steps
-
-    a, b, out = (np.ones((6, 256, 256), np.float32) for _ in range(3))
-    do = Steps()
-    product(do, a, b, out=out, limit=limit)
-    times = []
-    for _ in range(5):
-        start = perf_counter()
-        do.run()
-        times.append(perf_counter() - start)
-    return min(times)
+def _seconds(do: Steps) -> float:
+    start = perf_counter()
+    do.run()
+    return perf_counter() - start

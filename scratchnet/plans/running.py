@@ -136,9 +136,11 @@ def in_blocks(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:
     Examples
     --------
     >>> [piece.shape for piece, in in_blocks(np.zeros((3, 20000)))]
-    [(1, 20000), (1, 20000), (1, 20000)]
-    >>> [piece.shape for piece, in in_blocks(np.zeros((1, 40000)))]
-    [(32768,), (7232,)]
+    [(3, 20000)]
+    >>> [piece.shape for piece, in in_blocks(np.zeros((2, 50000)))]
+    [(1, 50000), (1, 50000)]
+    >>> [piece.shape for piece, in in_blocks(np.zeros((1, 100000)))]
+    [(65536,), (34464,)]
     """
     first = arrays[0]
     if first.size <= BLOCK:

@@ -15,13 +15,14 @@ makes all of them::
         m  |    |    |    |
            +----+----+----+
 
-K is never cut, so every number of the result is still one inner product. How large M * N * K may be is for
-``choosing.py`` to say: for a BLAS without such kernels it says 0, and products stay whole.
+K is never cut, so every number of the result is still one inner product. How large M * N * K may be, and how
+many columns a block has, is for ``choosing.py`` to say: for a BLAS without such kernels products stay whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,9 +34,25 @@ FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than i
 SMALL_PRODUCT = 1_000_000
 
 
-def product(
-    do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, limit: int, columns: int = COLUMNS
-) -> None:
+class Cut(NamedTuple):
+    """How a product is cut into blocks.
+
+    Attributes
+    ----------
+    limit : int
+        The largest M * N * K of a block; 0 for one whole product.
+    columns : int
+        Of a block, at most.
+    """
+
+    limit: int
+    columns: int = COLUMNS
+
+
+WHOLE = Cut(0)
+
+
+def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) -> None:
     """Write down out = a @ b.
 
     Parameters
@@ -45,22 +62,19 @@ def product(
     b : array (..., K, N)
     out : array (..., M, N)
         They may be stacks of matrices, all with the same leading axes.
-    limit : int
-        The largest M * N * K of a block; 0 for one whole product.
-    columns : int
-        Of a block. Fewer are better where K is long and both operands are read across their rows.
+    cut : Cut
 
     Examples
     --------
     >>> a, b, out = np.ones((100, 30)), np.ones((30, 70)), np.zeros((100, 70))
     >>> do = Steps()
-    >>> product(do, a, b, out=out, limit=10_000)
+    >>> product(do, a, b, out=out, cut=Cut(10_000))
     >>> do.run()
     >>> out.min(), out.max(), len(do)
     (np.float64(30.0), np.float64(30.0), 2)
     """
     M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
-    n = min(N, columns)
+    limit, n = cut.limit, min(N, cut.columns)
     while n > 16 and n * K * FEWEST_ROWS > limit:
         n //= 2
     m = rows_of_block(M, limit // max(1, n * K))

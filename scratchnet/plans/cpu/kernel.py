@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.plans.choosing import cut_for
+from scratchnet.plans.cpu.blocks import product
 from scratchnet.plans.cpu.maps import Map, Pair
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer
@@ -85,6 +87,10 @@ class Kernel:
     def mask_scratch(self, arena: Arena, moment: int) -> list[Buffer]:
         """Ask for what ``Map.mask_gradient`` needs, for each lane."""
         return self.per_lane(arena, "mask", (BLOCK,), moment, np.bool_)
+
+    def product(self, do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        """Write down out = a @ b, in blocks where that is faster."""
+        product(do, a, b, out=out, cut=cut_for(a, b, self.setting.block_limit))
 
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all lanes."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import product
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import Phase, share
@@ -70,7 +69,7 @@ class Linear(Kernel):
             if not rows:
                 continue
             # (rows, N) (N, O): N is small, so blocks of dW are, too
-            product(do, x[:, part].T, dy, out=dweight[part], limit=self.setting.block_limit)
+            self.product(do, x[:, part].T, dy, out=dweight[part])
         if linear.bias is not None:
             dbias = linear.bias.view(linear.bias.buffer.grad)
             phase.lanes[-1](np.add.reduce, dy, 0, None, out=dbias)

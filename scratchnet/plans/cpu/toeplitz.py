@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
+from scratchnet.plans.cpu.blocks import COLUMNS, combine
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.memory import Arena
@@ -160,7 +160,7 @@ class Toeplitz(Kernel):
             else:
                 U = first_of(self.lane_U[lane], 3, 3, self.C, columns.stop - columns.start)
                 self._combine_weights(do, self.conv.weight.data[..., columns], self.w[lane].array, U)
-            product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
+            self.product(do, V, U, out=M[..., columns])
             if self.conv.bias is not None:
                 to_all = M[0, 0, :, columns]
                 do(np.add, to_all, self.conv.bias.data[columns], out=to_all)
@@ -193,14 +193,14 @@ class Toeplitz(Kernel):
             k = c.stop - c.start
             do = second.lanes[lane]
             dU = first_of(self.dU[lane], 3, 3, k, self.O)
-            product(do, V[..., c].swapaxes(-1, -2), dM, out=dU, limit=self.setting.block_limit)
+            self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
             combine(do, K2T, dU.reshape(9, k * self.O), out=dweight[:, c].reshape(9, k * self.O))
 
             do = third.lanes[lane]  # dV over V, which has served
             U = first_of(self.UT[lane], 3, 3, self.O, k)
             w = self.conv.weight.data[:, :, c].transpose(0, 1, 3, 2)  # (3, 3, O, k)
             self._combine_weights(do, w, self.back_w[lane].array, U)
-            product(do, dM, U, out=V[..., c], limit=self.setting.block_limit)
+            self.product(do, dM, U, out=V[..., c])
         if self.conv.bias is not None:
             db = self.conv.bias.view(self.conv.bias.buffer.grad)
             second.lanes[-1](np.matmul, np.ones(self.N, np.float32), dM[0, 0], out=db)

@@ -69,7 +69,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
+from scratchnet.plans.cpu.blocks import COLUMNS, combine
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.cpu.maps import Tiles
@@ -89,7 +89,7 @@ def matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     array([ 4.,  0., -5.,  0.,  1.,  0.])
     >>> d, g = np.arange(6.0) ** 2, np.array([1.0, 2.0, 3.0])
     >>> (AT @ ((G @ g) * (BT @ d))).round(9), np.correlate(d, g)
-    (array([ 14.,  35.,  68., 113.]), array([ 14.,  35.,  68., 113.]))
+    (array([ 14.,  36.,  70., 116.]), array([ 14.,  36.,  70., 116.]))
     """
     BT, G, AT = np.zeros((6, 6)), np.zeros((6, 3)), np.zeros((4, 6))
     for i, p in enumerate(points):
@@ -120,9 +120,10 @@ B_OVERLAP[:, 1:7] = B_INNER
 B_OVERLAP[0, 0] = BT[5, 5]
 B_OVERLAP[3, 7] = BT[0, 0]
 
-# By rows: a group of tile rows has at least this many tiles, so that the matrix products are not too flat;
-# and transformed weights may have this many bytes, so that they stay in the cache from group to group.
-TILES = 64
+# By rows: V and M of the rows of tiles that go together have about this many bytes, so that they stay in
+# the caches, and there are not too many calls; and transformed weights may have this many, so that they stay
+# there from part to part.
+PART = 9 << 18
 WEIGHTS = 3 << 20
 # By phases: all of V and M together may have this many bytes. (Twice the batch would take twice the memory.)
 PHASES = 160 << 20
@@ -175,7 +176,8 @@ class Winograd(Kernel):
         T = 0
         for c, images in enumerate(x.chunks):
             per_row = x.TW * len(images)
-            R = min(x.TH, -(-TILES // per_row))
+            for_all = x.TH * len(x.chunks) // self.setting.lanes  # rows for each worker
+            R = max(1, min(x.TH, for_all, PART // (144 * (self.C + self.O)) // per_row))
             for row in range(0, x.TH, R):
                 rows = min(R, x.TH - row)
                 block = Block("tiles", images, (rows, 4, 4, per_row * self.O), row, x.TW)
@@ -396,7 +398,7 @@ class Winograd(Kernel):
                 M = first_of(self.M[lane], 6, 6, part.T, self.O)
                 self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t, fresh)
                 for columns, U in zip(self.columns, self.U, strict=True):
-                    product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
+                    self.product(do, V, U, out=M[..., columns])
                 self._transform_output(do, lane, part, M.reshape(6, 6, part.R, -1))
         return [phase]
 
@@ -420,7 +422,7 @@ class Winograd(Kernel):
                 U = first_of(self.lane_U[lane], 6, 6, self.C, columns.stop - columns.start)
                 w = self.conv.weight.data[..., columns]
                 self._transform_weights(do, w, self.w[lane].array, U)
-            product(do, V, U, out=M[..., columns], limit=self.setting.block_limit)
+            self.product(do, V, U, out=M[..., columns])
         return [first, second, third]
 
     def backward(self) -> list[Phase]:  # noqa: D102
@@ -450,11 +452,12 @@ class Winograd(Kernel):
                 self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1), self._db(part))
                 mine = reshaped(inner, 6, 6, part.R, part.T // part.R * self.C)
                 self._transform_input(do, lane, part, mine, self.back_t, fresh)
-                self._product_dU(do, inner, dM, out=(one if k else total).reshape(6, 6, self.C, self.O))
+                dU = (one if k else total).reshape(6, 6, self.C, self.O)
+                self.product(do, inner.swapaxes(-1, -2), dM, out=dU)
                 if k:
                     do(np.add, total, one, out=total)
                 for columns, U in zip(self.back_columns, UT, strict=True):  # dV over V, which has served
-                    product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
+                    self.product(do, dM, U, out=inner[..., columns])
                 self._transform_dV(do, lane, part, V.reshape(6, self.slots, part.R, -1), fresh)
         dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, -1)
         for do, some in zip(last.lanes, share(self.C * self.O, self.setting.lanes), strict=True):
@@ -493,7 +496,7 @@ class Winograd(Kernel):
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
             packed = first_of(self.packed[lane], 6, 6, self.T, k)
             do.copy(inner[..., c], out=packed)
-            self._product_dU(do, packed, dM, out=dU.reshape(6, 6, k, self.O), columns=16)
+            self.product(do, packed.swapaxes(-1, -2), dM, out=dU.reshape(6, 6, k, self.O))
             self._transform_dU(do, dU, reshaped(dweight[:, c], 9, k * self.O))
         self._sum_db(second.lanes[-1])
 
@@ -503,14 +506,8 @@ class Winograd(Kernel):
             U = first_of(self.UT[lane], 6, 6, self.O, k)
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
             self._transform_weights(do, w, self.back_w[lane].array, U)
-            product(do, dM, U, out=inner[..., columns], limit=self.setting.block_limit)
+            self.product(do, dM, U, out=inner[..., columns])
         return [first, second, third, fourth]
-
-    def _product_dU(
-        self, do: Steps, V: np.ndarray, dM: np.ndarray, out: np.ndarray, columns: int = COLUMNS
-    ) -> None:
-        """Write down dU = V^T dM, for all 36 places."""
-        product(do, V.swapaxes(-1, -2), dM, out=out, limit=self.setting.block_limit, columns=columns)
 
     def _db(self, part: Part) -> np.ndarray:
         """Return where the sum of dy over a part belongs."""
