@@ -212,7 +212,8 @@ class Winograd(Kernel):
             self.V = self.per_lane(arena, "V", (36 * T * C,), forward)
             self.M = self.per_lane(arena, "M", (36 * T * O,), forward)
         else:
-            self.V = [arena.request("V", (36 * self.T * C,), kind, forward, forward)]
+            until = forward if backward is None else backward  # it makes dW, too
+            self.V = [arena.request("V", (36 * self.T * C,), kind, forward, until)]
             self.M = [arena.request("M", (36 * self.T * O,), kind, forward, forward)]
         self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)
         if not self.setting.training:  # kept from one forward to the next, so not in the shared memory
@@ -225,7 +226,6 @@ class Winograd(Kernel):
             return
 
         self.back_columns = _column_blocks(C)
-        self.back_t = self.per_lane(arena, "t", (36 * T * C,), backward)
         self.a = self.per_lane(arena, "a", (24 * T * O,), backward)
         self.dy = self.per_lane(arena, "dy", (16 * T * O,), backward)
         run = max(self.input.TW * len(images) * C for images in self.input.chunks)
@@ -234,6 +234,7 @@ class Winograd(Kernel):
         self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
         self.db = arena.request("db", (len(self.parts), O), kind, backward, backward)
         if self.by_rows:
+            self.back_t = self.per_lane(arena, "t", (36 * T * C,), backward)
             self.dV = self.per_lane(arena, "dV", (6 * self.slots * T * C,), backward)
             self.dM = self.per_lane(arena, "dM", (36 * T * O,), backward)
             self.dU = self.per_lane(arena, "dU", (2, 36, C * O), backward)
@@ -471,19 +472,17 @@ class Winograd(Kernel):
         return [weights, main, last]
 
     def _backward_by_phases(self) -> list[Phase]:
-        names = "dy and input", "dW", "dx", "input gradient"
-        first, second, third, fourth = (self.phase(name) for name in names)
-        V = first_of(self.dV[0], 6, self.slots, self.T, self.C)
-        inner = V[:, 1:7] if self.slots == 8 else V
+        first, second, third, fourth = (self.phase(name) for name in ("dy", "dW", "dx", "input gradient"))
+        V = first_of(self.V[0], 6, 6, self.T, self.C)  # as the forward pass has left it
+        dV = first_of(self.dV[0], 6, self.slots, self.T, self.C)
+        inner = dV[:, 1:7] if self.slots == 8 else dV
         dM = first_of(self.dM[0], 6, 6, self.T, self.O)
         for lane, parts in enumerate(self._parts_by_lane()):
-            for part, fresh in _and_whether_new(parts):
-                run, do = part.T // part.R, first.lanes[lane]
+            for part in parts:
+                run = part.T // part.R
                 mine = reshaped(dM[:, :, part.tiles], 6, 6, part.R, run * self.O)
-                self._transform_dy(do, lane, part, mine, self._db(part))
-                mine = reshaped(inner[:, :, part.tiles], 6, 6, part.R, run * self.C)
-                self._transform_input(do, lane, part, mine, self.back_t, fresh)
-                mine = reshaped(V[:, :, part.tiles], 6, self.slots, part.R, run * self.C)
+                self._transform_dy(first.lanes[lane], lane, part, mine, self._db(part))
+                mine = reshaped(dV[:, :, part.tiles], 6, self.slots, part.R, run * self.C)
                 self._transform_dV(fourth.lanes[lane], lane, part, mine, fresh=True)
 
         dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
@@ -495,12 +494,12 @@ class Winograd(Kernel):
             dU = first_of(self.dU[lane], 36, k * self.O)
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
             packed = first_of(self.packed[lane], 6, 6, self.T, k)
-            do.copy(inner[..., c], out=packed)
+            do.copy(V[..., c], out=packed)
             self.product(do, packed.swapaxes(-1, -2), dM, out=dU.reshape(6, 6, k, self.O))
             self._transform_dU(do, dU, reshaped(dweight[:, c], 9, k * self.O))
         self._sum_db(second.lanes[-1])
 
-        for b, columns in enumerate(self.back_columns):  # dV over V, which has served
+        for b, columns in enumerate(self.back_columns):
             lane = b * self.setting.lanes // len(self.back_columns)
             do, k = third.lanes[lane], columns.stop - columns.start
             U = first_of(self.UT[lane], 6, 6, self.O, k)
