@@ -27,7 +27,7 @@ import numpy as np
 
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import Kernel, first_of
-from scratchnet.plans.cpu.maps import Tiles
+from scratchnet.plans.cpu.maps import Map, Tiles
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped, share
 
@@ -46,6 +46,8 @@ class Norm(Kernel):
                 f"{self.norm._label()}: one value a channel has no variance to train with: {z.shape}"
             )
         self.epilogue = Epilogue(self)
+        # Direct: y lies as z does, so y is made, and dy is read, where it belongs.
+        self.direct = isinstance(z, Tiles) and isinstance(self.output, Tiles) and self.group.pool is None
         if isinstance(z, Tiles):
             parts = [[z.chunks[c] for c in some] for some in share(len(z.chunks), self.setting.lanes)]
         else:
@@ -74,9 +76,9 @@ class Norm(Kernel):
         a, rows, columns, rest = block.shape
         return (a * rows, columns * rest) if block.form == "plain" else (a * rows * columns, rest)
 
-    def _view(self, block: Block, *, grad: bool = False) -> np.ndarray:
-        """Return a block of z, or of its gradient, as (rows, L)."""
-        z, images = self.input, block.images
+    def _view(self, z: Map, block: Block, *, grad: bool = False) -> np.ndarray:
+        """Return a block of a map, or of its gradient, as (rows, L)."""
+        images = block.images
         if isinstance(z, Tiles):
             c = z.chunks.index(images)
             rows = z.grad_chunk(c) if grad else z.chunk(c)[1:]
@@ -140,7 +142,7 @@ class Norm(Kernel):
         k = 0
         for lane, blocks in enumerate(self.blocks):
             for block in blocks:
-                z = self._view(block)
+                z = self._view(self.input, block)
                 x = first_of(self.x[lane], *z.shape)
                 if self.setting.training:
                     do = average.lanes[lane]
@@ -155,8 +157,12 @@ class Norm(Kernel):
                 do = last.lanes[lane]
                 do(np.subtract, z, mean[: z.shape[1]], out=x)
                 do(np.multiply, x, scale[: z.shape[1]], out=x)
-                do(np.add, x, shift[: z.shape[1]], out=x)
-                self.epilogue.forward(do, lane, block, x.reshape(block.shape))
+                y = self._view(self.output, block) if self.direct else x
+                do(np.add, x, shift[: z.shape[1]], out=y)
+                if self.direct:
+                    self.epilogue.finish(do, y)
+                else:
+                    self.epilogue.forward(do, lane, block, y.reshape(block.shape))
                 k += 1
         return [*phases, last]
 
@@ -189,21 +195,25 @@ class Norm(Kernel):
         k = 0
         for lane, blocks in enumerate(self.blocks):
             for block in blocks:
-                z, dz = self._view(block), self._view(block, grad=True)
+                z, dz = self._view(self.input, block), self._view(self.input, block, grad=True)
                 L = z.shape[1]
-                dy, h = first_of(self.dy[lane], *z.shape), first_of(self.h[lane], *z.shape)
+                h = first_of(self.h[lane], *z.shape)
                 do = phases[0].lanes[lane]
-                self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
+                if self.direct:
+                    kept = dy = self._view(self.output, block, grad=True)
+                else:
+                    kept, dy = dz, first_of(self.dy[lane], *z.shape)
+                    self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
+                    do.copy(dy, out=kept)
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
                 do(np.subtract, z, mean[:L], out=h)
                 do(np.multiply, h, dy, out=h)
                 self._add_up(do, h, out=self.back_sums.array[1, k])
-                do.copy(dy, out=dz)
 
                 do = phases[2].lanes[lane]
                 do(np.subtract, z, mean[:L], out=h)
                 do(np.multiply, h, slope[:L], out=h)
-                do(np.subtract, dz, h, out=dz)
+                do(np.subtract, kept, h, out=dz)
                 do(np.subtract, dz, shift[:L], out=dz)  # which is db / M by now
                 do(np.multiply, dz, scale[:L], out=dz)
                 self._clear(do, block, dz)
