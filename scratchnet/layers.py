@@ -685,6 +685,7 @@ class BatchNorm2d(Layer):
         y, cache = F.batch_norm_forward(x, self.weight.data, self.bias.data, eps=self.eps)
         self.running_mean += self.momentum * (cache.mean - self.running_mean)
         self.running_var += self.momentum * (cache.var * (M / (M - 1)) - self.running_var)
+        self.weight.buffer.version += 1  # plans fold the statistics into weights
         return self.keep(y, cache)
 
     def backward(self, dy: Any) -> Any:

@@ -136,8 +136,9 @@ class FlatBuffer:
     data, grad : array (size,) or None
         None until they are needed.
     version : int
-        Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, so that whatever was
-        derived from them (a plan's transformed weights) can tell that it is stale.
+        Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, and when batch
+        normalisation tracks its statistics, so that whatever was derived from them (a plan's transformed
+        weights) can tell that it is stale.
     """
 
     def __init__(self, parameters: Iterable[Parameter]):

@@ -1,15 +1,15 @@
 """Choosing: which algorithm for which layer, and how large its blocks are.
 
 By rule where the shape decides, by a short measurement where the machine does, once a process. A measurement
-hardly ever touches a result: it chooses among ways that give the same bits, or one way has to win by so much
-that two runs on one machine agree.
+hardly ever touches a result: it chooses among ways that gave the same bits on a sample, or one way has to win
+by so much that two runs on one machine agree. (The words of the second half are explained in ``cpu/``.)
 
 =============================  =========================================================================
 a convolution of               is computed by
 =============================  =========================================================================
 3 x 3, stride 1, padding 1     ``toeplitz`` if the picture has 2 x 2 pixels;
-                               ``few`` if it comes first, with at most four channels (a photograph), and
-                               what is behind it wants tiles;
+                               ``few`` if it comes first, with at most four channels (a photograph) and
+                               without pooling, and what is behind it wants tiles;
                                ``winograd`` from 3 x 3 pixels on, if neither side has fewer than 4 channels
 anything else                  ``im2col``
 float64, or if asked for       ``im2col``

@@ -1,9 +1,10 @@
 """Grouping: which layers of a network are computed together.
 
 A convolution, the ReLU behind it and the pooling behind that are one group: the result of the product is
-rectified and pooled while it is in the cache, and only the pooled map is ever stored. Batch normalisation
-needs the statistics of the whole batch before the first number can be normalised, so it begins a group of its
-own, with the ReLU and pooling behind it. A linear layer takes along its ReLU and its dropout.
+pooled and rectified while it is in the cache, and only the pooled map is ever stored. Batch normalisation
+needs the statistics of the whole batch before the first number can be normalised, so in training it begins
+a group of its own, with the ReLU and pooling behind it; in evaluation, where its statistics are fixed, it is
+part of the convolution before it. A linear layer takes along its ReLU and its dropout.
 
 Nothing here knows how anything is computed, or on what.
 """
@@ -33,7 +34,8 @@ class Group:
     Attributes
     ----------
     kind : {"conv", "norm", "linear", "flatten", "average", "nothing", "other"}
-        "other" is a layer that a plan does not know: it runs by its own forward and backward. "nothing", a
+        "other" is a layer that a plan does not know, or a ReLU, pooling or dropout that no group took along:
+        it runs by its own forward and backward. "nothing", a
         dropout that drops nothing, only stands where a network has no other layer.
     main : Layer
         The one that gives the group its kind.
@@ -42,7 +44,7 @@ class Group:
     paths : list of str
         Where they stand in the network.
     input_shape, output_shape : tuple of int
-    relu, pool, dropout : Layer or None
+    norm, relu, pool, dropout : Layer or None
         What was taken along.
     """
 
@@ -52,6 +54,7 @@ class Group:
     paths: list[str]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    norm: Layer | None = None
     relu: Layer | None = None
     pool: Layer | None = None
     dropout: Layer | None = None
@@ -159,7 +162,9 @@ def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
         groups.append(Group(kind, layer, [layer], [path], shape, after))
         shape = after
         if kind == "conv" and rest and is_own(rest[0][1], BatchNorm2d):
-            continue
+            if layer.training or rest[0][1].training:
+                continue
+            groups[-1].norm = take(BatchNorm2d)
         if kind in ("conv", "norm"):
             groups[-1].relu = take(ReLU)
             groups[-1].pool = take(MaxPool2d, follows=bool(rest) and _halves(rest[0][1]))

@@ -5,10 +5,10 @@ last to first. With three groups::
 
     moment           0 forward   1 forward   2 forward   3 backward  4 backward  5 backward
     group                0           1           2           2           1           0
-    map 0 -> 1          ############################################################   until 1 is back
-    map 1 -> 2                      ####################################
-    gradient 1 -> 2                                         ########################
-    gradient 0 -> 1                                                     ########################
+    map 0 -> 1       ############################################################   until 1 is back
+    map 1 -> 2                   ####################################
+    gradient 1 -> 2                                      ########################
+    gradient 0 -> 1                                                  ########################
     scratch of 1                     ###                                 ###
 
 A buffer is asked for with the moments of its life, and when all are known each is given a place: the largest

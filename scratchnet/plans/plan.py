@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from typing import Any
 
@@ -24,7 +25,8 @@ from scratchnet.plans.grouping import group, leaves
 from scratchnet.plans.memory import Arena, Workspace
 from scratchnet.plans.running import Clock, Phase, run
 
-# The algorithms, and the layout that each wants its input in. (Each can store its output in any layout.)
+# The algorithms, and the layout that each wants its input in. (Each can store its output in any layout; only
+# "few" always makes tiles.)
 CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
     "im2col": (Im2col, "plain"),
     "winograd": (Winograd, "tiles"),
@@ -129,6 +131,8 @@ class Plan:
         self.clock = Clock()
         self.workspace = Workspace.of(net)
         self._make_kernels()
+        if not self.training:
+            self._keep_weights()
         self._request_memory()
         self._block: Any = None
         self._last_forward = 0
@@ -150,6 +154,7 @@ class Plan:
             if g.kind == "conv":
                 layouts.append(CONVOLUTIONS[algorithms[i]][1])
             elif g.kind == "norm" and i > 0 and self.groups[i - 1].kind == "conv":
+                # A norm takes any layout: that which its convolution reads, so that nothing is rearranged.
                 layouts.append("tiles" if algorithms[i - 1] == "few" else layouts[i - 1])
             else:
                 layouts.append("plain")
@@ -175,6 +180,14 @@ class Plan:
             self.kernels.append(kind(g, before, output, self.setting, first=i == 0))
         self.maps = maps
 
+    def _keep_weights(self) -> None:
+        """Decide which kernels keep their transformed weights: from the first on, as far as memory goes."""
+        budget = memory_budget(self._buffer.size * self.setting.dtype.itemsize if self._buffer else 0)
+        for kernel in self.kernels:
+            if 0 < kernel.weight_bytes <= budget:
+                kernel.keeps_weights = True
+                budget -= kernel.weight_bytes
+
     def _request_memory(self) -> None:
         """Give each map, gradient and scratch buffer its moments, and a place."""
         self.arena = Arena()
@@ -183,6 +196,8 @@ class Plan:
         def back(i: int) -> int:
             return 2 * G - 1 - i
 
+        # Map i is what group i reads and group i - 1 makes; the last one is the output. back(i) is the moment
+        # of group i's backward pass.
         for i, map in enumerate(self.maps):
             if isinstance(map, Reshaped):
                 continue
@@ -313,7 +328,7 @@ class Plan:
         last = self.maps[-1]
         with workers.one_blas_thread():
             last.grad[...] = np.asarray(dy).reshape(last.grad.shape)
-            if last.rectified:
+            if last.rectified:  # no group reads this map, so nobody else masks its gradient
                 last.grad[...] *= (last.data > 0) * last.dtype.type(last.scale)
             for i in reversed(range(len(self.kernels))):
                 phases = [p for p in self._backward[i] if need_input_gradient or not p.for_input_gradient]
@@ -432,6 +447,25 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({type(self.net).__name__}, {self.input_shape}, training={self.training})"
+
+
+def memory_budget(parameter_bytes: int) -> int:
+    """Return how many bytes a plan for inference may spend on weights in a form that is quick to use.
+
+    ``SCRATCHNET_PLAN_MEMORY`` says how many megabytes; by default it is a quarter of the parameters' size.
+    Weights for which there is no room are transformed anew in each forward pass, a block at a time.
+
+    Examples
+    --------
+    >>> memory_budget(400)
+    100
+    """
+    wanted = os.environ.get("SCRATCHNET_PLAN_MEMORY")
+    if not wanted:
+        return parameter_bytes // 4
+    if not wanted.isdecimal():
+        raise ValueError(f"SCRATCHNET_PLAN_MEMORY must be a whole number of megabytes, not {wanted!r}")
+    return int(wanted) * 1_000_000
 
 
 def net_dtype(net: Layer) -> Any:

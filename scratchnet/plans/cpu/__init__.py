@@ -1,8 +1,8 @@
 """The algorithms for the CPU, one technique a file. In the order in which to read them:
 
 ==================  ======================================================================================
-``kernel.py``       what an algorithm has to offer
 ``maps.py``         how feature maps lie in memory
+``kernel.py``       what an algorithm has to offer
 ``epilogue.py``     what follows a convolution: ReLU, pooling, storing
 ``im2col.py``       any convolution as one matrix product; the plainest
 ``blocks.py``       large matrix products as stacks of small ones

@@ -1,5 +1,7 @@
 """Matrix products in stacks of small blocks, because small is faster.
 
+M, N, K, m and n are sizes of matrices here, not those of ``maps.py``.
+
 OpenBLAS multiplies large matrices by first copying both operands, piece by piece, into the order in which its
 inner loop reads them. That pays when every piece is used often. For small matrices, M * N * K up to a
 million, its builds for AVX-512 have kernels that read the operands where they lie and copy nothing: on one
@@ -149,7 +151,7 @@ def combine(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> No
     """
     M, K = matrix.shape
     L = x.shape[-1]
-    longest = 1 << (SMALL_PRODUCT // (M * K)).bit_length() - 1
+    longest = 1 << (SMALL_PRODUCT // (M * K)).bit_length() - 1  # a power of two
     for start, stop, length in _cuts(L, min(L, longest)):
         if stop - start == length:
             do(np.matmul, matrix, x[..., start:stop], out=out[..., start:stop])

@@ -18,7 +18,8 @@ Backward, the gradient g of the window is handed down the same way, each time to
 A comparison is 0 or 1, so "the rest" is g minus 0 or g minus g: exact, and no case is left out.
 
 Adding a bias and the ReLU preserve order, so they commute with max pooling, and come after it: they work on a
-quarter of the numbers.
+quarter of the numbers. (Where adding the bias rounds two numbers to one, the larger one before it still
+counts.)
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ im2col would copy every pixel nine times, three numbers at a time. Here each is 
 runs, because images come last and only the shifts along the row are made. The shifts along the column are
 free: three rows of the picture that follow each other in memory are the three rows of the kernel::
 
-    row h     x[h, j] for j = -1, 0, 1 and each channel: 3*C runs of L numbers, then one run of ones
+    row h     row h-1 of the picture, shifted by -1, 0, 1 columns, each channel: 3*C runs, and a run of ones
     row h+1   the same
     row h+2   the same                            windows of three rows overlap, and none is copied
               `-- window h, (9*C + 3, L)
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet import functional as F
+from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.cpu.maps import Tiles
 from scratchnet.plans.memory import Arena
@@ -39,6 +40,7 @@ class Few(Kernel):
         super().__init__(*arguments, **settings)
         self.conv = self.group.main
         self.H, self.W, self.C, self.O = self.input.H, self.input.W, self.input.C, self.conv.out_channels
+        self.fold = Fold(self.conv, self.group.norm)
         self.depth = 3 * self.C + 1  # runs in a row: three shifts of each channel, and the ones
         self.chunks = self.output.chunks
         self.lanes = share(len(self.chunks), self.setting.lanes)
@@ -59,9 +61,11 @@ class Few(Kernel):
         """Put weights and bias together."""
         phase = self.phase("weights")
         do, C, O = phase.lanes[0], self.C, self.O
+        self.fold.write(do)
         do.copy(self.conv.weight.data.reshape(3, 3 * C, O), out=self.weight[:, : 3 * C])
-        if self.conv.bias is not None:
-            do.copy(self.conv.bias.data, out=self.weight[1, 3 * C])
+        self.fold.scale(do, self.weight[:, : 3 * C])
+        if self.fold.bias is not None:
+            do.copy(self.fold.bias, out=self.weight[1, 3 * C])
         return [phase]
 
     def _rows(self, c: int) -> np.ndarray:

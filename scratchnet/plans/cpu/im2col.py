@@ -2,7 +2,7 @@
 
 The mathematics is in that file, with the same names: y = im2col(x) W + b. Here the same calls are written
 down with the place where each result goes. A worker takes a few images at a time, as many as make a column
-matrix of about COLUMNS bytes, which is still in the cache when the product reads it::
+matrix of about COLUMN_BYTES bytes, which is still in the cache when the product reads it::
 
     x (n, H, W, C)  copied into  padded (n, H+2P, W+2P, C)
     padded          copied into  columns (n*OH*OW, KH*KW*C), patch by patch
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import Phase, Steps, share
 
-COLUMNS = 4 << 20
+COLUMN_BYTES = 4 << 20
 
 
 class Im2col(Kernel):
@@ -40,10 +41,14 @@ class Im2col(Kernel):
         self.K, self.S, self.P = conv.kernel_size, conv.stride, conv.padding
         self.row = self.K * self.K * self.input.C  # numbers in a row of the column matrix
         item = self.setting.dtype.itemsize
-        budget = max(COLUMNS, self.row * self.O * item)  # each block adds once to the gradient of all of W
+        budget = max(COLUMN_BYTES, self.row * self.O * item)  # each block adds once to all of dW
         per_lane = -(-self.input.N // self.setting.lanes)
         self.n = max(1, min(per_lane, budget // (self.OH * self.OW * self.row * item)))
-        self.epilogue = Epilogue(self, None if conv.bias is None else conv.bias.data)
+        self.fold = Fold(conv, self.group.norm)
+        self.epilogue = Epilogue(self, self.fold.bias)
+        self.weight = conv.weight.data.reshape(self.row, self.O)
+        if self.fold.norm is not None:
+            self.weight = np.empty_like(self.weight)  # kept from one forward to the next
         self.blocks = [
             [
                 Block("plain", part, (len(part), self.OH, self.OW, self.O))
@@ -55,14 +60,15 @@ class Im2col(Kernel):
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         H, W, C = self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.input.C
-        self.scratch: dict[int, Any] = {}
+        self.padded: dict[int, Any] = {}
+        self.columns: dict[int, Any] = {}
+        self.y: dict[int, Any] = {}
         for moment in (forward,) if backward is None else (forward, backward):
-            self.scratch[moment] = (
-                self.per_lane(arena, "padded", (self.n, H, W, C), moment),
-                self.per_lane(arena, "columns", (self.n * self.OH * self.OW, self.row), moment),
-                self.per_lane(arena, "y", (self.n, self.OH, self.OW, self.O), moment),
-            )
-        self.moments = forward, backward
+            self.padded[moment] = self.per_lane(arena, "padded", (self.n, H, W, C), moment)
+            rows = self.n * self.OH * self.OW
+            self.columns[moment] = self.per_lane(arena, "columns", (rows, self.row), moment)
+            self.y[moment] = self.per_lane(arena, "y", (self.n, self.OH, self.OW, self.O), moment)
+        self.forward_moment, self.backward_moment = forward, backward
         self.epilogue.request(arena, [b for lane in self.blocks for b in lane], forward, backward)
         if backward is not None:
             self.dweight = self.per_lane(arena, "dW", (2, self.row, self.O), backward)
@@ -74,13 +80,21 @@ class Im2col(Kernel):
     def describe(self) -> str:  # noqa: D102
         return f"{self.n} images at a time"
 
+    def weights(self) -> list[Phase]:  # noqa: D102
+        if self.fold.norm is None:
+            return []
+        phase = self.phase("weights")
+        self.fold.write(phase.lanes[0])
+        phase.lanes[0].copy(self.conv.weight.data.reshape(self.row, self.O), out=self.weight)
+        self.fold.scale(phase.lanes[0], self.weight)
+        return [phase]
+
     def forward(self) -> list[Phase]:  # noqa: D102
-        phase = self.phase("columns, product")
-        weight = self.conv.weight.data.reshape(self.row, self.O)
+        phase, weight = self.phase("columns, product"), self.weight
         for lane, do in enumerate(phase.lanes):
             for block in self.blocks[lane]:
-                columns = self._columns(do, lane, block, self.moments[0])
-                y = first_of(self.scratch[self.moments[0]][2][lane], *block.shape)
+                columns = self._columns(do, lane, block, self.forward_moment)
+                y = first_of(self.y[self.forward_moment][lane], *block.shape)
                 do(np.matmul, columns, weight, out=y.reshape(-1, self.O))
                 self.epilogue.forward(do, lane, block, y)
         return [phase]
@@ -92,7 +106,7 @@ class Im2col(Kernel):
             phases.append(self.phase("dx", for_input_gradient=True))
         else:
             phases[0].name = "dW, db, dx"
-        weight = self.conv.weight.data.reshape(self.row, self.O)
+        weight = self.weight
         for lane, do in enumerate(phases[0].lanes):
             total, part = self.dweight[lane].array
             db_total, db_part = self.dbias[lane].array
@@ -100,9 +114,9 @@ class Im2col(Kernel):
                 do.copy(0, out=total)
                 do.copy(0, out=db_total)
             for k, block in enumerate(self.blocks[lane]):
-                dy = first_of(self.scratch[self.moments[1]][2][lane], *block.shape)
+                dy = first_of(self.y[self.backward_moment][lane], *block.shape)
                 self.epilogue.backward(do, lane, block, dy)
-                columns = self._columns(do, lane, block, self.moments[1])
+                columns = self._columns(do, lane, block, self.backward_moment)
                 dy2 = dy.reshape(-1, self.O)
                 do(np.matmul, columns.T, dy2, out=part if k else total)
                 self._channel_sum(do, lane, dy, out=db_part if k else db_total)
@@ -114,8 +128,9 @@ class Im2col(Kernel):
             if self.first:
                 do = phases[1].lanes[lane]
                 for block in self.blocks[lane]:
-                    dy = first_of(self.scratch[self.moments[1]][2][lane], *block.shape)
-                    columns = first_of(self.scratch[self.moments[1]][1][lane], block.size // self.O, self.row)
+                    dy = first_of(self.y[self.backward_moment][lane], *block.shape)
+                    columns = self.columns[self.backward_moment][lane]
+                    columns = first_of(columns, block.size // self.O, self.row)
                     self.epilogue.backward(do, lane, block, dy)
                     self._input_gradient(do, lane, block, dy.reshape(-1, self.O), weight, columns)
         last = self.phase("sum over lanes")
@@ -134,11 +149,11 @@ class Im2col(Kernel):
         H, W, C = self.input.H, self.input.W, self.input.C
         x = self.input.data[block.images.start : block.images.stop]  # (n, H, W, C)
         if P:
-            padded = first_of(self.scratch[moment][0][lane], n, H + 2 * P, W + 2 * P, C)
+            padded = first_of(self.padded[moment][lane], n, H + 2 * P, W + 2 * P, C)
             do.copy(0, out=padded)
             do.copy(x, out=padded[:, P : P + H, P : P + W])
             x = padded
-        columns = first_of(self.scratch[moment][1][lane], n, self.OH, self.OW, self.K, self.K, C)
+        columns = first_of(self.columns[moment][lane], n, self.OH, self.OW, self.K, self.K, C)
         windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))
         patches = windows[:, :: self.S, :: self.S].transpose(0, 1, 2, 4, 5, 3)  # (n, OH, OW, KH, KW, C)
         do.copy(patches, out=columns)
@@ -152,7 +167,7 @@ class Im2col(Kernel):
         H, W, C = self.input.H, self.input.W, self.input.C
         do(np.matmul, dy, weight.T, out=columns)
         patches = columns.reshape(n, self.OH, self.OW, self.K, self.K, C)
-        padded = first_of(self.scratch[self.moments[1]][0][lane], n, H + 2 * P, W + 2 * P, C)
+        padded = first_of(self.padded[self.backward_moment][lane], n, H + 2 * P, W + 2 * P, C)
         do.copy(0, out=padded)
         for i in range(self.K):
             for j in range(self.K):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet.plans.choosing import cut_for
-from scratchnet.plans.cpu.blocks import product
+from scratchnet.plans.cpu.blocks import COLUMNS, product
 from scratchnet.plans.cpu.maps import Map, Pair
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer
@@ -38,6 +38,9 @@ class Setting:
 class Kernel:
     """One group of layers, on given maps.
 
+    ``output.grad`` is with respect to what goes into the group's ReLU: it was masked where it was written
+    (see ``maps.py``).
+
     First ``request`` asks for memory; when it is there, ``weights``, ``forward`` and ``backward`` return the
     phases to run. In between nothing is computed.
 
@@ -52,15 +55,22 @@ class Kernel:
     """
 
     algorithm = ""
+    # For kernels that transform the weights before they use them: how many bytes that takes, and whether a
+    # plan for inference has room to keep them from one forward pass to the next.
+    weight_bytes = 0
+    keeps_weights = False
 
     def __init__(self, group: Group, input: Map, output: Map, setting: Setting, first: bool = False):
         self.group, self.input, self.output, self.setting, self.first = group, input, output, setting, first
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:
-        """Ask for buffers: those of the forward pass live at one moment, those of the backward at another."""
+        """Ask for buffers that live at the moment (see ``memory.py``) of the forward or the backward pass.
+
+        For inference ``backward`` is None.
+        """
 
     def weights(self) -> list[Phase]:
-        """Return what computes everything that is derived from the parameters alone."""
+        """Return what computes all that is kept and follows from the parameters; run when they change."""
         return []
 
     def forward(self) -> list[Phase]:
@@ -100,6 +110,11 @@ class Kernel:
 def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
     """Return the beginning of a scratch buffer as an array of this shape."""
     return buffer.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+
+def column_blocks(columns: int) -> list[slice]:
+    """Cut columns of a matrix into blocks of COLUMNS; a last one that is narrow stays narrow."""
+    return [slice(c, min(c + COLUMNS, columns)) for c in range(0, columns, COLUMNS)]
 
 
 def copy_pairs(do: Steps, pairs: Any, *, to_map: bool) -> None:

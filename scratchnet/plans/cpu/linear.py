@@ -4,6 +4,9 @@ Symbols: N images, I inputs, O outputs. The mathematics is in ``functional/linea
 
     y = x W + b        dW = x^T dy        dx = dy W^T        db = sum of dy
 
+dy is already with respect to the product: behind ReLU and dropout y > 0 exactly where both let a number pass,
+so (y > 0) / (1 - p) is the derivative of both, and it was applied where dy was written (see ``maps.py``).
+
 The weight is the large matrix here, and every worker takes a part of it: columns of W forward, so that each
 makes some columns of y; rows of W backward, so that each makes some rows of dW and some columns of dx.
 """
@@ -39,8 +42,8 @@ class Linear(Kernel):
         weight = linear.weight.data
         phase = self.phase("product")
         drop = self.phase("dropout")
-        if self._drops:  # drawn by the last worker, which has the shortest part if there are few outputs
-            phase.lanes[-1].call(self._draw)
+        if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
+            phase.lanes[0].call(self._draw)
         for lane, columns in enumerate(share(linear.out_features, self.setting.lanes)):
             if not columns:
                 continue

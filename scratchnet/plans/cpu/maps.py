@@ -16,11 +16,14 @@ which works on tiles of 4 x 4 pixels::
     lies in memory as          0 4 8 | 1 5 9 | 2 6 10 | 3 7 11         each of them n * C numbers
                                phase 0 phase 1 phase 2  phase 3
 
+(This "phase" has nothing to do with the ``Phase`` of ``running.py``, which is work between two barriers.)
+
 So "column 1 of every tile of this row, of all images and channels" is one run of TW * n * C neighbouring
 numbers, about 4000 of them at every level of VGG, and a transform that combines the columns of a tile is a
 product of a tiny matrix with a few such runs. Above and below stand a row of zeros, the padding of a 3 x 3
-convolution; left and right need none, see ``winograd.py``. Where H or W are no multiples of 4, what the last
-tiles hold beyond the picture is zero, always.
+convolution; left and right need none, see ``winograd.py``. Where H or W are no multiples of 4, writers may
+leave anything beyond the picture: whoever reads a map calls ``clear`` first, and whoever writes its gradient
+leaves zeros there.
 
 A gradient lies like the map that it belongs to, without the rows above and below. Where a map is the output
 of a ReLU, whoever writes the map's gradient multiplies it at once by (map > 0), while it is in the cache:
@@ -30,7 +33,8 @@ Kernels that write a map need not know its layout. They hold a block of pixels, 
 
     block [R, S, S, T, n, C]       block[r, i, j, t] is the pixel in row  row + S*r + i  and column  S*t + j
 
-and ask ``pairs`` for views of equal shapes, of the map and of the block, to copy between.
+where S is 4 for tiles, 2 for pooled tiles, otherwise 1: R rows of squares of S x S pixels, T in each row.
+They ask ``pairs`` for views of equal shapes, of the map and of the block, to copy between.
 """
 
 from __future__ import annotations
@@ -94,11 +98,6 @@ class Map:
     def grad(self) -> Any:
         """Its gradient's memory."""
         return self._grad.array
-
-    @property
-    def has_grad(self) -> bool:
-        """Whether a gradient was asked for."""
-        return self._grad is not None
 
     def memory_shape(self, border: int) -> tuple[int, ...]:
         """Return the shape of the array in memory."""
@@ -212,10 +211,6 @@ class Reshaped(Plain):
     def grad(self) -> Any:  # noqa: D102
         return self.source.grad.reshape(self.memory_shape(0))
 
-    @property
-    def has_grad(self) -> bool:  # noqa: D102
-        return self.source.has_grad
-
 
 class Pixels(_Grid):
     """(H, W, N, C)."""
@@ -240,6 +235,7 @@ class Tiles(Map):
         self.TH, self.TW = -(-self.H // 4), -(-self.W // 4)
 
     def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+        # Only the size counts: n images' worth of this memory is one chunk, in the chunk's own order.
         return (self.N, 4 * self.TH + 2 * border, 4, self.TW, self.C)
 
     def chunk(self, c: int) -> np.ndarray:
@@ -257,11 +253,9 @@ class Tiles(Map):
 
     def clear(self, do: Steps, c: int, *, grad: bool = False) -> None:
         """Write down zeros wherever chunk c has no pixels: memory is shared, and something else was there."""
-        if grad:
-            rows, last = self.grad_chunk(c), None
-        else:
-            rows, last = self.chunk(c)[1:], 0
-            do.copy(0, out=self.chunk(c)[last])
+        rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]
+        if not grad:
+            do.copy(0, out=self.chunk(c)[0])
         if self.H < len(rows):
             do.copy(0, out=rows[self.H :])
         if self.W % 4:
@@ -291,15 +285,6 @@ class Tiles(Map):
                     tiles = min(len(range(q, T, per_tile)), len(range(phase, self.W, 4)))
                     own = rows[row + i :: S, phase, :tiles][:R]  # (R, tiles, n, C)
                     yield own, part[: own.shape[0], i, j, q::per_tile][:, :tiles]
-
-    def valid(self, c: int, *, grad: bool = False) -> list[np.ndarray]:
-        """Return views that together are all pixels of chunk c, each of shape (H, phases, multiple of C)."""
-        rows = (self.grad_chunk(c) if grad else self.chunk(c)[1:])[: self.H]  # (H, 4, TW, n, C)
-        H, _, TW, n, C = rows.shape
-        if self.W % 4 == 0:
-            return [rows.reshape(H, 4, TW * n * C)]
-        last = rows[:, : self.W % 4, -1].reshape(H, self.W % 4, n * C)
-        return [last] if TW == 1 else [rows[:, :, :-1].reshape(H, 4, (TW - 1) * n * C), last]
 
 
 LAYOUTS = {kind.layout: kind for kind in (Plain, Pixels, Tiles)}

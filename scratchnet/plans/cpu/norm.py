@@ -10,7 +10,8 @@ Forward that is three passes over z, since each needs a result of the one before
 mean, the variance (the mean of squared differences; a difference of squares would cancel), and y, which is
 rectified, pooled and stored as behind a convolution. Backward it is two: the sums, then dz.
 
-Each pass goes block by block, see ``epilogue.py``. A block is seen in two ways, both without a copy::
+Each pass goes block by block, see ``epilogue.py``. A block is seen in two ways, without a copy (but for the
+mean of a map of pixels)::
 
     long   (rows, L)  L = a run of pixels times C    for z - mu, with mu tiled to (L,): a loop over only C
                                                      channels would be too short for NumPy to be fast
@@ -55,9 +56,8 @@ class Norm(Kernel):
         self.blocks = [[b for images in part for b in self._blocks(images)] for part in parts]
         self.blocks += [[] for _ in range(self.setting.lanes - len(self.blocks))]
         self.every = [block for lane in self.blocks for block in lane]
-        # What belongs to a channel, tiled to the longest run.
-        self.run = max(self._long(block)[1] for block in self.every)
-        self.tiled = np.zeros((4, self.run), self.setting.dtype)
+        # What belongs to a channel, tiled to the longest run: mean; w / s; b; dw / (M * s); db / M.
+        self.tiled = np.zeros((5, max(self._long(block)[1] for block in self.every)), self.setting.dtype)
 
     def _blocks(self, images: range) -> list[Block]:
         """Cut some images into blocks that stay in the cache."""
@@ -73,6 +73,7 @@ class Norm(Kernel):
         return [Block("plain", part, (len(part), z.H, z.W, z.C)) for part in parts]
 
     def _long(self, block: Block) -> tuple[int, int]:
+        """Return the shape (rows, L) in which a block is seen long."""
         a, rows, columns, rest = block.shape
         return (a * rows, columns * rest) if block.form == "plain" else (a * rows * columns, rest)
 
@@ -121,11 +122,11 @@ class Norm(Kernel):
     def _tile(self, **vectors: np.ndarray) -> None:
         """Set rows of ``tiled`` to (C,) repeated."""
         for name, vector in vectors.items():
-            row = ("mean", "scale", "shift", "slope").index(name)
+            row = ("mean", "scale", "shift", "slope", "rest").index(name)
             self.tiled[row].reshape(-1, self.input.C)[...] = vector
 
     def forward(self) -> list[Phase]:  # noqa: D102
-        mean, scale, shift, _ = self.tiled
+        mean, scale, shift, _, _ = self.tiled
         if self.setting.training:
             average, variance = self.phase("mean"), self.phase("variance")
             phases = [average, self.phase("finish"), variance, self.phase("finish")]
@@ -176,6 +177,7 @@ class Norm(Kernel):
         kind = self.setting.dtype.type
         norm.running_mean += kind(norm.momentum) * (self.mean.astype(kind) - norm.running_mean)
         norm.running_var += kind(norm.momentum) * ((var * (M / (M - 1))).astype(kind) - norm.running_var)
+        norm.weight.buffer.version += 1  # whoever has folded the statistics into weights has to do it again
         self._scale(var)
 
     def _use_running_statistics(self) -> None:
@@ -185,11 +187,10 @@ class Norm(Kernel):
 
     def _scale(self, var: np.ndarray) -> None:
         self.inv_std = 1.0 / np.sqrt(var + self.norm.eps)
-        self.w = self.norm.weight.data.astype(np.float64)  # backward uses what forward used
-        self._tile(scale=self.w * self.inv_std, shift=self.norm.bias.data)
+        self._tile(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
 
     def backward(self) -> list[Phase]:  # noqa: D102
-        mean, scale, shift, slope = self.tiled
+        mean, scale, _, slope, rest = self.tiled
         phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
         phases[1].lanes[0].call(self._finish_sums)
         k = 0
@@ -214,7 +215,7 @@ class Norm(Kernel):
                 do(np.subtract, z, mean[:L], out=h)
                 do(np.multiply, h, slope[:L], out=h)
                 do(np.subtract, kept, h, out=dz)
-                do(np.subtract, dz, shift[:L], out=dz)  # which is db / M by now
+                do(np.subtract, dz, rest[:L], out=dz)
                 do(np.multiply, dz, scale[:L], out=dz)
                 self._clear(do, block, dz)
                 self.input.mask_gradient(do, dz, z, self.mask[lane].array)
@@ -227,4 +228,4 @@ class Norm(Kernel):
         dw = centred * self.inv_std
         norm.bias.view(norm.bias.buffer.grad)[...] = db
         norm.weight.view(norm.weight.buffer.grad)[...] = dw
-        self._tile(shift=db / self.M, slope=self.inv_std * dw / self.M)
+        self._tile(rest=db / self.M, slope=self.inv_std * dw / self.M)

@@ -5,10 +5,10 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (201
 Symbols beyond those of ``maps.py``: T tiles (T = R * TW * n for R rows of tiles of a chunk), O outputs,
 "run" = TW * n * C (or O) numbers that lie next to each other.
 
-**One dimension.** Four neighbouring outputs of a kernel of three, y[i] = sum over j of d[i+j] g[j], take six
+**One dimension.** Four neighbouring outputs of a kernel of three, y[i] = sum over j of x[i+j] g[j], take six
 multiplications (the * below) in place of twelve::
 
-    y = A^T [ (G g) * (B^T d) ]
+    y = A^T [ (G g) * (B^T x) ]
 
 Each multiplication belongs to a point p: a polynomial of degree five is known by its values at six points.
 With infinity as the sixth, and N(p) the product of p - q over the other points q (Toom and Cook's algorithm,
@@ -17,8 +17,20 @@ transposed; Blahut, "Fast algorithms for signal processing", sec. 5.4)::
     point                    p                                       infinity
     its column of A^T        1, p, p^2, p^3                          0, 0, 0, 1
     its row of G             1, p, p^2, over N(p)                    0, 0, 1
-    its row of B^T           coefficients of the product of t - q    of the product of t - q over all q
+    its row of B^T           coefficients of the product of z - q    of the product of z - q over all q
                              over the other points q
+
+Why: let polynomials g(z), of degree 2, and a(z), of degree 3, have the product s(z), of degree 5. Six values
+fix it: s(p) = g(p) a(p) at five points, and its leading coefficient g2 a3, its value "at infinity". By
+Lagrange::
+
+    s(z) = sum over p of g(p) a(p) / N(p) * (product of z - q over the others)
+           + g2 a3 * (product of z - q over all q)
+
+As matrices, s = B [ (G g) * (A a) ]: A evaluates a, G evaluates g and divides by N(p), and the columns of B
+have the coefficients of the products. For a fixed g that is s = S a with S = B diag(G g) A, and by the
+definition of a product S[i+j, i] = g[j]. So y = S^T x: the same three factors, transposed and in reverse
+order.
 
 Any points will do in exact arithmetic. In float32 they decide how much larger the numbers in between are than
 the result, and so how much of it is lost. Lavin and Gray take 0, 1, -1, 2, -2. With POINTS, which are 0 and
@@ -28,7 +40,7 @@ And with eighths all entries of A and B are exact in float32.
 
 **Two dimensions.** The same along rows and along columns, for tiles of 4 x 4 outputs::
 
-    V = B^T d B      6 x 6 from 6 x 6 input pixels: the tile and one pixel around it
+    V = B^T x B      6 x 6 from 6 x 6 input pixels: the tile and one pixel around it
     U = G g G^T      6 x 6 from the 3 x 3 kernel
     M = U * V        number by number
     y = A^T M A      4 x 4 output pixels
@@ -38,10 +50,13 @@ the 36 places there is a matrix product, over all tiles at once, and that is nea
 
     M[i, j] (T, O)  =  V[i, j] (T, C)  U[i, j] (C, O)                36 T C O, where im2col has 144 T C O
 
+V[i, j] is seen in two ways, without a copy: by the transforms as runs, (R, run), and by the product as a
+matrix (T, C). It is the same memory, since run = TW * n * C and T = R * TW * n.
+
 **Backward.** Each step is linear in each of its operands, so its gradient is the adjoint (Lavin and Gray do
 another thing, a convolution with the turned kernel; this one shares a transform)::
 
-    dM = A dy A^T        dU = V^T dM        dW = G^T dU G
+    dM = A dy A^T        dU = V^T dM        dg = G^T dU G
                          dV = dM U^T        dx = B dV B^T, added up where the input tiles overlap
 
 dM is shared by both.
@@ -51,14 +66,18 @@ dM is shared by both.
 phases, and the outer two are phase 3 of the tile before and phase 0 of the tile behind. In a row of tiles
 that is the same run moved by one tile, n * C numbers, so it takes a copy::
 
-    slot      0            1        2        3        4        5
-    t    [ 3 of t-1 ]  [  0   |    1   |    2   |    3  ]  [ 0 of t+1 ]        zeros beyond the picture
+    slot                    0                   1   2   3   4             5
+    buffer t    [ phase 3 of the tile before | 0 | 1 | 2 | 3 | phase 0 of the tile behind ]
 
-**Order of work.** With few channels the weights are small and the maps are large: each worker takes a row or
-a few rows of tiles through everything, transform, product and inverse, in its second-level cache ("by rows").
-With many channels the weights are larger than the maps: then the phases follow each other for the whole
-batch, and in the product each worker takes some of the columns of U, which it transforms just before it needs
-them ("by phases").
+with zeros beyond the picture.
+
+**Order of work.** A batch is divided into chunks (of n images), a chunk into parts (of R rows of tiles); a
+part's output is one ``Block``. With few channels the weights are small and the maps are large: each worker
+takes a row or a few rows of tiles through everything, transform, product and inverse, in its cache ("by
+rows"), and V is made again in the backward pass. With many channels the weights are larger than the maps:
+then the phases follow each other for the whole batch, and in the product each worker takes some of the
+columns of U, which it transforms just before it needs them ("by phases"), and V is kept for the backward
+pass.
 """
 
 from __future__ import annotations
@@ -71,7 +90,8 @@ import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, combine
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
-from scratchnet.plans.cpu.kernel import Kernel, first_of
+from scratchnet.plans.cpu.fold import Fold
+from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
 from scratchnet.plans.cpu.maps import Tiles
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import Phase, Steps, reshaped, share
@@ -125,7 +145,8 @@ B_OVERLAP[3, 7] = BT[0, 0]
 # there from part to part.
 PART = 9 << 18
 WEIGHTS = 3 << 20
-# By phases: all of V and M together may have this many bytes. (Twice the batch would take twice the memory.)
+# By phases: dV (6 x 8 numbers a tile and channel) and dM (6 x 6) of the whole batch may have this many bytes;
+# in training V (6 x 6) is kept besides. (Twice the batch would take twice the memory.)
 PHASES = 160 << 20
 
 
@@ -192,22 +213,27 @@ class Winograd(Kernel):
         self.direct = isinstance(self.output, Tiles) and self.group.pool is None
         # The bias of every number of a run.
         run = max(part.T // part.R for part in self.parts) * self.O
-        self.bias = None if self.conv.bias is None else np.zeros(run, np.float32)
+        self.fold = Fold(self.conv, self.group.norm)
+        self.bias = None if self.fold.bias is None else np.zeros(run, np.float32)
         self.epilogue = Epilogue(self, self.bias)
         self.U: list[np.ndarray] = []
 
     def describe(self) -> str:  # noqa: D102
         return f"by {'rows' if self.by_rows else 'phases'}, {self.largest} of {self.T} tiles"
 
+    @property
+    def weight_bytes(self) -> int:  # noqa: D102
+        return 4 * 36 * self.C * self.O
+
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, O, T = self.C, self.O, self.largest
         kind = np.float32
-        self.t = self.per_lane(arena, "t", (36 * T * C,), forward)
-        self.s = self.per_lane(arena, "s", (24 * T * O,), forward)
-        self.y = self.per_lane(arena, "y", (16 * T * O,), forward)
+        self.t = self.per_lane(arena, "t", (36 * T * C,), forward)  # B^T x, (R, 6, 6 slots, run)
+        self.s = self.per_lane(arena, "s", (24 * T * O,), forward)  # A^T M, (R, 4, 6, run)
+        self.y = self.per_lane(arena, "y", (16 * T * O,), forward)  # (R, 4, 4, run)
         blocks = [part.block for part in self.parts]
         self.epilogue.request(arena, blocks, forward, backward)
-        self.columns = _column_blocks(O)
+        self.columns = column_blocks(O)
         if self.by_rows:
             self.V = self.per_lane(arena, "V", (36 * T * C,), forward)
             self.M = self.per_lane(arena, "M", (36 * T * O,), forward)
@@ -215,21 +241,21 @@ class Winograd(Kernel):
             until = forward if backward is None else backward  # it makes dW, too
             self.V = [arena.request("V", (36 * self.T * C,), kind, forward, until)]
             self.M = [arena.request("M", (36 * self.T * O,), kind, forward, forward)]
-        self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)
-        if not self.setting.training:  # kept from one forward to the next, so not in the shared memory
+        self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)  # some columns of the weights, packed
+        if self.keeps_weights:  # from one forward to the next, so not in the shared memory
             self.U = [np.empty((6, 6, C, b.stop - b.start), kind) for b in self.columns]
         elif self.by_rows:
-            self.kept_U = arena.request("U", (36 * C * O,), kind, forward, forward)
+            self.all_U = arena.request("U", (36 * C * O,), kind, forward, forward)
         else:
             self.lane_U = self.per_lane(arena, "U", (36 * C * COLUMNS,), forward)
         if backward is None:
             return
 
-        self.back_columns = _column_blocks(C)
-        self.a = self.per_lane(arena, "a", (24 * T * O,), backward)
+        self.back_columns = column_blocks(C)
+        self.a = self.per_lane(arena, "a", (24 * T * O,), backward)  # A dy, (R, 6, 4, run)
         self.dy = self.per_lane(arena, "dy", (16 * T * O,), backward)
         run = max(self.input.TW * len(images) * C for images in self.input.chunks)
-        self.b = self.per_lane(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)
+        self.b = self.per_lane(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)  # dV B^T of a chunk
         self.mask = self.mask_scratch(arena, backward)
         self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
         self.db = arena.request("db", (len(self.parts), O), kind, backward, backward)
@@ -318,10 +344,9 @@ class Winograd(Kernel):
         Parts of a chunk come in order, on one lane. First the columns: of this part's rows of tiles, six rows
         each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::
 
-            b    0 | 0 1 2 3 4 5 | 0 1 2 3 4 5 | ...     a row of zeros, six rows for each row of tiles, zeros
-                   \___ tile row 0             |
-                 \_____________________/       |         tile row 0 needs these eight
-                             \_____________________/     tile row 1 these
+            b    0 | 0 1 2 3 4 5 | 0 1 2 3 4 5 | 0 1 ...      a row of zeros, six for each row of tiles, zeros
+                 [-----------------]                          tile row 0 needs these eight
+                               [-----------------]            tile row 1 these
         """
         R, run = part.R, dV.shape[-1]
         TH, TW = self.input.TH, self.input.TW
@@ -368,20 +393,24 @@ class Winograd(Kernel):
 
     # The passes
 
-    def weights(self) -> list[Phase]:
-        """Transform the weights, unless that is done by phases, just before they are used."""
+    def weights(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("weights")
-        if self.conv.bias is not None:
-            phase.lanes[0].copy(self.conv.bias.data, out=self.bias.reshape(-1, self.O))
-        if self.setting.training and not self.by_rows:
-            return [phase]
-        if self.setting.training:
-            self.U = _cut(self.kept_U.array, self.C, self.columns)
-        for b, U in enumerate(self.U):
+        self.fold.write(phase.lanes[0])
+        if self.fold.bias is not None:
+            phase.lanes[0].copy(self.fold.bias, out=self.bias.reshape(-1, self.O))
+        return [phase, self._derive_all()] if self.keeps_weights else [phase]
+
+    def _derive_all(self) -> Phase:
+        phase = self.phase("weights")
+        for b, (columns, U) in enumerate(zip(self.columns, self.U, strict=True)):
             lane = b * self.setting.lanes // len(self.U)
-            w = self.conv.weight.data[..., self.columns[b]]
-            self._transform_weights(phase.lanes[lane], w, self.w[lane].array, U)
-        return [phase]
+            self._derive(phase.lanes[lane], lane, columns, U)
+        return phase
+
+    def _derive(self, do: Steps, lane: int, columns: slice, U: np.ndarray) -> None:
+        """Write down U for some columns of the weights, as the forward pass wants it."""
+        self._transform_weights(do, self.conv.weight.data[..., columns], self.w[lane].array, U)
+        self.fold.scale(do, U, columns)
 
     def forward(self) -> list[Phase]:  # noqa: D102
         borders = self.phase("borders")
@@ -392,6 +421,10 @@ class Winograd(Kernel):
 
     def _forward_by_rows(self) -> list[Phase]:
         phase = self.phase("rows of tiles")
+        phases = [phase]
+        if not self.keeps_weights:
+            self.U = _cut(self.all_U.array, self.C, self.columns)
+            phases.insert(0, self._derive_all())
         for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
             do = phase.lanes[lane]
             for part, fresh in _and_whether_new(self.parts[k] for k in some):
@@ -401,7 +434,7 @@ class Winograd(Kernel):
                 for columns, U in zip(self.columns, self.U, strict=True):
                     self.product(do, V, U, out=M[..., columns])
                 self._transform_output(do, lane, part, M.reshape(6, 6, part.R, -1))
-        return [phase]
+        return phases
 
     def _forward_by_phases(self) -> list[Phase]:
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
@@ -421,8 +454,7 @@ class Winograd(Kernel):
                 U = self.U[b]
             else:
                 U = first_of(self.lane_U[lane], 6, 6, self.C, columns.stop - columns.start)
-                w = self.conv.weight.data[..., columns]
-                self._transform_weights(do, w, self.w[lane].array, U)
+                self._derive(do, lane, columns, U)
             self.product(do, V, U, out=M[..., columns])
         return [first, second, third]
 
@@ -447,7 +479,7 @@ class Winograd(Kernel):
             if not parts:
                 do.copy(0, out=total)
             for k, (part, fresh) in enumerate(_and_whether_new(parts)):
-                V = first_of(self.dV[lane], 6, self.slots, part.T, self.C)
+                V = first_of(self.dV[lane], 6, self.slots, part.T, self.C)  # and dV, from the last product on
                 inner = V[:, 1:7] if self.slots == 8 else V
                 dM = first_of(self.dM[lane], 6, 6, part.T, self.O)
                 self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1), self._db(part))
@@ -523,11 +555,6 @@ def _and_whether_new(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
     for part in parts:
         yield part, part.block.shape != shape
         shape = part.block.shape
-
-
-def _column_blocks(columns: int) -> list[slice]:
-    """Cut columns of a matrix into blocks of COLUMNS; a last one that is narrow stays narrow."""
-    return [slice(c, min(c + COLUMNS, columns)) for c in range(0, columns, COLUMNS)]
 
 
 def _cut(memory: np.ndarray, rows: int, blocks: list[slice]) -> list[np.ndarray]:

@@ -1,0 +1,56 @@
+"""Batch normalisation folded into the convolution before it, for inference.
+
+In evaluation both are linear in x, with statistics that no longer change, so together they are one
+convolution. With mean, var, scale and shift of the normalisation::
+
+    (conv(x, W) + b - mean) * g + shift  =  conv(x, W * g) + (b - mean) * g + shift
+    g = scale / sqrt(var + eps)
+
+g has one number for each output channel, and channels come last: W * g goes along the last axis. Whatever an
+algorithm makes of W, channel by channel, may be multiplied in its place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scratchnet.layers import BatchNorm2d, Conv2d
+from scratchnet.plans.running import Steps
+
+
+class Fold:
+    """The weight and bias of a convolution, with what a batch normalisation behind it makes of them.
+
+    Parameters
+    ----------
+    conv : Conv2d
+    norm : BatchNorm2d or None
+
+    Attributes
+    ----------
+    bias : array (O,) or None
+        What to add. Without a normalisation it is the convolution's own.
+    """
+
+    def __init__(self, conv: Conv2d, norm: BatchNorm2d | None):
+        self.conv, self.norm = conv, norm
+        self.bias = None if conv.bias is None else conv.bias.data
+        if norm is not None:
+            self.bias = np.empty(conv.out_channels, conv.weight.dtype)
+            self.gain = np.empty_like(self.bias)
+
+    def write(self, do: Steps) -> None:
+        """Write down the computation of bias and gain, needed when parameters or statistics have changed."""
+        if self.norm is not None:
+            do.call(self._compute)
+
+    def _compute(self) -> None:
+        norm, b = self.norm, 0.0 if self.conv.bias is None else self.conv.bias.data.astype(np.float64)
+        gain = norm.weight.data.astype(np.float64) / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
+        self.gain[...] = gain
+        self.bias[...] = (b - norm.running_mean) * gain + norm.bias.data
+
+    def scale(self, do: Steps, w: np.ndarray, columns: slice = slice(None)) -> None:
+        """Write down w = w * g, for a copy w (..., k) of some columns of the weight."""
+        if self.norm is not None:
+            do(np.multiply, w, self.gain[columns], out=w)
