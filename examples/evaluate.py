@@ -4,11 +4,13 @@ python examples/evaluate.py MODEL IMAGE... names pictures; MODEL --data cifar10 
 """
 
 import sys
+from itertools import islice
+from os.path import isdir
 
 import numpy as np
 
 from scratchnet import backend, checkpoint
-from scratchnet.data import DataError, Loader, Normalisation, load_picture, picture_to_array
+from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, pictures_in
 from scratchnet.training import cli, confusion_matrix, evaluate, make_engine, predict
 from scratchnet.training.evaluation import confusion_table
 from scratchnet.training.log import say
@@ -23,7 +25,11 @@ def main() -> int:
         "model", metavar="MODEL", help="a .safetensors file, such as runs/demo/best.safetensors"
     )
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="*", default=[], help="image files, or http(s) addresses"
+        "images",
+        metavar="IMAGE",
+        nargs="*",
+        default=[],
+        help="image files, folders of them, or http(s) addresses",
     )
     parser.add_argument(
         "--top", type=cli.positive(int), metavar="K", help="print the K likeliest classes with probabilities"
@@ -54,18 +60,36 @@ def main() -> int:
 def name(net, engine, normalisation, options) -> int:
     """Print the class of each image, one a line; for those that cannot be read, a sentence on stderr."""
     classes = net.info.get("class_names") or [f"class {k}" for k in range(net.settings["num_classes"])]
-    status = 0
-    for image in options.images:
-        try:
-            pixels = picture_to_array(load_picture(image), net.settings["image_size"])
-        except DataError as error:
-            print(f"evaluate.py: {error}", file=sys.stderr, flush=True)
-            status = 2
-            continue
-        probabilities = predict(net, normalisation.apply(pixels[None]), engine)[0]
-        best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
-        say(", ".join(f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best))
+    size, status = net.settings["image_size"], 0
+    images, in_folders = [], set()
+    for given in options.images:
+        if isdir(given):
+            found = pictures_in(given)
+            in_folders.update(found)  # they are told apart by their names
+            images += found or [given]
+        else:
+            images.append(given)
+
+    batch = batch_size(size)
+    pictures = decode_ahead(images, size, ahead=2 * batch)
+    while some := list(islice(pictures, batch)):
+        read = [pixels for _, pixels in some if not isinstance(pixels, DataError)]
+        likely = iter(predict(net, normalisation.apply(np.stack(read)), engine) if read else [])
+        for image, pixels in some:
+            if isinstance(pixels, DataError):
+                print(f"evaluate.py: {pixels}", file=sys.stderr, flush=True)
+                status = 2
+                continue
+            probabilities = next(likely)
+            best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
+            found = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
+            say((f"{image}: " if image in in_folders else "") + ", ".join(found))
     return status
+
+
+def batch_size(image_size: int) -> int:
+    """Return how many pictures go through the network at a time."""
+    return 128 if image_size <= 64 else 8
 
 
 def measure(net, engine, normalisation, options) -> int:
@@ -83,7 +107,7 @@ def measure(net, engine, normalisation, options) -> int:
     test = Loader(
         pictures.test_images,
         pictures.test_labels,
-        batch_size=128 if size <= 64 else 8,
+        batch_size=batch_size(size),
         shuffle=False,
         normalisation=normalisation,
         image_size=size,

@@ -21,8 +21,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from scratchnet.layers import Conv2d, Layer, Linear
 from scratchnet.models import ARCHITECTURES, VGG
 
 HEADER = "scratchnet"
+KINDS = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # NumPy has them
+PART = 1 << 22  # numbers that are read at a time
 PARTIAL = ".partial"  # ends the temporary name of a file that is being written
 
 
@@ -124,13 +126,19 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
         If it is not a safetensors file, or not one of a VGG.
     """
     backend = get(backend)
-    tensors, header = read_tensors(path)
-    info = _read_header(path, header)
-    shapes = {name: array.shape for name, array in tensors.items()}
+    with open_tensors(path) as (file, header):
+        net = _build(path, file, _read_header(path, header))
+        _put(path, net, file)
+    return net.to(backend).eval()
+
+
+def _build(path: str | os.PathLike, file: Any, info: dict[str, Any]) -> VGG:
+    """Return the network that a file describes, without its weights."""
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
         if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
             raise FormatError(f"{path} holds no VGG: it has no {name} of {ndim} axes")
-    dtype = "float64" if tensors["features.0.weight"].dtype == np.float64 else "float32"
+    dtype = "float64" if file.get_slice("features.0.weight").get_dtype() == "F64" else "float32"
     try:
         net = VGG(**(info["model"] if "model" in info else _guess_settings(shapes)), dtype=dtype)
     except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
@@ -141,9 +149,8 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
         raise FormatError(
             f"{path} has a damaged header: {net.settings['num_classes']} classes, {len(names)} class names"
         )
-    _put(path, net, tensors)
     net.info = info
-    return net.to(backend).eval()
+    return net
 
 
 def load_weights(path: str | os.PathLike, net: Layer) -> None:
@@ -162,7 +169,8 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
     FormatError
         If it is not a safetensors file, or does not fit. The network has not been changed then.
     """
-    _put(path, net, read_tensors(path)[0])
+    with open_tensors(path) as (file, _):
+        _put(path, net, file)
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
@@ -175,22 +183,35 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
     FormatError
         If it is not one, is cut short, or holds something that NumPy has no type for.
     """
+    with open_tensors(path) as (file, header):
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+@contextmanager
+def open_tensors(path: str | os.PathLike) -> Iterator[tuple[Any, str]]:
+    """Open a safetensors file, to read a tensor or a part of one at a time; else as ``read_tensors``."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
     if not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "no regular file"
         raise FormatError(f"{path} is {what}, not a safetensors file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, (file.metadata() or {}).get(HEADER, "{}")
-    except TypeError as error:  # bfloat16 and the kinds of 8 bits
-        raise FormatError(
-            f"{path} holds numbers that NumPy has no type for ({error}): save them as float32"
-        ) from error
-    except (SafetensorError, ValueError, AttributeError) as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+            header = (file.metadata() or {}).get(HEADER, "{}")
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError, AttributeError) as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
+        for kind in sorted(kinds - KINDS):
+            kind = {"BF16": "bfloat16"}.get(kind, kind)
+            raise FormatError(
+                f"{path} holds numbers that NumPy has no type for ({kind}): save them as float32"
+            )
+        try:
+            yield file, header
+        except SafetensorError as error:
+            raise FormatError(f"{path} cannot be read to its end: {error}") from error
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], header: str) -> None:
@@ -268,7 +289,7 @@ def _to_file(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _to_memory(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
-    """Turn an array from the file's layout to memory's: the inverse of ``_to_file``."""
+    """Turn an array, or some rows of it, from the file's layout to memory's: the inverse of ``_to_file``."""
     layer = _layer_of(net, name)
     if isinstance(layer, Conv2d) and array.ndim == 4:
         return array.transpose(2, 3, 1, 0)  # (KH, KW, C, O)
@@ -276,36 +297,49 @@ def _to_memory(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
         array = array.T  # (in, out)
         if shape := _flattened(net, name):
             H, W, C = shape
-            if array.shape[0] == H * W * C:
-                array = array.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(array.shape)  # (h, w, c)
+            array = array.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(array.shape)  # (h, w, c)
     return array
 
 
-def _put(path: str | os.PathLike, net: Layer, tensors: dict[str, np.ndarray]) -> None:
-    """Load tensors into a network: all of them or, if one does not fit, none."""
-    parameters = net.parameters()
+def _put(path: str | os.PathLike, net: Layer, file: Any) -> None:
+    """Load a file's tensors into a network: all of them or, if one does not fit, none.
+
+    They are read a part at a time, straight into the network's buffer, so that nothing is in memory twice.
+    """
+    parameters, buffers = net.parameters(), net.buffers()
     state = {name: p.shape for name, p in parameters.items()}
-    state |= {name: tuple(array.shape) for name, array in net.buffers().items()}
-    tensors = {name: array for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
-    for name in [*state, *tensors]:
-        if name not in tensors or name not in state:
-            who = "the file lacks" if name not in tensors else "the network lacks"
+    state |= {name: tuple(array.shape) for name, array in buffers.items()}
+    names = [name for name in file.keys() if not name.endswith("num_batches_tracked")]  # noqa: SIM118
+    for name in [*state, *names]:
+        if name not in names or name not in state:
+            who = "the file lacks" if name not in names else "the network lacks"
             raise FormatError(f"{path} does not fit the network: {who} {name}")
-    arrays = {name: _to_memory(net, name, tensors[name]) for name in state}
-    for name, array in arrays.items():
-        if array.shape != state[name]:
+    for name in state:
+        tensor = file.get_slice(name)
+        shape = tuple(tensor.get_shape())
+        if isinstance(_layer_of(net, name), Conv2d) and len(shape) == 4:
+            shape = (*shape[2:], shape[1], shape[0])
+        elif isinstance(_layer_of(net, name), Linear):
+            shape = shape[::-1]
+        if shape != state[name]:
             raise FormatError(
-                f"{path} does not fit the network: {name} is {array.shape}, where {state[name]} is expected"
+                f"{path} does not fit the network: {name} is {shape}, where {state[name]} is expected"
             )
-        if array.dtype.kind != "f":
+        if not tensor.get_dtype().startswith("F"):
+            kind = file.get_tensor(name).dtype
             raise FormatError(
-                f"{path} does not fit the network: {name} is {array.dtype}, where floating point is expected"
+                f"{path} does not fit the network: {name} is {kind}, where floating point is expected"
             )
-    for name, array in arrays.items():
-        if name in parameters:
-            parameters[name].data = parameters[name].buffer.backend.asarray(array)
-        else:
-            net.buffers()[name][...] = net.backend.asarray(array)
+    for name in state:
+        if name in buffers:
+            buffers[name][...] = net.backend.asarray(file.get_tensor(name))
+            continue
+        p, tensor = parameters[name], file.get_slice(name)
+        outputs = p.shape[-1]  # the file's first axis is memory's last, or there is one only
+        step = max(1, PART * outputs // max(1, p.size))
+        for start in range(0, outputs, step):
+            rows = slice(start, min(start + step, outputs))
+            p.assign((..., rows), p.buffer.backend.asarray(_to_memory(net, name, tensor[rows])))
 
 
 def _read_header(path: str | os.PathLike, header: str) -> dict[str, Any]:

@@ -92,6 +92,23 @@ class Parameter:
         self.fill = None  # so that weights which are loaded are never drawn first
         self.buffer.version += 1
 
+    def assign(self, where: Any, values: Any) -> None:
+        """Copy an array into a part of the values: what is assigned in parts is never drawn first, either.
+
+        Examples
+        --------
+        >>> weight = Parameter(shape=(2, 2))
+        >>> weight.assign(np.s_[:, 0], np.array([1.0, 2.0]))
+        >>> weight.assign(np.s_[:, 1], np.array([3.0, 4.0]))
+        >>> weight.data
+        array([[1., 3.],
+               [2., 4.]], dtype=float32)
+        """
+        self.buffer.allocate()
+        self.view(self.buffer.data)[where] = values
+        self.fill = None
+        self.buffer.version += 1
+
     @property
     def grad(self) -> Any:
         """The gradient of the loss, a view into the network's second buffer; None before the first backward.

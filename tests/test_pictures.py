@@ -331,3 +331,29 @@ def test_an_endless_address(server, monkeypatch):
 )
 def test_an_address_that_cannot_be_reached(address):
     refused(address, "cannot be fetched")
+
+
+def test_pictures_are_decoded_ahead_in_order_and_errors_stay_in_their_place(tmp_path):
+    from scratchnet.data import decode_ahead
+
+    names = []
+    for k in range(12):
+        names.append(tmp_path / f"{k}.png")
+        Image.new("RGB", (9, 7), (20 * k, 0, 0)).save(names[-1])
+    names[5].write_text("hello")
+    started = []
+
+    def watched():
+        for name in names:
+            started.append(name)
+            yield name
+
+    results = decode_ahead(watched(), 4, ahead=3)
+    first = next(results)
+    assert first[0] == names[0] and len(started) == 4  # no more than asked for
+    rest = [first, *results]
+    assert [name for name, _ in rest] == names
+    assert isinstance(rest[5][1], DataError)
+    assert [int(pixels[0, 0, 0]) for name, pixels in rest if name != names[5]] == [
+        20 * k for k in range(12) if k != 5
+    ]

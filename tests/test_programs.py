@@ -315,7 +315,7 @@ def test_a_model_that_is_none_is_named(program, files, model, sentence):
     "image, sentence",
     [
         ("absent.png", "absent.png does not exist"),
-        ("folder", "folder is a folder, not a picture"),
+        ("folder", "folder is a folder without pictures"),
         ("half.png", "half.png cannot be decoded, it may be truncated"),
         ("text.png", "text.png is not a picture that can be read"),
         ("empty.png", "empty.png is empty"),
@@ -328,6 +328,20 @@ def test_an_image_that_is_none_is_named_and_the_others_are_classified(program, f
     result = program(f"evaluate.py model cat.png {image} grey.png")
     assert failure(result).startswith(sentence)
     assert len(result.out.splitlines()) == 2 and set(result.out.split()) <= CLASSES
+
+
+def test_evaluate_names_the_pictures_of_a_folder_and_which_is_which(program, files):
+    one_by_one = program("evaluate.py model cat.png grey.png --top 3").out.splitlines()
+    for k in range(70):  # more than go through the network at a time
+        Path("folder", f"{k:03}.png").write_bytes(Path("grey.png" if k % 2 else "cat.png").read_bytes())
+    Path("folder", "045.png").write_text("hello")
+    Path("folder", "notes.txt").write_text("no picture, and not taken for one")
+    result = program("evaluate.py model cat.png folder --top 3")
+    assert failure(result).startswith(f"{Path('folder', '045.png')} is not a picture")
+    lines = result.out.splitlines()
+    assert lines[0] == one_by_one[0] and len(lines) == 70
+    assert lines[1] == f"{Path('folder', '000.png')}: {one_by_one[0]}"
+    assert lines[-1] == f"{Path('folder', '069.png')}: {one_by_one[1]}"
 
 
 @pytest.mark.parametrize(

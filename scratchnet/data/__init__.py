@@ -8,7 +8,7 @@ from ._common import DataError, ImageData, MissingDataError
 from .augment import Augmentation, Normalisation
 from .cifar10 import cifar10
 from .loader import Loader
-from .pictures import load_picture, picture_to_array
+from .pictures import decode_ahead, load_picture, picture_to_array, pictures_in
 from .shapes10 import shapes10
 from .split import split_validation, subset
 
@@ -20,8 +20,10 @@ __all__ = [
     "MissingDataError",
     "Normalisation",
     "cifar10",
+    "decode_ahead",
     "load_picture",
     "picture_to_array",
+    "pictures_in",
     "shapes10",
     "split_validation",
     "subset",

@@ -10,10 +10,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from scratchnet import workers
 
 from ._common import DataError
 from .download import TIMEOUT, USER_AGENT
@@ -122,11 +128,70 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=square))
 
 
+def pictures_in(folder: str | os.PathLike) -> list[str]:
+    """Return the files in a folder, by their names' endings, that Pillow may be able to read, sorted."""
+    endings = Image.registered_extensions()
+    names = sorted(os.listdir(folder))
+    chosen = [name for name in names if Path(name).suffix.lower() in endings and not name.startswith(".")]
+    return [os.path.join(os.fspath(folder), name) for name in chosen]
+
+
+def decode_ahead(
+    names: Iterable[str | os.PathLike], size: int, ahead: int
+) -> Iterator[tuple[str | os.PathLike, np.ndarray | DataError]]:
+    """Read pictures in order, some of them ahead on worker threads, while the caller computes.
+
+    Parameters
+    ----------
+    names : iterable of path or address
+    size : int
+        Height and width of the results, see ``picture_to_array``.
+    ahead : int
+        How many to read ahead.
+
+    Yields
+    ------
+    name
+        As it was given.
+    pixels : ndarray of uint8, shape (size, size, 3), or DataError
+        What was wrong, where one cannot be read; the others go on.
+
+    Examples
+    --------
+    >>> [(name, str(error)) for name, error in decode_ahead(["no/such/cat.png"], 32, ahead=2)]
+    [('no/such/cat.png', 'no/such/cat.png does not exist')]
+    """
+
+    def decode(name: str | os.PathLike) -> np.ndarray | DataError:
+        try:
+            return picture_to_array(load_picture(name), size)
+        except DataError as error:
+            return error
+
+    waiting: deque[tuple[str | os.PathLike, Future]] = deque()
+    try:
+        for name in names:
+            waiting.append((name, workers.submit(decode, name)))
+            if len(waiting) > ahead:
+                yield _first(waiting, decode)
+        while waiting:
+            yield _first(waiting, decode)
+    finally:  # also where the caller stops midway
+        for _, future in waiting:
+            future.cancel()
+
+
+def _first(waiting: deque, decode: Callable) -> tuple[Any, Any]:
+    name, future = waiting.popleft()
+    # What no worker has begun is done here: the pool may be busy, or the caller one of its workers.
+    return name, decode(name) if future.cancel() else future.result()
+
+
 def _read(name: str) -> bytes:
     path = Path(name)
     try:
         if path.is_dir():
-            raise DataError(f"{name} is a folder, not a picture")
+            raise DataError(f"{name} is a folder without pictures")
         if not path.exists():
             raise DataError(f"{name} does not exist")
         if not path.is_file():
