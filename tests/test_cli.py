@@ -209,6 +209,14 @@ def test_a_run_that_never_finished_an_epoch_may_be_begun_again():
     assert cli.open_run(parse("--run-dir r")).path.name == "r"
 
 
+@pytest.mark.parametrize("name", list(cli.RECIPES))
+def test_a_recipe_is_a_set_of_options_that_others_override(name):
+    recipe = parse(f"--recipe {name}")
+    assert (recipe.data, recipe.arch, recipe.epochs, recipe.recipe) == ("cifar10", "vgg16", 15, name)
+    assert recipe.batch_norm == (name == "vgg16-bn")
+    assert parse(f"--recipe {name} --epochs 1").epochs == 1
+
+
 def test_the_demo_overwrites_a_demo():
     run = begun("r", "--demo")
     run.best.write_bytes(b"old")

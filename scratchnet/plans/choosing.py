@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import functools
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from scratchnet.plans.cpu.blocks import SMALL, WHOLE, Cut, product
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.running import Steps, share
 from scratchnet.workers import one_blas_thread
-
-if TYPE_CHECKING:
-    from scratchnet.plans.cpu.blocks import Cut
 
 ALGORITHMS = ("auto", "im2col")
 FEW = 4  # channels of a photograph, and one more
@@ -39,8 +37,6 @@ FEW = 4  # channels of a photograph, and one more
 # fast, short enough for all 36 of a tile to stay in the second-level cache.
 RUN = 4096
 
-# OpenBLAS's kernels for small matrices take M * N * K up to this, see ``cpu/blocks.py``.
-SMALL = 1_000_000
 # What is measured: matrices of at most LONGEST rows and columns, in stacks of together STACK multiply-adds.
 LONGEST, STACK = 512, 100_000_000
 ARCHITECTURES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
@@ -110,8 +106,6 @@ def cut_for(a: np.ndarray, b: np.ndarray, limit: int) -> Cut:
     >>> cut_for(np.ones((64, 32), "float32"), np.ones((32, 64), "float32"), limit=0)
     Cut(limit=0, columns=64)
     """
-    from scratchnet.plans.cpu.blocks import WHOLE
-
     if not limit:
         return WHOLE
     M, K, N = min(a.shape[-2], LONGEST), a.shape[-1], min(b.shape[-1], LONGEST)
@@ -125,8 +119,6 @@ def _fastest_cut(M: int, K: int, N: int, by_columns: tuple[bool, bool], dtype: n
 
     Another one than the usual must win by a twentieth.
     """
-    from scratchnet.plans.cpu.blocks import WHOLE, Cut, product
-
     usual = Cut(limit)
     stack = max(1, min(36, STACK // (M * K * N)))
     draw = np.random.default_rng(0).standard_normal
@@ -160,8 +152,6 @@ def block_limit() -> int:
     Known for OpenBLAS on processors with AVX-512; otherwise measured on a typical product of Winograd's
     algorithm. Blocks must win by a fifth: they round in another way.
     """
-    from scratchnet.plans.cpu.blocks import WHOLE, Cut, product
-
     with one_blas_thread():
         libraries = [i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]]
         if any(i.get("architecture") in ARCHITECTURES_WITH_SMALL_KERNELS for i in libraries):

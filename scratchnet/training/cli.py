@@ -55,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "run_dir": None,
     "resume": False,
     "demo": False,
+    "recipe": None,
 }
 
 # A small network on the built-in pictures: about a minute on two cores.
@@ -74,6 +75,14 @@ DEMO: dict[str, Any] = {
     "augment": "flip",
     "run_dir": "runs/demo",
 }
+
+# The full runs whose results README shows: 15 epochs on CIFAR-10, chosen by validation accuracy.
+RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16-bn": {"batch_norm": True, "lr": 0.05, "dropout": 0.0},
+    "vgg16": {"batch_size": 64, "lr": 0.015, "dropout": 0.3, "label_smoothing": 0.1},
+    "article": {"lr": 0.001, "schedule": "constant"},  # what our article trains with
+}
+RECIPES = {name: {"data": "cifar10", "arch": "vgg16", "epochs": 15, **own} for name, own in RECIPES.items()}
 
 # What a resumed run may change: where it computes, where the data lie, and how long it goes on.
 MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume"}
@@ -105,7 +114,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     3
     """
     given = vars(_training_parser().parse_args(arguments))
-    options = DEFAULTS | (DEMO if given.get("demo") else {}) | given
+    options = DEFAULTS | (DEMO if given.get("demo") else {}) | RECIPES.get(given.get("recipe"), {}) | given
     if options["resume"]:
         options = _options_of_run(options["run_dir"], given)
     elif options["run_dir"] is None:
@@ -157,6 +166,7 @@ def _training_parser() -> Parser:
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
     add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "demo", "a small network on the built-in pictures, in about a minute, into runs/demo", **flag)
+    add(where, "recipe", "the settings of a full run on CIFAR-10, see README", choices=tuple(RECIPES))
     net = parser.add_argument_group("the network")
     add(net, "arch", "architecture", choices=tuple(ARCHITECTURES))
     add(net, "batch-norm", "batch normalisation after every convolution", **flag)

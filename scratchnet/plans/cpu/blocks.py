@@ -33,7 +33,7 @@ from scratchnet.plans.running import Steps
 COLUMNS = 64  # n: four vector registers of 16 numbers
 ROWS = 64  # m, at most
 FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than it gains
-SMALL_PRODUCT = 1_000_000
+SMALL = 1_000_000  # the largest M * N * K that OpenBLAS's kernels for small matrices take
 
 
 class Cut(NamedTuple):
@@ -151,7 +151,7 @@ def combine(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> No
     """
     M, K = matrix.shape
     L = x.shape[-1]
-    longest = 1 << (SMALL_PRODUCT // (M * K)).bit_length() - 1  # a power of two
+    longest = 1 << (SMALL // (M * K)).bit_length() - 1  # a power of two
     for start, stop, length in _cuts(L, min(L, longest)):
         if stop - start == length:
             do(np.matmul, matrix, x[..., start:stop], out=out[..., start:stop])

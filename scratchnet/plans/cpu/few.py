@@ -24,7 +24,7 @@ import numpy as np
 
 from scratchnet import functional as F
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel
+from scratchnet.plans.cpu.kernel import Kernel, sum_lanes
 from scratchnet.plans.cpu.maps import Tiles
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import BLOCK, Phase, Steps, rectify, share
@@ -130,8 +130,7 @@ class Few(Kernel):
                     do(np.add, total, one, out=total)
         do, C = last.lanes[0], self.C
         total = self.dweight[0].array[0]
-        for other in self.dweight[1:]:
-            do(np.add, total, other.array[0], out=total)
+        sum_lanes(do, [total, *(d.array[0] for d in self.dweight[1:])], out=total)
         total = total.reshape(3, self.depth, self.O)
         weight, bias = self.conv.weight, self.conv.bias
         do.copy(total[:, : 3 * C], out=weight.view(weight.buffer.grad).reshape(3, 3 * C, self.O))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet.plans.choosing import cut_for
-from scratchnet.plans.cpu.blocks import COLUMNS, product
+from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
 from scratchnet.plans.cpu.maps import Map, Pair
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer
@@ -102,6 +102,29 @@ class Kernel:
         """Write down out = a @ b, in blocks where that is faster."""
         product(do, a, b, out=out, cut=cut_for(a, b, self.setting.block_limit))
 
+    def lane_of(self, item: int, count: int) -> int:
+        """Return which lane does which of ``count`` things of about the same size."""
+        return item * self.setting.lanes // count
+
+    def transform_weights(
+        self, do: Steps, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Write down out = matrix w matrix^T, along the two axes of the kernel, for some columns of weights.
+
+        Parameters
+        ----------
+        do : Steps
+        matrix : array (P*P, 9)
+            The Kronecker product of the matrix with itself: both dimensions at once, since weights are small.
+        w : array (3, 3, C, k)
+        scratch : array (9 * C * k,), or more
+        out : array (P, P, C, k)
+        """
+        C, k = w.shape[2:]
+        packed = scratch[: 9 * C * k].reshape(3, 3, C, k)
+        do.copy(w, out=packed)
+        combine(do, matrix, packed.reshape(9, C * k), out=out.reshape(-1, C * k))
+
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all lanes."""
         return Phase.new(name, self.setting.lanes, **settings)
@@ -127,6 +150,7 @@ def copy_pairs(do: Steps, pairs: Any, *, to_map: bool) -> None:
 
 def sum_lanes(do: Steps, parts: list[np.ndarray], out: np.ndarray) -> None:
     """Write down out = the sum of what each lane has added up, always in the same order."""
-    do.copy(parts[0], out=out)
+    if out is not parts[0]:
+        do.copy(parts[0], out=out)
     for part in parts[1:]:
         do(np.add, out, part, out=out)

@@ -137,8 +137,9 @@ class Norm(Kernel):
             phases[0].lanes[0].call(self._use_running_statistics)
         if isinstance(self.input, Tiles):
             phases.insert(0, self.phase("borders"))
-            for c in range(len(self.input.chunks)):
-                self.input.clear(phases[0].lanes[0], c)
+            for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
+                for c in chunks:
+                    self.input.clear(phases[0].lanes[lane], c)
         last = self.phase("normalise")
         k = 0
         for lane, blocks in enumerate(self.blocks):

@@ -129,16 +129,9 @@ class Toeplitz(Kernel):
     def weight_bytes(self) -> int:  # noqa: D102
         return 4 * 9 * self.C * self.O
 
-    def _combine_weights(self, do: Steps, w: np.ndarray, scratch: np.ndarray, U: np.ndarray) -> None:
-        """Write down U = K g K^T for some columns w (3, 3, C, k) of the weights; U is (3, 3, C, k)."""
-        C, k = w.shape[2:]
-        packed = scratch[: 9 * C * k].reshape(3, 3, C, k)
-        do.copy(w, out=packed)
-        combine(do, K2, packed.reshape(9, C * k), out=U.reshape(9, C * k))
-
     def _derive(self, do: Steps, lane: int, columns: slice, U: np.ndarray) -> None:
         """Write down U for some columns of the weights, as the forward pass wants it."""
-        self._combine_weights(do, self.conv.weight.data[..., columns], self.w[lane].array, U)
+        self.transform_weights(do, K2, self.conv.weight.data[..., columns], self.w[lane].array, U)
         self.fold.scale(do, U, columns)
 
     def weights(self) -> list[Phase]:
@@ -147,7 +140,7 @@ class Toeplitz(Kernel):
         self.fold.write(phase.lanes[0])
         phases = [phase, self.phase("weights")]
         for b, U in enumerate(self.U):
-            lane = b * self.setting.lanes // len(self.U)
+            lane = self.lane_of(b, len(self.U))
             self._derive(phases[1].lanes[lane], lane, self.columns[b], U)
         return phases
 
@@ -165,7 +158,7 @@ class Toeplitz(Kernel):
             contract(do, M[:, :, n], first_of(self.rows[lane], 2, 3, len(images), self.O), out=y)
             self.epilogue.forward(do, lane, block, y.reshape(block.shape))
         for b, columns in enumerate(self.columns):
-            lane = b * self.setting.lanes // len(self.columns)
+            lane = self.lane_of(b, len(self.columns))
             do = second.lanes[lane]
             if self.U:
                 U = self.U[b]
@@ -201,7 +194,7 @@ class Toeplitz(Kernel):
 
         dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
         for b, c in enumerate(self.back_columns):
-            lane = b * self.setting.lanes // len(self.back_columns)
+            lane = self.lane_of(b, len(self.back_columns))
             k = c.stop - c.start
             do = second.lanes[lane]
             dU = first_of(self.dU[lane], 3, 3, k, self.O)
@@ -211,7 +204,7 @@ class Toeplitz(Kernel):
             do = third.lanes[lane]  # dV over V, which has served
             U = first_of(self.UT[lane], 3, 3, self.O, k)
             w = self.conv.weight.data[:, :, c].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self._combine_weights(do, w, self.back_w[lane].array, U)
+            self.transform_weights(do, K2, w, self.back_w[lane].array, U)
             self.product(do, dM, U, out=V[..., c])
         if self.conv.bias is not None:
             db = self.conv.bias.view(self.conv.bias.buffer.grad)

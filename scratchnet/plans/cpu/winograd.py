@@ -91,7 +91,7 @@ import numpy as np
 from scratchnet.plans.cpu.blocks import COLUMNS, combine
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
+from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_lanes
 from scratchnet.plans.cpu.maps import Tiles
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import Phase, Steps, reshaped, share
@@ -380,13 +380,6 @@ class Winograd(Kernel):
         ):  # a mask would have set to zero what is not in the picture
             self.input.clear(do, part.chunk, grad=True)
 
-    def _transform_weights(self, do: Steps, w: np.ndarray, scratch: np.ndarray, U: np.ndarray) -> None:
-        """Write down U = G g G^T for some columns w (3, 3, C, k) of the weights; U is (6, 6, C, k)."""
-        C, k = w.shape[2:]
-        packed = scratch.reshape(-1)[: 9 * C * k].reshape(3, 3, C, k)
-        do.copy(w, out=packed)
-        combine(do, G2, packed.reshape(9, C * k), out=U.reshape(36, C * k))
-
     def _transform_dU(self, do: Steps, dU: np.ndarray, dw: np.ndarray) -> None:
         """Write down dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
         combine(do, G2T, dU, out=dw)
@@ -403,13 +396,13 @@ class Winograd(Kernel):
     def _derive_all(self) -> Phase:
         phase = self.phase("weights")
         for b, (columns, U) in enumerate(zip(self.columns, self.U, strict=True)):
-            lane = b * self.setting.lanes // len(self.U)
+            lane = self.lane_of(b, len(self.U))
             self._derive(phase.lanes[lane], lane, columns, U)
         return phase
 
     def _derive(self, do: Steps, lane: int, columns: slice, U: np.ndarray) -> None:
         """Write down U for some columns of the weights, as the forward pass wants it."""
-        self._transform_weights(do, self.conv.weight.data[..., columns], self.w[lane].array, U)
+        self.transform_weights(do, G2, self.conv.weight.data[..., columns], self.w[lane].array, U)
         self.fold.scale(do, U, columns)
 
     def forward(self) -> list[Phase]:  # noqa: D102
@@ -448,7 +441,7 @@ class Winograd(Kernel):
                 )
                 self._transform_output(third.lanes[lane], lane, part, reshaped(M[:, :, part.tiles], *shape))
         for b, columns in enumerate(self.columns):
-            lane = b * self.setting.lanes // len(self.columns)
+            lane = self.lane_of(b, len(self.columns))
             do = second.lanes[lane]
             if self.U:
                 U = self.U[b]
@@ -470,9 +463,9 @@ class Winograd(Kernel):
         weights, main, last = self.phase("weights"), self.phase("rows of tiles"), self.phase("sum over lanes")
         UT = _cut(self.UT[0].array, self.O, self.back_columns)
         for b, columns in enumerate(self.back_columns):
-            lane = b * self.setting.lanes // len(UT)
+            lane = self.lane_of(b, len(UT))
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self._transform_weights(weights.lanes[lane], w, self.back_w[lane].array, UT[b])
+            self.transform_weights(weights.lanes[lane], G2, w, self.back_w[lane].array, UT[b])
         for lane, parts in enumerate(self._parts_by_lane()):
             do = main.lanes[lane]
             total, one = self.dU[lane].array
@@ -497,8 +490,7 @@ class Winograd(Kernel):
             part = slice(some.start, some.stop)
             if some:
                 total = self.dU[0].array[0][:, part]
-                for other in self.dU[1:]:
-                    do(np.add, total, other.array[0][:, part], out=total)
+                sum_lanes(do, [total, *(dU.array[0][:, part] for dU in self.dU[1:])], out=total)
                 self._transform_dU(do, total, dweight[:, part])
         self._sum_db(last.lanes[0])
         return [weights, main, last]
@@ -521,7 +513,7 @@ class Winograd(Kernel):
         rows = self.rows_of_dU
         blocks = [slice(c, min(c + rows, self.C)) for c in range(0, self.C, rows)]
         for b, c in enumerate(blocks):
-            lane = b * self.setting.lanes // len(blocks)
+            lane = self.lane_of(b, len(blocks))
             do, k = second.lanes[lane], c.stop - c.start
             dU = first_of(self.dU[lane], 36, k * self.O)
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
@@ -532,11 +524,11 @@ class Winograd(Kernel):
         self._sum_db(second.lanes[-1])
 
         for b, columns in enumerate(self.back_columns):
-            lane = b * self.setting.lanes // len(self.back_columns)
+            lane = self.lane_of(b, len(self.back_columns))
             do, k = third.lanes[lane], columns.stop - columns.start
             U = first_of(self.UT[lane], 6, 6, self.O, k)
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self._transform_weights(do, w, self.back_w[lane].array, U)
+            self.transform_weights(do, G2, w, self.back_w[lane].array, U)
             self.product(do, dM, U, out=inner[..., columns])
         return [first, second, third, fourth]
 
