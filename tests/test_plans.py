@@ -439,6 +439,17 @@ def test_describe_has_a_line_for_each_group_and_their_share_of_the_time():
     assert "features.0-2" in lines[2] and "winograd" in lines[3] and lines[3].endswith("%")
 
 
+def test_describe_lists_every_buffer_with_its_bytes_on_request():
+    plan = plans.compile(small_vgg(), (2, 32, 32, 3), training=True)
+    told = [line for line in plan.describe(buffers=True).splitlines() if " bytes at " in line]
+    last = plan.maps[-1]  # the output is no group's input
+    expected = [b for b in plan.arena.buffers if b not in (last._data, last._grad)]
+    assert len(told) == len(expected)
+    assert sum(int(line.split(" bytes")[0].split()[-1].replace(",", "")) for line in told) == sum(
+        buffer.nbytes for buffer in expected
+    )
+
+
 # Planted faults: each of these is a mistake that somebody could make, and the comparison must see it.
 
 
@@ -454,6 +465,7 @@ def network_for_faults():
     return Sequential(Conv2d(3, 8), ReLU(), Conv2d(8, 8), ReLU(), layers.MaxPool2d(2), Conv2d(8, 8), ReLU())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # it computes with whatever is in memory
 def test_fault_a_wrong_border(monkeypatch):
     from scratchnet.plans.cpu.maps import Tiles
 

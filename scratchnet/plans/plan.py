@@ -22,7 +22,7 @@ from scratchnet.plans.cpu.simple import Average, Fallback, View
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.grouping import group, leaves
-from scratchnet.plans.memory import Arena, Workspace
+from scratchnet.plans.memory import Arena, Buffer, Workspace
 from scratchnet.plans.running import Clock, Phase, run
 
 # The algorithms, and the layout that each wants its input in. (Each can store its output in any layout; only
@@ -211,8 +211,11 @@ class Plan:
             map.request(self.arena, f"map {i}", born, dies)
             if self.training:
                 map.request_grad(self.arena, f"gradient {i}", back(last), back(born))
+        self._scratch: list[list[Buffer]] = []  # of each kernel
         for i, kernel in enumerate(self.kernels):
+            before = len(self.arena.buffers)
             kernel.request(self.arena, i, back(i) if self.training else None)
+            self._scratch.append(self.arena.buffers[before:])
         self.arena.place()
 
     def _bind(self) -> None:
@@ -391,14 +394,25 @@ class Plan:
 
     # Telling
 
-    def describe(self) -> str:
+    def describe(self, buffers: bool = False) -> str:
         """Return a table: for each group algorithm, layout, memory, multiply-adds, and its share of the time.
 
-        Times are those since the plan was compiled; GFLOP/s counts two operations for each multiply-add of
-        the layer's definition, and three passes in training, whatever the algorithm really does.
+        Parameters
+        ----------
+        buffers : bool
+            Whether to list every buffer under its group, too, with the moments of its life and its place in
+            the workspace (``memory.py``).
+
+        Returns
+        -------
+        str
+            The memory of a group is that of its input map with its gradient, and that of its scratch buffers,
+            most of which share their place with those of other groups. Times are those since the plan was
+            compiled; GFLOP/s counts two operations for each multiply-add of the layer's definition, and three
+            passes in training, whatever the algorithm really does.
         """
-        table = [["group", "layers", "algorithm", "input", "MB", "M mult-adds", "forward ms", "backward ms",
-                  "GFLOP/s", "share"]]  # fmt: skip
+        table = [["group", "layers", "algorithm", "input", "map MB", "scratch MB", "M mult-adds",
+                  "forward ms", "backward ms", "GFLOP/s", "share"]]  # fmt: skip
         runs = self.clock.runs
         spent = [
             [
@@ -409,8 +423,10 @@ class Plan:
             for i in range(len(self.kernels))
         ]
         total = sum(sum(times) for times in spent) or 1.0
-        for i, (g, kernel, map) in enumerate(zip(self.groups, self.kernels, self.maps, strict=False)):
-            owned = [b for b in (map._data, map._grad) if b is not None]
+        lists: list[list[Buffer]] = []
+        for i, (g, kernel, before) in enumerate(zip(self.groups, self.kernels, self.maps, strict=False)):
+            owned = [b for b in (before._data, before._grad) if b is not None]
+            lists.append(owned + self._scratch[i])
             passes = (3 if i else 2) if runs.get("backward") else 1
             operations = 2 * passes * g.multiply_adds
             seconds = sum(spent[i])
@@ -420,8 +436,9 @@ class Plan:
                     g.name,
                     g.title,
                     algorithm,
-                    f"{' x '.join(str(s) for s in g.input_shape)} {map.layout}",
+                    f"{' x '.join(str(s) for s in g.input_shape)} {before.layout}",
                     f"{sum(b.nbytes for b in owned) / 1e6:.1f}",
+                    f"{sum(b.nbytes for b in self._scratch[i]) / 1e6:.1f}",
                     f"{g.multiply_adds / 1e6:,.0f}",
                     f"{spent[i][0] * 1e3:.2f}",
                     f"{spent[i][1] * 1e3:.2f}",
@@ -443,7 +460,15 @@ class Plan:
             f"{self.arena.size / 1e6:.0f} MB of workspace for {len(self.arena.buffers)} buffers of together "
             f"{asked / 1e6:.0f} MB"
         )
-        return "\n".join([head, *(line.rstrip() for line in lines)])
+        lines = [line.rstrip() for line in lines]
+        if buffers:
+            for i, own in reversed(list(enumerate(lists))):
+                lines[i + 2 : i + 2] = [
+                    f"    {b.name}: {' x '.join(str(s) for s in b.shape)} {b.dtype}, {b.nbytes:,} bytes at "
+                    f"{b.offset:,}, moments {b.born} to {b.dies}"
+                    for b in own
+                ]
+        return "\n".join([head, *lines])
 
     def __repr__(self) -> str:
         return f"Plan({type(self.net).__name__}, {self.input_shape}, training={self.training})"
