@@ -179,6 +179,28 @@ def test_blocks_of_a_product_are_the_product(shape, limit):
         np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("M, K, N", [(1, 512, 1024), (3, 4096, 40), (8, 1000, 640), (16, 784, 512)])
+def test_a_product_of_few_rows_is_the_product(M, K, N):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((M, K)), rng.standard_normal((K, 2 * N))[:, N:]
+    block = blocks.long_block(M, K, N, 1_000_000)
+    k, n = block
+    assert K % k == N % n == 0 and M * k * n <= 1_000_000
+    out, do = np.zeros((M, 2 * N)), Steps()
+    blocks.long_product(do, a, b, out=out[:, :N], scratch=np.empty(K // k * M * N + 5), block=block)
+    do.run()
+    np.testing.assert_allclose(out[:, :N], a @ b, rtol=1e-9, atol=1e-9)
+    assert not out[:, N:].any()
+
+
+@pytest.mark.parametrize("rows, features", [(1, 4000), (8, 4096), (16, 1000), (17, 4096), (8, 37)])
+def test_linear_with_small_batches(rows, features):
+    net = layers.Sequential(layers.Linear(features, 1030), layers.ReLU())
+    x = np.random.default_rng(0).standard_normal((rows, features)).astype(np.float32)
+    got = plans.compile(net, x.shape, training=True).forward(x)
+    assert error(got, net.forward(x)) < 1e-6
+
+
 @pytest.mark.parametrize("run", [1, 1000, 70_000])
 def test_combine_is_a_product_with_long_runs(run):
     rng = np.random.default_rng(0)

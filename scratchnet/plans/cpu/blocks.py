@@ -33,6 +33,8 @@ from scratchnet.plans.running import Steps
 COLUMNS = 64  # n: four vector registers of 16 numbers
 ROWS = 64  # m, at most
 FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than it gains
+FEW_ROWS = 16  # up to so many, reading the other matrix is what counts
+LONG_ROWS, LONG_COLUMNS = 256, 512
 SMALL = 1_000_000  # the largest M * N * K that OpenBLAS's kernels for small matrices take
 
 
@@ -92,6 +94,52 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) 
             blocks = _split(_split(out[..., rows, cols], -1, width), -3, height)  # (..., p, m, q, n)
             blocks = np.moveaxis(blocks, -2, -3)  # (..., p, q, m, n)
             do(np.matmul, a_blocks, b_blocks[..., None, :, :, :], out=blocks)
+
+
+def long_block(M: int, K: int, N: int, limit: int) -> tuple[int, int] | None:
+    """Return the shape (k, n) of the blocks of b for ``long_product``, None where it would not help.
+
+    Examples
+    --------
+    >>> long_block(8, 25088, 2048, 1_000_000), long_block(8, 4096, 2048, 1_000_000)
+    ((224, 512), (128, 512))
+    >>> long_block(128, 4096, 2048, 1_000_000)
+    """
+    if M > FEW_ROWS:
+        return None
+    n = max((n for n in range(1, min(N, LONG_COLUMNS) + 1) if N % n == 0), default=1)
+    k = max((k for k in range(1, K + 1) if K % k == 0 and M * k * n <= limit and k <= LONG_ROWS), default=1)
+    return (k, n) if k * n >= 4096 and k < K else None
+
+
+def long_product(
+    do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, scratch: np.ndarray, block: tuple[int, int]
+) -> None:
+    """Write down out = a @ b for a few rows and a large b, as of a linear layer with a small batch.
+
+    There every number of b is used only a few times, so that reading b is all that counts, and copying it
+    first, as a product of large matrices does, doubles the time. Here b is read once, in blocks (k, n) small
+    enough for the kernels that copy nothing, and the parts of K are added up afterwards::
+
+        out (M, N) = sum over K/k parts of   a[:, part] (M, k)   b[part] (k, N), block by block of n columns
+
+    Parameters
+    ----------
+    do : Steps
+    a : array (M, K)
+    b : array (K, N)
+    out : array (M, N)
+    scratch : array (K/k * M * N,), or more
+    block : (k, n)
+        From ``long_block``.
+    """
+    (M, K), N, (k, n) = a.shape, b.shape[1], block
+    parts, columns = K // k, N // n
+    a_parts = _split(a, -1, k).transpose(1, 0, 2)[:, None]  # (parts, 1, M, k)
+    b_blocks = _split(_split(b, -1, n), -3, k).transpose(0, 2, 1, 3)  # (parts, columns, k, n)
+    results = scratch[: parts * M * N].reshape(parts, columns, M, n)
+    do(np.matmul, a_parts, b_blocks, out=results)
+    do(np.add.reduce, results, 0, None, out=_split(out, -1, n).transpose(1, 0, 2))  # (columns, M, n)
 
 
 def rows_of_block(M: int, most: int) -> int:

@@ -8,13 +8,15 @@ dy is already with respect to the product: behind ReLU and dropout y > 0 exactly
 so (y > 0) / (1 - p) is the derivative of both, and it was applied where dy was written (see ``maps.py``).
 
 The weight is the large matrix here, and every worker takes a part of it: columns of W forward, so that each
-makes some columns of y; rows of W backward, so that each makes some rows of dW and some columns of dx.
+makes some columns of y (see ``blocks.py`` for small batches); rows of W backward, so that each makes some
+rows of dW and some columns of dx.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from scratchnet.plans.cpu.blocks import long_block, long_product
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import Phase, share
@@ -26,6 +28,12 @@ class Linear(Kernel):
     algorithm = "product"
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        O, N = self.group.main.out_features, self.input.N
+        widest = max(len(columns) for columns in share(O, self.setting.lanes))
+        self.block = long_block(N, self.group.main.in_features, widest, self.setting.block_limit)
+        if self.block is not None:
+            size = self.group.main.in_features // self.block[0] * N * widest
+            self.parts = self.per_lane(arena, "parts of y", (size,), forward)
         if self._drops:
             shape = (self.input.N, self.group.main.out_features)
             self.kept = arena.request("kept", shape, np.bool_, forward, forward)
@@ -49,7 +57,11 @@ class Linear(Kernel):
                 continue
             part = slice(columns.start, columns.stop)
             do = phase.lanes[lane]
-            do(np.matmul, x, weight[:, part], out=y[:, part])
+            if self.block is not None and len(columns) % self.block[1] == 0:
+                parts = self.parts[lane].array
+                long_product(do, x, weight[:, part], out=y[:, part], scratch=parts, block=self.block)
+            else:
+                do(np.matmul, x, weight[:, part], out=y[:, part])
             if linear.bias is not None:
                 do(np.add, y[:, part], linear.bias.data[part], out=y[:, part])
             if self.group.relu is not None:
