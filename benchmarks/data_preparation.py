@@ -1,0 +1,71 @@
+"""What does preparing the data cost?
+
+::
+
+    python benchmarks/data_preparation.py
+
+Two processes take turns to make the same training steps: one on batches that the loader picks out of 50,000
+random pictures of CIFAR-10's shape, shuffles, crops, flips and normalises while the step before is being
+computed; the other on one batch that it has. A turn is a short epoch, its first batch included, for which
+nobody has prepared anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from command import at_least_one, network_parser, task_of, told
+from race import TITLES, TURN, measure
+from report import footer, heading, megabytes, spread, table, times
+
+CONTENDERS = ["fixed_batch", "loader"]
+BATCHES = 5
+
+
+def measure_data(task: Mapping[str, Any], batches: int, rounds: int, progress: Any) -> dict[str, Any]:
+    """Let the two take turns of so many training steps."""
+    return measure({**task, "batches": batches}, CONTENDERS, rounds, progress, compare=False)
+
+
+def data_table(result: dict[str, Any]) -> str:
+    """Write what preparing the data costs."""
+    batches = result["task"]["batches"]
+    contenders = result["contenders"]
+    rows = [
+        [TITLES[name], *times([s / batches for s in measured["seconds"]]), megabytes(measured)]
+        for name, measured in contenders.items()
+    ]
+    fixed, fed = (contenders[name]["seconds"] for name in CONTENDERS)
+    more = [100 * (b / a - 1) for a, b in zip(fixed, fed, strict=True)]
+    lines = [
+        f"## What preparing the data costs: {heading(result['task'])}",
+        "",
+        *table(["", "median ms", "min", "max", "peak memory"], rows),
+        "",
+        f"- More time for a training step fed by the loader, in per cent: {spread(more, digits=1)}",
+        f"- A turn is {batches} training steps, or as many times that as fill {TURN} s",
+    ]
+    return "\n".join([*lines, *footer(result)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report; return the exit status."""
+    parser = network_parser("training", 15, "Measure what preparing the data costs.")
+    parser.add_argument(
+        "--batches", type=at_least_one, default=BATCHES, metavar="N", help="in a turn (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+
+    def run() -> str:
+        from tqdm import tqdm
+
+        with tqdm(total=len(CONTENDERS) + options.rounds, unit="", file=sys.stderr) as progress:
+            return data_table(measure_data(task_of(options), options.batches, options.rounds, progress))
+
+    return told(run, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
