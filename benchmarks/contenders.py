@@ -46,6 +46,7 @@ def build_network(task: dict[str, Any]) -> models.VGG:
         batch_norm=task["batch_norm"],
         width=task["width"],
         dropout=0.0,
+        seed=task.get("seed", 0),
     )
     if task["kind"] == "inference":
         net.eval()
@@ -59,7 +60,7 @@ def build_network(task: dict[str, Any]) -> models.VGG:
 
 def make_batch(task: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Draw the batch: pictures (N, H, W, 3), labels (N,)."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(task.get("seed", 0))
     size = task["image_size"]
     x = rng.standard_normal((task["batch_size"], size, size, 3), dtype=np.float32)
     return x, rng.integers(0, NUM_CLASSES, task["batch_size"])

@@ -538,3 +538,28 @@ def test_a_small_run_of_all(tmp_path):
     assert "With a tiny network" in text
     assert "## Where the time goes" in text
     assert "More time for a training step fed by the loader" in text
+
+
+def test_curves_of_runs_are_drawn_from_their_logs(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        rows = [
+            "epoch,train_loss,train_accuracy,val_loss,val_accuracy",
+            "1,2.3,0.1,2.2,0.15",
+            "2,1.9,0.3,1.8,0.35",
+        ]
+        (tmp_path / name / "log.csv").write_text("\n".join(rows) + "\n")
+    picture = tmp_path / "curves.svg"
+    result = run("curves.py", tmp_path / "one", tmp_path / "two" / "log.csv", "--output", picture)
+    assert result.returncode == 0, result.stderr
+    assert "<svg" in picture.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "hello", "epoch,loss\n1,2"])
+def test_curves_of_what_is_no_log(tmp_path, text):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "log.csv").write_text(text)
+    for path in (tmp_path, tmp_path / "absent"):
+        result = run("curves.py", path)
+        assert result.returncode == 2 and "no log of a run" in result.stderr

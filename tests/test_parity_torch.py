@@ -1,5 +1,9 @@
 """Every operation, the loss and the optimizer against PyTorch, in both directions, where it is installed."""
 
+import importlib
+from pathlib import Path
+from statistics import median
+
 import numpy as np
 import pytest
 
@@ -180,3 +184,29 @@ def test_sgd(momentum, nesterov, weight_decay):
         theirs.step()
         for p, q in zip(layer.parameters().values(), t, strict=True):
             close(p.data, q.detach())
+
+
+def test_gradients_of_a_network_are_as_close_to_float64_as_pytorchs(monkeypatch):
+    """The plan by PyTorch's format for speed, channels last; the plainest algorithms by its plainest format.
+
+    Only where no ReLU or pooling is about to decide otherwise: such a decision outweighs all rounding.
+    """
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    rounding = importlib.import_module("rounding")
+    task = {"kind": "training", "arch": "vgg11", "width": 0.5, "batch_norm": False}
+    task |= {"image_size": 32, "batch_size": 8}
+    found = []
+    for seed in range(50):
+        task["seed"] = seed
+        net, (x, labels) = rounding.build_network(task), rounding.make_batch(task)
+        beside = x * (1 + 1e-5 * normal(*x.shape, dtype="float32"))
+        exact = "float64", "contiguous_format"
+        here, there = (rounding.torch_gradients(net, at, labels, *exact) for at in (x, beside))
+        if rounding.distance(here, there) < 1e-3:
+            found.append(rounding.distances(task))
+        if len(found) == 3:
+            break
+    middle = {name: median(one[name] for one in found) for name in found[0]}
+    assert middle["plan"] < 1.5 * middle["PyTorch, channels last"] < 1e-4
+    assert middle["plan, im2col"] < 1.5 * middle["PyTorch, contiguous"]
+    assert middle["layers"] < 1.5 * middle["PyTorch, contiguous"]
