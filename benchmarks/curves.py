@@ -18,7 +18,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
     """Return the rows of a run's ``log.csv``; ``path`` is the file, or the folder of the run."""
     path = path / "log.csv" if path.is_dir() else path
     with open(path, encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    if not rows:
+        raise ValueError(f"{path} has no epochs")
+    return rows
 
 
 def draw(logs: dict[str, list[dict[str, float]]], output: Path) -> None:
