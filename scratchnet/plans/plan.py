@@ -225,6 +225,17 @@ class Plan:
         self.arena.bind(self._block)
         self._weights = [kernel.weights() for kernel in self.kernels]
         self._forward = [kernel.forward() for kernel in self.kernels]
+        for i, kernel in enumerate(self.kernels):
+            borders = kernel.borders()
+            if borders is None:
+                continue
+            if (
+                i and self._forward[i - 1] and self.maps[i].whole
+            ):  # beside the last phase of who writes the map
+                for do, more in zip(self._forward[i - 1][-1].lanes, borders.lanes, strict=True):
+                    do.extend(more)
+            else:
+                self._forward[i].insert(0, borders)
         self._backward: list[list[Phase]] | None = None
         self._grad: Any = None
         self._derived_from = None

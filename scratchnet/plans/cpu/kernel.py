@@ -73,6 +73,10 @@ class Kernel:
         """Return what computes all that is kept and follows from the parameters; run when they change."""
         return []
 
+    def borders(self) -> Phase | None:
+        """Return what has to be set to zero around and beside the input's pixels, before the forward pass."""
+        return None
+
     def forward(self) -> list[Phase]:
         """Return the forward pass: input.data to output.data."""
         raise NotImplementedError

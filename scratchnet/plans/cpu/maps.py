@@ -251,6 +251,11 @@ class Tiles(Map):
         _, rows, _, TW, C = memory.shape
         return memory[images.start : images.stop].reshape(rows, 4, TW, len(images), C)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the tiles hold pixels only: then no writer of the map touches what ``clear`` clears."""
+        return self.H % 4 == self.W % 4 == 0
+
     def clear(self, do: Steps, c: int, *, grad: bool = False) -> None:
         """Write down zeros wherever chunk c has no pixels: memory is shared, and something else was there."""
         rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]

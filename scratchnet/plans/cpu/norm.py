@@ -125,6 +125,16 @@ class Norm(Kernel):
             row = ("mean", "scale", "shift", "slope", "rest").index(name)
             self.tiled[row].reshape(-1, self.input.C)[...] = vector
 
+    def borders(self) -> Phase | None:
+        """Return zeros for what is beside the picture: there nothing may be counted."""
+        if not isinstance(self.input, Tiles) or self.input.whole:
+            return None
+        phase = self.phase("borders")
+        for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
+            for c in chunks:
+                self.input.clear(phase.lanes[lane], c)
+        return phase
+
     def forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, _, _ = self.tiled
         if self.setting.training:
@@ -135,11 +145,6 @@ class Norm(Kernel):
         else:
             phases = [self.phase("finish")]
             phases[0].lanes[0].call(self._use_running_statistics)
-        if isinstance(self.input, Tiles):
-            phases.insert(0, self.phase("borders"))
-            for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
-                for c in chunks:
-                    self.input.clear(phases[0].lanes[lane], c)
         last = self.phase("normalise")
         k = 0
         for lane, blocks in enumerate(self.blocks):

@@ -405,12 +405,15 @@ class Winograd(Kernel):
         self.transform_weights(do, G2, self.conv.weight.data[..., columns], self.w[lane].array, U)
         self.fold.scale(do, U, columns)
 
-    def forward(self) -> list[Phase]:  # noqa: D102
-        borders = self.phase("borders")
+    def borders(self) -> Phase:  # noqa: D102
+        phase = self.phase("borders")
         for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
             for c in chunks:
-                self.input.clear(borders.lanes[lane], c)
-        return [borders, *(self._forward_by_rows() if self.by_rows else self._forward_by_phases())]
+                self.input.clear(phase.lanes[lane], c)
+        return phase
+
+    def forward(self) -> list[Phase]:  # noqa: D102
+        return self._forward_by_rows() if self.by_rows else self._forward_by_phases()
 
     def _forward_by_rows(self) -> list[Phase]:
         phase = self.phase("rows of tiles")
