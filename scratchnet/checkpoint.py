@@ -37,7 +37,7 @@ from scratchnet.models import ARCHITECTURES, VGG
 
 HEADER = "scratchnet"
 KINDS = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # NumPy has them
-PART = 1 << 22  # numbers that are read at a time
+PART = 1 << 20  # numbers that are read at a time
 PARTIAL = ".partial"  # ends the temporary name of a file that is being written
 
 
@@ -334,12 +334,14 @@ def _put(path: str | os.PathLike, net: Layer, file: Any) -> None:
         if name in buffers:
             buffers[name][...] = net.backend.asarray(file.get_tensor(name))
             continue
-        p, tensor = parameters[name], file.get_slice(name)
+        p = parameters[name]
         outputs = p.shape[-1]  # the file's first axis is memory's last, or there is one only
         step = max(1, PART * outputs // max(1, p.size))
         for start in range(0, outputs, step):
             rows = slice(start, min(start + step, outputs))
-            p.assign((..., rows), p.buffer.backend.asarray(_to_memory(net, name, tensor[rows])))
+            with open_tensors(path) as (mapped, _):  # anew: what was read of a mapped file stays in memory
+                array = mapped.get_slice(name)[rows]
+            p.assign((..., rows), p.buffer.backend.asarray(_to_memory(net, name, array)))
 
 
 def _read_header(path: str | os.PathLike, header: str) -> dict[str, Any]:

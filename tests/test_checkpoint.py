@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -564,3 +566,24 @@ def test_files_get_the_permissions_that_the_user_asks_for(tmp_path):
     finally:
         os.umask(old)
     assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is counted in other ways elsewhere")
+def test_loading_takes_no_second_copy_of_the_weights(tmp_path):
+    net = vgg11(10, 32, classifier_width=3000)  # 82 MB
+    size = 4 * sum(p.size for p in net.parameters().values())
+    checkpoint.save(tmp_path / "model", net)
+    code = """
+import re, sys
+from scratchnet import checkpoint
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+before = peak()
+net = checkpoint.load(sys.argv[1])
+print(peak() - before)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "model"]
+    more = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert more < 1.4 * size
