@@ -4,7 +4,6 @@ python examples/evaluate.py MODEL IMAGE... names pictures; MODEL --data cifar10 
 """
 
 import sys
-from itertools import islice
 from os.path import isdir
 
 import numpy as np
@@ -63,16 +62,18 @@ def name(net, engine, normalisation, options) -> int:
     size, status = net.settings["image_size"], 0
     images, in_folders = [], set()
     for given in options.images:
-        if isdir(given):
-            found = pictures_in(given)
-            in_folders.update(found)  # they are told apart by their names
-            images += found or [given]
-        else:
-            images.append(given)
+        try:
+            found = pictures_in(given) if isdir(given) else []
+        except OSError as error:
+            print(f"evaluate.py: {given} cannot be read: {error.strerror}", file=sys.stderr, flush=True)
+            status = 2
+            continue
+        in_folders.update(found)  # they are told apart by their names
+        images += found or [given]
 
     batch = batch_size(size)
     pictures = decode_ahead(images, size, ahead=2 * batch)
-    while some := list(islice(pictures, batch)):
+    while some := take(pictures, batch):
         read = [pixels for _, pixels in some if not isinstance(pixels, DataError)]
         likely = iter(predict(net, normalisation.apply(np.stack(read)), engine) if read else [])
         for image, pixels in some:
@@ -85,6 +86,17 @@ def name(net, engine, normalisation, options) -> int:
             found = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
             say((f"{image}: " if image in in_folders else "") + ", ".join(found))
     return status
+
+
+def take(pictures, count) -> list:
+    """Take pictures until so many can be read: a batch of another size would take a plan of its own."""
+    some, readable = [], 0
+    for picture in pictures:
+        some.append(picture)
+        readable += not isinstance(picture[1], DataError)
+        if readable == count:
+            break
+    return some
 
 
 def batch_size(image_size: int) -> int:

@@ -126,19 +126,19 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
         If it is not a safetensors file, or not one of a VGG.
     """
     backend = get(backend)
-    with open_tensors(path) as (file, header):
-        net = _build(path, file, _read_header(path, header))
+    with open_tensors(path) as file:
+        net = _build(path, file, _read_header(path, file.metadata.get(HEADER, "{}")))
         _put(path, net, file)
     return net.to(backend).eval()
 
 
-def _build(path: str | os.PathLike, file: Any, info: dict[str, Any]) -> VGG:
+def _build(path: str | os.PathLike, file: TensorFile, info: dict[str, Any]) -> VGG:
     """Return the network that a file describes, without its weights."""
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    shapes = file.shapes
     for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
         if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
             raise FormatError(f"{path} holds no VGG: it has no {name} of {ndim} axes")
-    dtype = "float64" if file.get_slice("features.0.weight").get_dtype() == "F64" else "float32"
+    dtype = "float64" if file.kinds["features.0.weight"] == "F64" else "float32"
     try:
         net = VGG(**(info["model"] if "model" in info else _guess_settings(shapes)), dtype=dtype)
     except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
@@ -169,7 +169,7 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
     FormatError
         If it is not a safetensors file, or does not fit. The network has not been changed then.
     """
-    with open_tensors(path) as (file, _):
+    with open_tensors(path) as file:
         _put(path, net, file)
 
 
@@ -183,12 +183,47 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
     FormatError
         If it is not one, is cut short, or holds something that NumPy has no type for.
     """
-    with open_tensors(path) as (file, header):
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    with open_tensors(path) as file:
+        return {name: file.read(name) for name in file.shapes}, file.metadata.get(HEADER, "{}")
+
+
+class TensorFile:
+    """An open safetensors file. It stays the same one, whatever becomes of its name in the meantime.
+
+    Parameters
+    ----------
+    path : path
+    stack : ExitStack
+        Closes it.
+    """
+
+    def __init__(self, path: str | os.PathLike, stack: ExitStack):
+        whole = stack.enter_context(open(path, "rb"))
+        self._same = f"/proc/self/fd/{whole.fileno()}"  # where the system has that
+        self._name = self._same if os.path.exists(self._same) else path
+        self._file = stack.enter_context(safe_open(self._name, framework="numpy"))
+        self.metadata = self._file.metadata() or {}
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        self.shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+        self.kinds = {name: tensor.get_dtype() for name, tensor in slices.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor."""
+        return self._file.get_tensor(name)
+
+    def read_rows(self, name: str, rows: slice) -> np.ndarray:
+        """Return some rows of a tensor, and leave nothing else in memory.
+
+        What was read of a mapped file stays there until the file is closed, so it is opened anew.
+        """
+        if self._name != self._same:
+            return self._file.get_slice(name)[rows]
+        with safe_open(self._name, framework="numpy") as file:
+            return file.get_slice(name)[rows]
 
 
 @contextmanager
-def open_tensors(path: str | os.PathLike) -> Iterator[tuple[Any, str]]:
+def open_tensors(path: str | os.PathLike) -> Iterator[TensorFile]:
     """Open a safetensors file, to read a tensor or a part of one at a time; else as ``read_tensors``."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
@@ -197,19 +232,17 @@ def open_tensors(path: str | os.PathLike) -> Iterator[tuple[Any, str]]:
         raise FormatError(f"{path} is {what}, not a safetensors file")
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(safe_open(path, framework="numpy"))
-            header = (file.metadata() or {}).get(HEADER, "{}")
-            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            file = TensorFile(path, stack)
         except (SafetensorError, ValueError, AttributeError) as error:
             reason = str(error).removeprefix("Error while deserializing header: ")
             raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
-        for kind in sorted(kinds - KINDS):
+        for kind in sorted({*file.kinds.values()} - KINDS):
             kind = {"BF16": "bfloat16"}.get(kind, kind)
             raise FormatError(
                 f"{path} holds numbers that NumPy has no type for ({kind}): save them as float32"
             )
         try:
-            yield file, header
+            yield file
         except SafetensorError as error:
             raise FormatError(f"{path} cannot be read to its end: {error}") from error
 
@@ -219,7 +252,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], he
 
     One and no more: safetensors writes several in random order, and the same run shall leave the same bytes.
     """
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {HEADER: header})
 
@@ -301,47 +334,53 @@ def _to_memory(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _put(path: str | os.PathLike, net: Layer, file: Any) -> None:
+def _put(path: str | os.PathLike, net: Layer, file: TensorFile) -> None:
     """Load a file's tensors into a network: all of them or, if one does not fit, none.
 
-    They are read a part at a time, straight into the network's buffer, so that nothing is in memory twice.
+    Large ones are read a part at a time, straight into the network's buffer, so that nothing is in memory
+    twice.
     """
     parameters, buffers = net.parameters(), net.buffers()
     state = {name: p.shape for name, p in parameters.items()}
     state |= {name: tuple(array.shape) for name, array in buffers.items()}
-    names = [name for name in file.keys() if not name.endswith("num_batches_tracked")]  # noqa: SIM118
+    names = [name for name in file.shapes if not name.endswith("num_batches_tracked")]
     for name in [*state, *names]:
         if name not in names or name not in state:
             who = "the file lacks" if name not in names else "the network lacks"
             raise FormatError(f"{path} does not fit the network: {who} {name}")
     for name in state:
-        tensor = file.get_slice(name)
-        shape = tuple(tensor.get_shape())
-        if isinstance(_layer_of(net, name), Conv2d) and len(shape) == 4:
+        shape = file.shapes[name]
+        if _has_channels_last(net, name, len(shape)):
             shape = (*shape[2:], shape[1], shape[0])
-        elif isinstance(_layer_of(net, name), Linear):
-            shape = shape[::-1]
         if shape != state[name]:
             raise FormatError(
                 f"{path} does not fit the network: {name} is {shape}, where {state[name]} is expected"
             )
-        if not tensor.get_dtype().startswith("F"):
-            kind = file.get_tensor(name).dtype
+        if not file.kinds[name].startswith("F"):
+            kind = file.read(name).dtype
             raise FormatError(
                 f"{path} does not fit the network: {name} is {kind}, where floating point is expected"
             )
     for name in state:
         if name in buffers:
-            buffers[name][...] = net.backend.asarray(file.get_tensor(name))
+            buffers[name][...] = net.backend.asarray(file.read(name))
             continue
         p = parameters[name]
-        outputs = p.shape[-1]  # the file's first axis is memory's last, or there is one only
+        if not _has_channels_last(net, name, p.ndim):
+            p.data = p.buffer.backend.asarray(file.read(name))
+            continue
+        outputs = p.shape[-1]  # the file's first axis
         step = max(1, PART * outputs // max(1, p.size))
         for start in range(0, outputs, step):
             rows = slice(start, min(start + step, outputs))
-            with open_tensors(path) as (mapped, _):  # anew: what was read of a mapped file stays in memory
-                array = mapped.get_slice(name)[rows]
-            p.assign((..., rows), p.buffer.backend.asarray(_to_memory(net, name, array)))
+            part = _to_memory(net, name, file.read_rows(name, rows))
+            p.assign((..., rows), p.buffer.backend.asarray(part))
+
+
+def _has_channels_last(net: Layer, name: str, ndim: int) -> bool:
+    """Tell whether a tensor's outputs come first in the file and last in memory."""
+    layer = _layer_of(net, name)
+    return (isinstance(layer, Conv2d) and ndim == 4) or (isinstance(layer, Linear) and ndim == 2)
 
 
 def _read_header(path: str | os.PathLike, header: str) -> dict[str, Any]:

@@ -149,11 +149,14 @@ class SGD:
 
     def _update_all(self, runs: list[_Run]) -> None:
         xp = runs[0].buffer.backend.xp
-        scratch = xp.empty(max(run.stop - run.start for run in runs), runs[0].buffer.dtype)
+        longest = max(run.stop - run.start for run in runs)
+        kinds = {run.buffer.dtype for run in runs}
+        scratch = {kind: xp.empty(longest, kind) for kind in kinds}
         for buffer, start, stop, momentum_start, decay in runs:
             size = stop - start
             v = self.momentum_buffer[momentum_start:][:size] if self.momentum else None
-            self._update(buffer.data[start:stop], buffer.grad[start:stop], v, decay, scratch[:size], xp)
+            spare = scratch[buffer.dtype][:size]
+            self._update(buffer.data[start:stop], buffer.grad[start:stop], v, decay, spare, xp)
 
     def _update(self, w: Any, g: Any, v: Any, weight_decay: float, scratch: Any, xp: Any) -> None:
         """Apply the formula to one block of the flat arrays: w and v change, g is only read.

@@ -139,8 +139,8 @@ def one_blas_thread() -> Iterator[None]:
         if _blas is None:
             _blas = ThreadpoolController().select(user_api="blas")  # takes milliseconds: once
         if _blas_users == 0:
-            _blas_limit = _blas.limit(limits=1)
             _release_control()
+            _blas_limit = _blas.limit(limits=1)
         _blas_users += 1
     try:
         yield
@@ -148,6 +148,7 @@ def one_blas_thread() -> Iterator[None]:
         with _lock:
             _blas_users -= 1
             if _blas_users == 0:
+                _release_control()
                 _blas_limit.restore_original_limits()
                 _release_control()
 
@@ -155,9 +156,10 @@ def one_blas_thread() -> Iterator[None]:
 def _release_control() -> None:
     # From 3.8 on threadpoolctl lets nobody but the thread that set a limit change it, silently. Here the last
     # to leave, which restores, may be another thread than the first to enter; and the lock keeps order.
+    # Whoever else holds a limit gets control back by restoring his own.
     release = getattr(OpenBLASController, "clear_controlling_thread", None)
     if release is not None:
-        release()
+        release(force=True)
 
 
 def _forget_pool() -> None:

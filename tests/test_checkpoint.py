@@ -15,7 +15,17 @@ from safetensors.numpy import load_file, save_file
 
 from scratchnet import checkpoint
 from scratchnet.checkpoint import FormatError, load, load_weights, save
-from scratchnet.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from scratchnet.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Parameter,
+    ReLU,
+    Sequential,
+)
 from scratchnet.models import ARCHITECTURES, VGG, vgg11, vgg16
 
 SMALL = {"num_classes": 10, "image_size": 32, "width": 0.0625, "classifier_width": 16}
@@ -587,3 +597,43 @@ print(peak() - before)
     command = [sys.executable, "-c", code, tmp_path / "model"]
     more = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert more < 1.4 * size
+
+
+class Holds(Layer):
+    """A layer of the user's own with a parameter of any shape."""
+
+    def __init__(self, shape, value):
+        super().__init__()
+        self.w = Parameter(np.full(shape, value, "float32"))
+        self.parameters()
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 3), (2, 3, 4), (2, 3, 4, 5), (0, 3)])
+def test_parameters_of_other_layers_are_loaded_as_they_are(tmp_path, shape):
+    rng = np.random.default_rng(0)
+    saved, loaded = (Sequential(Conv2d(3, 4, rng=rng), Holds(shape, k)) for k in (1, 2))
+    save(tmp_path / "model", saved)
+    load_weights(tmp_path / "model", loaded)
+    for a, b in zip(saved.parameters().values(), loaded.parameters().values(), strict=True):
+        assert a.shape == b.shape and (a.data == b.data).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs a name for an open file")
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(tmp_path, monkeypatch):
+    before, after = (VGG("vgg11", **SMALL, seed=seed) for seed in (1, 2))
+    save(tmp_path / "model", before)
+    save(tmp_path / "newer", after)
+    read = checkpoint.TensorFile.read_rows
+
+    def replace_and_read(self, *arguments):
+        if (tmp_path / "newer").exists():
+            os.replace(tmp_path / "newer", tmp_path / "model")
+        return read(self, *arguments)
+
+    monkeypatch.setattr(checkpoint.TensorFile, "read_rows", replace_and_read)
+    net = load(tmp_path / "model")
+    for a, b in zip(before.parameters().values(), net.parameters().values(), strict=True):
+        assert (a.data == b.data).all()

@@ -217,6 +217,10 @@ def test_a_recipe_is_a_set_of_options_that_others_override(name):
     assert parse(f"--recipe {name} --epochs 1").epochs == 1
 
 
+def test_the_demo_is_no_recipe(capsys):
+    assert "two different runs" in refusal(capsys, "--demo --recipe article")
+
+
 def test_the_demo_overwrites_a_demo():
     run = begun("r", "--demo")
     run.best.write_bytes(b"old")

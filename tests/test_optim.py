@@ -195,3 +195,12 @@ def test_every_schedule_stays_between_zero_and_its_rate(name, steps):
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="constant, step, cosine, one-cycle"):
         optim.schedule("linear", 0.1, 10)
+
+
+def test_parameters_of_different_precision_are_updated_in_their_own(monkeypatch):
+    monkeypatch.setenv("SCRATCHNET_THREADS", "1")
+    single, double = Parameter(np.ones(3, "float32")), Parameter(np.full(3, 1 / 3))
+    sgd = SGD({"single": single, "double": double}, lr=0.1)
+    single.grad, double.grad = np.ones(3, "float32"), np.full(3, 1 / 7)
+    sgd.step()
+    assert (double.data == 1 / 3 - 0.1 * (1 / 7)).all() and single.data.dtype == np.float32

@@ -569,6 +569,35 @@ def test_folded_statistics_follow_training():
         before = after
 
 
+def test_statistics_that_are_written_in_place_are_noticed():
+    net = small_vgg(batch_norm=True).eval()
+    x = batch(2, 32, 32, 3)
+    plan = plans.compile(net, x.shape)
+    plan.forward(x)
+    for change in (lambda a: a + 0.3, lambda a: a * 2):
+        for statistics in net.buffers().values():
+            statistics[...] = change(statistics)
+        assert_close(plan.forward(x), net.forward(x), 2e-5)
+    next(layer for layer in net.layers if isinstance(layer, layers.BatchNorm2d)).eps = 0.1
+    assert_close(plan.forward(x), net.forward(x), 2e-5)
+
+
+def test_an_interruption_while_a_plan_moves_leaves_it_usable(monkeypatch):
+    net = small_vgg().eval()
+    x = batch(2, 32, 32, 3)
+    plan = plans.compile(net, x.shape)
+    expected = plan.forward(x)
+    plans.compile(net, (9, 32, 32, 3))  # the workspace grows, so the next forward moves
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(plan.kernels[2], "forward", interrupt)
+        plan.forward(x)
+    assert (plan.forward(x) == expected).all()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def test_how_much_memory_transformed_weights_take(monkeypatch):
     net = small_vgg(width=0.5, classifier_width=64).eval()
     x = batch(3, 32, 32, 3)

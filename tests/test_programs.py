@@ -344,6 +344,19 @@ def test_evaluate_names_the_pictures_of_a_folder_and_which_is_which(program, fil
     assert lines[-1] == f"{Path('folder', '069.png')}: {one_by_one[1]}"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file names are text there")
+def test_evaluate_names_pictures_whose_names_are_no_text(files):
+    (files / "folder" / "paper.pdf").write_text("Pillow writes PDF, and does not read it")
+    (files / "folder" / "sub.png").mkdir()
+    with open(os.fsencode(files) + b"/folder/caf\xe9.png", "wb") as file:
+        file.write((files / "cat.png").read_bytes())
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    child = process("evaluate.py model folder", cwd=files, env=strict, errors="surrogateescape")
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0 and len(err.splitlines()) == 1
+    assert len(out.splitlines()) == 1 and out.split(": ")[1].strip() in CLASSES
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [

@@ -26,6 +26,8 @@ from .download import TIMEOUT, USER_AGENT
 
 MAX_BYTES = 64 << 20  # of a file behind a URL
 MAX_PIXELS = 100_000_000  # of any picture: more is a decompression bomb, or at least not a photograph
+# What Pillow knows by its name, but cannot read by itself, or what is refused.
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DEADLINE = 60.0  # seconds for a whole transfer, however slowly it drips
 
 
@@ -131,9 +133,14 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
 def pictures_in(folder: str | os.PathLike) -> list[str]:
     """Return the files in a folder, by their names' endings, that Pillow may be able to read, sorted."""
     endings = Image.registered_extensions()
-    names = sorted(os.listdir(folder))
-    chosen = [name for name in names if Path(name).suffix.lower() in endings and not name.startswith(".")]
-    return [os.path.join(os.fspath(folder), name) for name in chosen]
+    kinds = {
+        ending: kind for ending, kind in endings.items() if kind in Image.OPEN and kind not in NO_PICTURES
+    }
+    names = [
+        n for n in sorted(os.listdir(folder)) if Path(n).suffix.lower() in kinds and not n.startswith(".")
+    ]
+    paths = [os.path.join(os.fspath(folder), name) for name in names]
+    return [path for path in paths if not os.path.isdir(path)]
 
 
 def decode_ahead(
@@ -171,7 +178,9 @@ def decode_ahead(
     waiting: deque[tuple[str | os.PathLike, Future]] = deque()
     try:
         for name in names:
-            waiting.append((name, workers.submit(decode, name)))
+            # What is fetched over a network is fetched by the caller, whom Ctrl-C can interrupt.
+            remote = "://" in os.fsdecode(name)
+            waiting.append((name, Future() if remote else workers.submit(decode, name)))
             if len(waiting) > ahead:
                 yield _first(waiting, decode)
         while waiting:

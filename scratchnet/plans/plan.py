@@ -179,6 +179,7 @@ class Plan:
             kind = CONVOLUTIONS[algorithms[i]][0] if g.kind == "conv" else OTHERS[g.kind]
             self.kernels.append(kind(g, before, output, self.setting, first=i == 0))
         self.maps = maps
+        self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
 
     def _keep_weights(self) -> None:
         """Decide which kernels keep their transformed weights: from the first on, as far as memory goes."""
@@ -220,9 +221,9 @@ class Plan:
 
     def _bind(self) -> None:
         """Take (or move to) the network's block of memory, and write down all steps."""
+        self._block = None  # until all is done: whatever interrupts this, it will be done again
         self.workspace.reserve(self.arena.size)
-        self._block = self.workspace.block
-        self.arena.bind(self._block)
+        self.arena.bind(self.workspace.block)
         self._weights = [kernel.weights() for kernel in self.kernels]
         self._forward = [kernel.forward() for kernel in self.kernels]
         for i, kernel in enumerate(self.kernels):
@@ -240,6 +241,7 @@ class Plan:
         self._grad: Any = None
         self._derived_from = None
         self._last_forward = 0
+        self._block = self.workspace.block
 
     # Running
 
@@ -278,7 +280,7 @@ class Plan:
         with workers.one_blas_thread():
             self.maps[0].put(x)
             version = self._buffer.version if self._buffer is not None else 0
-            derive = self.training or self._derived_from != version
+            derive = self.training or self._derived_from != version or any(fold.stale for fold in self._folds)
             self._derived_from = None
             for i in range(len(self.kernels)):
                 if derive:
@@ -489,7 +491,8 @@ def memory_budget(parameter_bytes: int) -> int:
     """Return how many bytes a plan for inference may spend on weights in a form that is quick to use.
 
     ``SCRATCHNET_PLAN_MEMORY`` says how many megabytes; by default it is a quarter of the parameters' size.
-    Weights for which there is no room are transformed anew in each forward pass, a block at a time.
+    Weights for which there is no room are transformed anew in each forward pass, a block at a time. (A batch
+    normalisation that is folded into a convolution by im2col costs a copy of its weights besides.)
 
     Examples
     --------

@@ -113,7 +113,10 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     >>> parse_training(["--arch", "vgg11", "--epochs", "3"]).epochs
     3
     """
-    given = vars(_training_parser().parse_args(arguments))
+    parser = _training_parser()
+    given = vars(parser.parse_args(arguments))
+    if given.get("demo") and given.get("recipe"):
+        parser.error("--demo and --recipe are two different runs: give one")
     options = DEFAULTS | (DEMO if given.get("demo") else {}) | RECIPES.get(given.get("recipe"), {}) | given
     if options["resume"]:
         options = _options_of_run(options["run_dir"], given)
@@ -320,6 +323,8 @@ def run(main: Callable[[], int | None]) -> None:
     """
     # What overflows shows in the loss, which the trainer watches; NumPy's remarks would only come in between.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="scratchnet")
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text; they are printed as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         sys.exit(main() or 0)
     except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:

@@ -38,13 +38,24 @@ class Fold:
         if norm is not None:
             self.bias = np.empty(conv.out_channels, conv.weight.dtype)
             self.gain = np.empty_like(self.bias)
+            self._computed_from: tuple = ()
 
     def write(self, do: Steps) -> None:
         """Write down the computation of bias and gain, needed when parameters or statistics have changed."""
         if self.norm is not None:
             do.call(self._compute)
 
+    @property
+    def stale(self) -> bool:
+        """Whether the statistics are others than those that were folded: they may be written to in place."""
+        if self.norm is None or not self._computed_from:
+            return False
+        mean, var, eps = self._computed_from
+        norm = self.norm
+        return eps != norm.eps or not ((norm.running_mean == mean).all() and (norm.running_var == var).all())
+
     def _compute(self) -> None:
+        self._computed_from = self.norm.running_mean.copy(), self.norm.running_var.copy(), self.norm.eps
         norm, b = self.norm, 0.0 if self.conv.bias is None else self.conv.bias.data.astype(np.float64)
         gain = norm.weight.data.astype(np.float64) / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
         self.gain[...] = gain
