@@ -113,6 +113,37 @@ def test_im2col_takes_any_kernel_stride_and_padding(settings):
     assert_accurate(*results)
 
 
+@pytest.mark.parametrize("workers", ["1", "2", "5"])
+@pytest.mark.parametrize(
+    "settings, shape",
+    [
+        ({}, (1, 11, 14, 6)),
+        ({}, (1, 2, 9, 6)),
+        ({"kernel_size": 5, "padding": 2}, (3, 8, 7, 6)),
+        ({"kernel_size": 3, "stride": 2}, (2, 9, 9, 6)),
+        ({"kernel_size": 3, "padding": 0}, (1, 9, 8, 6)),
+    ],
+)
+@pytest.mark.parametrize("pool", [False, True])
+def test_few_images_are_divided_by_rows(monkeypatch, settings, shape, pool, workers):
+    monkeypatch.setenv("SCRATCHNET_THREADS", workers)
+    conv = layers.Conv2d(6, 10, **settings)
+    pooling = [layers.MaxPool2d(2)] if pool else []
+    net = layers.Sequential(conv, layers.ReLU(), *pooling, layers.Conv2d(10, 4)).eval()
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    plan = plans.compile(net, shape, algorithm="im2col")
+    assert error(plan.forward(x), net.forward(x)) < EPSILON
+
+
+def test_a_single_small_picture_is_not_worth_winograds_larger_weights():
+    net = layers.Sequential(layers.Conv2d(16, 16), layers.ReLU(), layers.Conv2d(16, 16))
+    algorithms = [
+        [kernel.algorithm for kernel in plans.compile(net.train(training), shape, training=training).kernels]
+        for training, shape in [(True, (1, 8, 8, 16)), (False, (1, 8, 8, 16)), (False, (9, 8, 8, 16))]
+    ]
+    assert algorithms == [["winograd"] * 2, ["im2col"] * 2, ["winograd"] * 2]
+
+
 def test_im2col_on_request():
     plan, *results = one_layer(layers.Conv2d(64, 32), (3, 8, 8, 64), relu=True, pool=True, algorithm="im2col")
     assert plan.kernels[0].algorithm == "im2col"

@@ -2,7 +2,7 @@
 
 By rule where the shape decides, by a short measurement where the machine does, once a process. A measurement
 hardly ever touches a result: it chooses among ways that gave the same bits on a sample, or one way has to win
-by so much that two runs on one machine agree. (The words of the second half are explained in ``cpu/``.)
+by so much that two runs on one machine agree. (Tiles, runs, chunks and blocks are explained in ``cpu/``.)
 
 =============================  =========================================================================
 a convolution of               is computed by
@@ -10,7 +10,9 @@ a convolution of               is computed by
 3 x 3, stride 1, padding 1     ``toeplitz`` if the picture has 2 x 2 pixels;
                                ``few`` if it comes first, with at most four channels (a photograph) and
                                without pooling, and what is behind it wants tiles;
-                               ``winograd`` from 3 x 3 pixels on, if neither side has fewer than 4 channels
+                               ``winograd`` from 3 x 3 pixels on, if neither side has fewer than 4 channels;
+                               not for inference with only a few tiles, where reading the weights is most of
+                               the work, and Winograd's algorithm makes them four times as large
 anything else                  ``im2col``
 float64, or if asked for       ``im2col``
 =============================  =========================================================================
@@ -32,6 +34,7 @@ from scratchnet.workers import one_blas_thread
 
 ALGORITHMS = ("auto", "im2col")
 FEW = 4  # channels of a photograph, and one more
+FEW_TILES = 8
 
 # Winograd's transforms want runs of this many numbers: long enough for a matrix product with 6 x 6 to be
 # fast, short enough for all 36 of a tile to stay in the second-level cache.
@@ -58,7 +61,8 @@ def algorithm_for(groups: list[Group], i: int, algorithm: str, dtype: Any) -> st
             behind == "conv" and algorithm_for(groups, 1, algorithm, dtype) == "winograd"
         ):
             return "few"
-    if min(H, W) < 3 or min(C, conv.out_channels) < 4:
+    tiles = group.input_shape[0] * -(-H // 4) * -(-W // 4)
+    if min(H, W) < 3 or min(C, conv.out_channels) < 4 or (not conv.training and tiles <= FEW_TILES):
         return "im2col"
     return "winograd"
 

@@ -421,8 +421,9 @@ class Plan:
         str
             The memory of a group is that of its input map with its gradient, and that of its scratch buffers,
             most of which share their place with those of other groups. Times are those since the plan was
-            compiled; GFLOP/s counts two operations for each multiply-add of the layer's definition, and three
-            passes in training, whatever the algorithm really does.
+            compiled; GFLOP/s counts two operations for each multiply-add of the layer's definition, and once
+            there was a backward pass three passes (two for the first group, whose input gradient is rarely
+            asked for), whatever the algorithm really does.
         """
         table = [["group", "layers", "algorithm", "input", "map MB", "scratch MB", "M mult-adds",
                   "forward ms", "backward ms", "GFLOP/s", "share"]]  # fmt: skip

@@ -4,6 +4,7 @@
 ``maps.py``         how feature maps lie in memory
 ``kernel.py``       what an algorithm has to offer
 ``epilogue.py``     what follows a convolution: ReLU, pooling, storing
+``fold.py``         batch normalisation made part of the convolution before it, for inference
 ``im2col.py``       any convolution as one matrix product; the plainest
 ``blocks.py``       large matrix products as stacks of small ones
 ``winograd.py``     3 x 3 convolutions with a quarter of the multiplications

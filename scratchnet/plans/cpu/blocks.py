@@ -179,7 +179,7 @@ def combine(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> No
     """Write down out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long runs.
 
     As a matrix product it makes four to six billion numbers a second on one core, many times as many as one
-    addition after the other, and in a single call. Runs are cut where M * N * K would pass a million.
+    addition after the other, and in a single call. Runs are cut where M * K * L would pass a million.
 
     Parameters
     ----------

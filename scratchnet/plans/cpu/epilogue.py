@@ -46,7 +46,7 @@ class Block:
     shape : tuple of int
         The four axes.
     row : int
-        For tiles, the first row of tiles; otherwise 0.
+        The first row: of tiles for tiles, of pixels for plain.
     tiles : int
         For tiles, TW.
     """
@@ -81,7 +81,7 @@ class Block:
         """
         n = len(self.images)
         if self.form == "plain":
-            return 0, as_block(x)
+            return self.row if x.shape == self.shape else self.row // 2, as_block(x)
         if self.form == "pixels":
             _, H, W, rest = x.shape
             return 0, x.reshape(H, 1, 1, W, n, rest // n)

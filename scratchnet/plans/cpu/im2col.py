@@ -41,7 +41,8 @@ class Im2col(Kernel):
         self.K, self.S, self.P = conv.kernel_size, conv.stride, conv.padding
         self.row = self.K * self.K * self.input.C  # numbers in a row of the column matrix
         item = self.setting.dtype.itemsize
-        budget = max(COLUMN_BYTES, self.row * self.O * item)  # each block adds once to all of dW
+        # A column matrix smaller than dW would not pay: after each block, all of dW is added to a sum.
+        budget = max(COLUMN_BYTES, self.row * self.O * item)
         per_lane = -(-self.input.N // self.setting.lanes)
         self.n = max(1, min(per_lane, budget // (self.OH * self.OW * self.row * item)))
         self.fold = Fold(conv, self.group.norm)
@@ -49,14 +50,27 @@ class Im2col(Kernel):
         self.weight = conv.weight.data.reshape(self.row, self.O)
         if self.fold.norm is not None:
             self.weight = np.empty_like(self.weight)  # kept from one forward to the next
-        self.blocks = [
-            [
-                Block("plain", part, (len(part), self.OH, self.OW, self.O))
-                for first in range(images.start, images.stop, self.n)
-                if (part := range(first, min(first + self.n, images.stop)))
-            ]
-            for images in share(self.input.N, self.setting.lanes)
+        if self.setting.training or self.input.N >= self.setting.lanes:
+            self.blocks = [self._by_images(images) for images in share(self.input.N, self.setting.lanes)]
+        else:
+            self.n = self.input.N
+            self.blocks = self._by_rows()
+
+    def _by_images(self, images: range) -> list[Block]:
+        """Cut a worker's images into blocks."""
+        firsts = range(images.start, images.stop, self.n)
+        parts = (range(first, min(first + self.n, images.stop)) for first in firsts)
+        return [Block("plain", part, (len(part), self.OH, self.OW, self.O)) for part in parts]
+
+    def _by_rows(self) -> list[list[Block]]:
+        """Give each worker some rows of every image: there are fewer images than workers."""
+        step = 2 if self.group.pool is not None else 1  # windows stay whole; an odd row at the end is in none
+        shares = share(self.OH // step, self.setting.lanes)
+        blocks = [
+            Block("plain", range(self.n), (self.n, len(rows) * step, self.OW, self.O), rows.start * step)
+            for rows in shares
         ]
+        return [[block] if block.size else [] for block in blocks]
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         H, W, C = self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.input.C
@@ -144,16 +158,19 @@ class Im2col(Kernel):
         return [*phases, last]
 
     def _columns(self, do: Steps, lane: int, block: Block, moment: int) -> np.ndarray:
-        """Write down im2col of the block's images."""
-        n, P = len(block.images), self.P
+        """Write down im2col of the block's pixels."""
+        n, OH, P = len(block.images), block.shape[1], self.P
         H, W, C = self.input.H, self.input.W, self.input.C
-        x = self.input.data[block.images.start : block.images.stop]  # (n, H, W, C)
+        # The rows that it needs, of which those outside of the picture are padding.
+        top, height = block.row * self.S - P, (OH - 1) * self.S + self.K
+        first, stop = max(0, top), min(H, top + height)
+        x = self.input.data[block.images.start : block.images.stop, first:stop]  # (n, rows, W, C)
         if P:
-            padded = first_of(self.padded[moment][lane], n, H + 2 * P, W + 2 * P, C)
+            padded = first_of(self.padded[moment][lane], n, height, W + 2 * P, C)
             do.copy(0, out=padded)
-            do.copy(x, out=padded[:, P : P + H, P : P + W])
+            do.copy(x, out=padded[:, first - top : stop - top, P : P + W])
             x = padded
-        columns = first_of(self.columns[moment][lane], n, self.OH, self.OW, self.K, self.K, C)
+        columns = first_of(self.columns[moment][lane], n, OH, self.OW, self.K, self.K, C)
         windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))
         patches = windows[:, :: self.S, :: self.S].transpose(0, 1, 2, 4, 5, 3)  # (n, OH, OW, KH, KW, C)
         do.copy(patches, out=columns)

@@ -113,13 +113,15 @@ class Kernel:
     def transform_weights(
         self, do: Steps, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray
     ) -> None:
-        """Write down out = matrix w matrix^T, along the two axes of the kernel, for some columns of weights.
+        """Write down out = m w m^T, along the two axes of the kernel, for some columns of weights.
+
+        Both axes at once, since weights are small: with its two axes made one, out is kron(m, m) times w.
 
         Parameters
         ----------
         do : Steps
         matrix : array (P*P, 9)
-            The Kronecker product of the matrix with itself: both dimensions at once, since weights are small.
+            kron(m, m), for m (P, 3).
         w : array (3, 3, C, k)
         scratch : array (9 * C * k,), or more
         out : array (P, P, C, k)

@@ -83,7 +83,7 @@ class Linear(Kernel):
             do, part = phase.lanes[lane], slice(rows.start, rows.stop)
             if not rows:
                 continue
-            # (rows, N) (N, O): N is small, so blocks of dW are, too
+            # (rows, N) (N, O): what ``blocks.py`` calls K is the batch, small enough for blocks of many rows
             self.product(do, x[:, part].T, dy, out=dweight[part])
         if linear.bias is not None:
             dbias = linear.bias.view(linear.bias.buffer.grad)

@@ -56,7 +56,8 @@ class Norm(Kernel):
         self.blocks = [[b for images in part for b in self._blocks(images)] for part in parts]
         self.blocks += [[] for _ in range(self.setting.lanes - len(self.blocks))]
         self.every = [block for lane in self.blocks for block in lane]
-        # What belongs to a channel, tiled to the longest run: mean; w / s; b; dw / (M * s); db / M.
+        # What belongs to a channel, tiled to the longest run. By their names in the passes: mean = mu;
+        # scale = w / s; shift = b; slope = dw / (M * s); rest = db / M.
         self.tiled = np.zeros((5, max(self._long(block)[1] for block in self.every)), self.setting.dtype)
 
     def _blocks(self, images: range) -> list[Block]:
@@ -209,7 +210,7 @@ class Norm(Kernel):
                 if self.direct:
                     kept = dy = self._view(self.output, block, grad=True)
                 else:
-                    kept, dy = dz, first_of(self.dy[lane], *z.shape)
+                    kept, dy = dz, first_of(self.dy[lane], *z.shape)  # kept in dz's memory for the last phase
                     self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
                     do.copy(dy, out=kept)
                 self._add_up(do, dy, out=self.back_sums.array[0, k])

@@ -17,8 +17,8 @@ transposed; Blahut, "Fast algorithms for signal processing", sec. 5.4)::
     point                    p                                       infinity
     its column of A^T        1, p, p^2, p^3                          0, 0, 0, 1
     its row of G             1, p, p^2, over N(p)                    0, 0, 1
-    its row of B^T           coefficients of the product of z - q    of the product of z - q over all q
-                             over the other points q
+    its row of B^T           coefficients, lowest first, of the      of the product of z - q over all q
+                             product of z - q over the other q
 
 Why: let polynomials g(z), of degree 2, and a(z), of degree 3, have the product s(z), of degree 5. Six values
 fix it: s(p) = g(p) a(p) at five points, and its leading coefficient g2 a3, its value "at infinity". By
@@ -131,10 +131,10 @@ G2T = np.ascontiguousarray(G2.T)  # (9, 36)
 # If a row has only one tile, its outer columns are padding: slots 1 to 4 are all.
 BT_INNER = np.ascontiguousarray(BT[:, 1:5])  # (6, 4)
 B_INNER = np.ascontiguousarray(BT_INNER.T)  # (4, 6)
-# The adjoint with overlaps. A pixel of phase 0 is also slot 5 of the tile before, and B^T has a single entry
-# in column 5, in row 5; one of phase 3 is also slot 0 of the tile behind, and column 0 has only row 0. So dx
-# of a tile takes its own six numbers and one from each neighbour: (4, 8) times
-# [5 of t-1 | 0 .. 5 of t | 0 of t+1].
+# The adjoint with overlaps, along one axis. A pixel of phase 0 is also in slot 5 of the tile before, and
+# column 5 of B^T is zero but for row 5; one of phase 3 is also in slot 0 of the tile behind, and column 0 is
+# zero but for row 0. So dx of a tile takes all six numbers of its own dV, and one from each neighbour's:
+# (4, 8) times [dV[5] of t-1 | dV[0] .. dV[5] of t | dV[0] of t+1], the eight slots of dV.
 B_OVERLAP = np.zeros((4, 8), np.float32)
 B_OVERLAP[:, 1:7] = B_INNER
 B_OVERLAP[0, 0] = BT[5, 5]
@@ -208,7 +208,7 @@ class Winograd(Kernel):
         self.largest = max(part.T for part in self.parts)
         phases = T * (48 * self.C + 36 * self.O) * 4
         self.by_rows = 36 * self.C * self.O * 4 <= WEIGHTS or phases > PHASES
-        self.slots = 6 if x.TW == 1 else 8  # of V in the backward pass
+        self.slots = 6 if x.TW == 1 else 8  # of dV: its own six, and one from either neighbour
         # Direct: the output has tiles as well, so the inverse transform can write where the result belongs.
         self.direct = isinstance(self.output, Tiles) and self.group.pool is None
         # The bias of every number of a run.
@@ -278,7 +278,7 @@ class Winograd(Kernel):
     # The transforms of one part
 
     def _transform_input(self, do: Steps, lane: int, part: Part, V: np.ndarray, t: Any, fresh: bool) -> None:
-        """Write down V = B^T d B, where V has the axes (6, 6, R, run).
+        """Write down V = B^T x B, where V has the axes (6, 6, R, run).
 
         The zeros beyond the picture stay in t from one part to the next, and are written if it is ``fresh``.
         """
@@ -354,7 +354,7 @@ class Winograd(Kernel):
         if part.row == 0:
             do.copy(0, out=b[0])
             do.copy(0, out=b[-1])
-        if TW > 1:  # slots 1 to 6 are the tile's own, 0 and 7 its neighbours'
+        if TW > 1:  # slots 1 to 6 are the tile's own dV[0] to dV[5], 0 and 7 its neighbours' dV[5] and dV[0]
             one_tile = run // TW
             if fresh:
                 do.copy(0, out=dV[:, 0, :, :one_tile])
