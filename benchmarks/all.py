@@ -168,11 +168,9 @@ def document(results: dict[str, Any], day: str) -> str:
 
 
 def write(results: dict[str, Any], folder: Path, day: str) -> None:
-    """Write numbers and tables, and what ``quick.py`` compares with."""
+    """Write numbers and tables. (What ``quick.py`` compares with is its own to record.)"""
     save(json.dumps(results, indent=1) + "\n", folder / f"{day}.json")
     save(document(results, day), folder / f"{day}.md")
-    if "quick" in results:
-        save(json.dumps(results["quick"], indent=1) + "\n", folder / "quick.json")
 
 
 def draw(results: dict[str, Any], folder: Path, day: str) -> None:
