@@ -230,9 +230,8 @@ class Plan:
             borders = kernel.borders()
             if borders is None:
                 continue
-            if (
-                i and self._forward[i - 1] and self.maps[i].whole
-            ):  # beside the last phase of who writes the map
+            if i and self._forward[i - 1] and self.maps[i].whole:
+                # They need no phase, hence no barrier, of their own: who writes the map leaves them alone.
                 for do, more in zip(self._forward[i - 1][-1].lanes, borders.lanes, strict=True):
                     do.extend(more)
             else:
