@@ -52,7 +52,8 @@ def main() -> None:
 
     # The training: forward, loss, backward, step; see scratchnet/training/trainer.py.
     loss = SoftmaxCrossEntropy(options.label_smoothing)
-    optimizer = SGD(net.parameters(), options.lr, options.momentum, options.weight_decay)
+    step = {"momentum": options.momentum, "nesterov": options.nesterov, "weight_decay": options.weight_decay}
+    optimizer = SGD(net.parameters(), options.lr, **step)
     learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
     run = cli.open_run(options)
     run.require_space(net)

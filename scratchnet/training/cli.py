@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "lr": 0.02,
     "momentum": 0.9,
+    "nesterov": False,
     "weight_decay": 5e-4,
     "schedule": "cosine",
     "label_smoothing": 0.0,
@@ -184,6 +185,7 @@ def _training_parser() -> Parser:
     add(how, "batch-size", "images a step", type=positive(int), metavar="N")
     add(how, "lr", "the highest learning rate", type=positive(float))
     add(how, "momentum", "of SGD", type=_at_least_zero(float))
+    add(how, "nesterov", "take Nesterov's momentum: look one step ahead", **flag)
     add(how, "weight-decay", "of SGD", type=_at_least_zero(float))
     add(how, "schedule", "of the learning rate", choices=SCHEDULES)
     smoothing = "how much of the target goes to all classes"
