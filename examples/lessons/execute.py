@@ -1,0 +1,85 @@
+"""Run lessons from top to bottom and save them with what they print and draw.
+
+    python examples/lessons/execute.py                       all of them
+    python examples/lessons/execute.py 2-convolution.ipynb   one
+
+Needs ``python -m pip install --editable ".[lessons]"``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(notebook: Any, small: bool = False) -> Any:
+    """Run all cells in a fresh kernel whose folder is that of the lessons; return the same notebook.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+    small : bool
+        Whether to run at the small size, as the tests do.
+
+    Raises
+    ------
+    nbclient.exceptions.CellExecutionError
+        If a cell raises. The message shows the cell and what it raised.
+    """
+    from nbclient import NotebookClient
+
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=600,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    client.execute(env=os.environ | {"SCRATCHNET_LESSONS": "small" if small else ""})
+    return notebook
+
+
+def tidy(notebook: Any) -> Any:
+    """Take off what differs from machine to machine and helps no reader; return the same notebook."""
+    notebook.metadata = METADATA
+    for cell in notebook.cells:
+        cell.metadata = {}
+        for output in cell.get("outputs", []):
+            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+            data = output.get("data", {})
+            if "image/png" in data:  # beside it there is only <Figure size 640x480>
+                output.data = {"image/png": data["image/png"]}
+    return notebook
+
+
+def main(names: list[str]) -> None:
+    """Execute the notebooks with these names, or all."""
+    import nbformat
+
+    lessons = sorted(HERE.glob("*.ipynb"))
+    chosen = [HERE / Path(name).name for name in names] or lessons
+    for path in chosen:
+        if path not in lessons:
+            print(f"execute.py: there is no lesson {path.name}", file=sys.stderr)
+            sys.exit(2)
+    for path in chosen:
+        start = time.perf_counter()
+        notebook = tidy(execute(nbformat.read(path, as_version=4)))
+        partial = path.with_suffix(".partial")
+        nbformat.write(notebook, partial)
+        os.replace(partial, path)
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1024:.0f} KB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,217 @@
+"""What the lessons share: how large they run, how their figures look, and exercises that check themselves."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+# SCRATCHNET_LESSONS=small makes every lesson quick, to see that it runs. Figures and numbers mean less then.
+SMALL = os.environ.get("SCRATCHNET_LESSONS") == "small"
+
+# Okabe and Ito's colours, which everybody can tell apart.
+BLUE, ORANGE, GREEN, YELLOW, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777"
+
+
+def size(full: T, small: T) -> T:
+    """Return ``full``, or ``small`` in a quick run.
+
+    Examples
+    --------
+    >>> n_pictures = size(full=4000, small=200)
+    """
+    return small if SMALL else full
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, with the look of the lessons: small files, quiet axes."""
+    from cycler import cycler
+    from matplotlib import pyplot as plt
+
+    plt.rcParams |= {
+        "figure.dpi": 80,
+        "figure.figsize": (6.5, 3.2),
+        "figure.constrained_layout.use": True,
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, YELLOW, PURPLE, GREY]),
+        "image.cmap": "gray",
+        "image.interpolation": "nearest",
+        "legend.frameon": False,
+    }
+    return plt
+
+
+def show(panel: Any, picture: Any, title: str = "", **options: Any) -> Any:
+    """Draw a picture (H, W) or (H, W, 3) into a panel, without axes; return what ``imshow`` returns."""
+    image = panel.imshow(picture, **options)
+    panel.set_title(title)
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.spines[:].set_visible(False)
+    return image
+
+
+# Exercises
+
+
+def check(
+    answer: Any,
+    right: Any,
+    inputs: Sequence[tuple] = ((),),
+    *,
+    name: str = "",
+    results: Sequence[str] = (),
+    mistakes: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-6,
+) -> bool:
+    """Print whether an exercise is solved, and if not, what is wrong, where, and by how much. Never raises.
+
+    Parameters
+    ----------
+    answer : callable, number or array
+        The student's. None, ``...`` and NotImplementedError mean that it is not written yet.
+    right : callable, number or array
+        What it has to agree with.
+    inputs : sequence of tuple
+        The arguments to call both with, case by case.
+    name : str
+        What to call the answer; by default the name of the function.
+    results : sequence of str
+        Names of the results, where there are several.
+    mistakes : dict from str to callable, number or array
+        Usual mistakes: a sentence about each, and what comes out if one makes it.
+    tolerance : float
+        How far a number may be off, next to the largest right one.
+
+    Returns
+    -------
+    bool
+        Whether it is right.
+
+    Examples
+    --------
+    >>> def double(x):
+    ...     return x + 2
+    >>> check(double, lambda x: 2 * x, [(2.0,), (5.0,)], mistakes={"Twice x is not x + 2.": lambda x: x + 2})
+    Not right yet: double, case 2 of 2: yours is 7, right is 10.
+    Hint: Twice x is not x + 2.
+    False
+    """
+    name = name or getattr(answer, "__name__", "the answer")
+    if not callable(right):
+        return _check_value(answer, right, name, mistakes or {}, tolerance)
+    if not callable(answer):
+        return _say_unsolved(name)
+    for number, case in enumerate(inputs, start=1):
+        where = f"{name}, case {number} of {len(inputs)}" if len(inputs) > 1 else name
+        arguments = copy.deepcopy(case)
+        try:
+            mine = answer(*arguments)
+        except NotImplementedError:
+            return _say_unsolved(name)
+        except Exception as error:
+            print(f"Not right yet: {where} raises {type(error).__name__}: {error}{_line_of(error, answer)}")
+            return False
+        if _unwritten(mine):
+            return _say_unsolved(name)
+        written_to = _changed(arguments, case, answer)
+        if written_to:
+            print(
+                f"Not right yet: {where} writes into {written_to}, which is not its own: make a copy first."
+            )
+            return False
+        difference = _difference(mine, right(*copy.deepcopy(case)), results, tolerance)
+        if difference:
+            print(f"Not right yet: {where}: {difference}")
+            for sentence, mistaken in (mistakes or {}).items():
+                if not _difference(mine, mistaken(*copy.deepcopy(case)), results, tolerance):
+                    print(f"Hint: {sentence}")
+                    break
+            return False
+    cases = f" in all {len(inputs)} cases" if len(inputs) > 1 else ""
+    print(f"Right: {name} does what it should{cases}.")
+    return True
+
+
+def _check_value(answer: Any, right: Any, name: str, mistakes: Mapping[str, Any], tolerance: float) -> bool:
+    """Check a number or an array that was computed; a wrong number is not told the right one."""
+    if _unwritten(answer):
+        return _say_unsolved(name)
+    difference = _difference(answer, right, (), tolerance)
+    if not difference:
+        print(f"Right: {name} is {answer:,}." if isinstance(answer, (int, float)) else f"Right: {name}.")
+        return True
+    if np.ndim(right) == 0 and isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        difference = f"{answer:,} is too {'large' if answer > right else 'small'}."
+    print(f"Not right yet: {name}: {difference}")
+    for sentence, mistaken in mistakes.items():
+        if not _difference(answer, mistaken, (), tolerance):
+            print(f"Hint: {sentence}")
+            break
+    return False
+
+
+def _say_unsolved(name: str) -> bool:
+    print(f"Not solved yet: {name}. Fill in the dots in the cell above, run it, and run this cell again.")
+    return False
+
+
+def _unwritten(value: Any) -> bool:
+    """Tell whether this is what stands where nobody has written anything, alone or in a tuple."""
+    return value is None or value is ... or (isinstance(value, tuple) and any(v is ... for v in value))
+
+
+def _line_of(error: Exception, answer: Callable) -> str:
+    """Return the line of the student's own code that raised, as ` (in line 3: y = x @ w)`."""
+    file = getattr(getattr(answer, "__code__", None), "co_filename", None)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" (in line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
+
+
+def _changed(arguments: tuple, case: tuple, answer: Callable) -> str:
+    """Return the name of an array argument that is not what it was, or nothing."""
+    names = list(inspect.signature(answer).parameters)
+    for i, (now, before) in enumerate(zip(arguments, case, strict=True)):
+        if isinstance(before, np.ndarray) and not np.array_equal(now, before, equal_nan=True):
+            return names[i] if i < len(names) else f"argument {i + 1}"
+    return ""
+
+
+def _difference(mine: Any, right: Any, results: Sequence[str], tolerance: float) -> str:
+    """Return a sentence on how two results differ, or nothing."""
+    if isinstance(right, tuple):
+        if not isinstance(mine, tuple) or len(mine) != len(right):
+            got = f"{len(mine)} results" if isinstance(mine, tuple) else f"one {type(mine).__name__}"
+            wanted = f" ({', '.join(results)})" if results else ""
+            return f"it should return {len(right)} results{wanted}, and returns {got}."
+        for i, (one, other) in enumerate(zip(mine, right, strict=True)):
+            difference = _difference(one, other, (), tolerance)
+            if difference:
+                return f"{results[i] if results else f'result {i + 1}'}: {difference}"
+        return ""
+    try:
+        mine, right = np.asarray(mine, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    except (TypeError, ValueError):
+        return f"numbers are wanted, and this is of type {type(mine).__name__}."
+    if mine.shape != right.shape:
+        return f"the shape is {mine.shape}, and should be {right.shape}."
+    wrong = ~(abs(mine - right) <= tolerance * max(1e-30, float(abs(right).max(initial=0.0))))
+    if not wrong.any():
+        return ""
+    if not right.ndim:
+        return f"yours is {mine:.6g}, right is {right:.6g}."
+    distance = np.where(np.isnan(mine), np.inf, abs(mine - right))
+    place = tuple(int(i) for i in np.unravel_index(distance.argmax(), right.shape))
+    at = ", ".join(map(str, place))
+    furthest = f"The furthest off is at [{at}]: yours is {mine[place]:.6g}, right is {right[place]:.6g}."
+    return f"{int(wrong.sum())} of {wrong.size} numbers are wrong. {furthest}"
