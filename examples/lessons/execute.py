@@ -8,11 +8,15 @@ Needs ``python -m pip install --editable ".[lessons]"``.
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 HERE = Path(__file__).parent
 METADATA = {
@@ -42,6 +46,7 @@ def execute(notebook: Any, small: bool = False) -> Any:
         kernel_name="python3",
         timeout=600,
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
         coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
     )
@@ -58,8 +63,16 @@ def tidy(notebook: Any) -> Any:
             output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
             data = output.get("data", {})
             if "image/png" in data:  # beside it there is only <Figure size 640x480>
-                output.data = {"image/png": data["image/png"]}
+                output.data = {"image/png": _in_256_colours(data["image/png"])}
     return notebook
+
+
+def _in_256_colours(png: str) -> str:
+    """Return the same picture in a third of the bytes."""
+    with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+        smaller = io.BytesIO()
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    return base64.b64encode(smaller.getvalue()).decode()
 
 
 def main(names: list[str]) -> None:
