@@ -85,7 +85,7 @@ def test_a_lesson_has_one_title_figures_exercises_and_an_end(path):
     assert "## Takeaway" in prose and "## Read next" in prose
     for file in re.findall(r"`((?:scratchnet|examples|benchmarks|tests)/[\w/.-]+\.\w+)`", prose):
         assert (FOLDER.parent.parent / file).is_file(), f"{file} is not there"
-    exercises = [name for name in found if name.startswith("exercise-")]
+    exercises = [name for name in found if re.fullmatch(r"exercise-\d+", name)]
     assert 2 <= len(exercises) <= 4
     for name in exercises:
         n = name.removeprefix("exercise-")
