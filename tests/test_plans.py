@@ -503,7 +503,7 @@ def test_fault_a_buffer_freed_too_early(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # it computes with whatever is in memory
 def test_fault_a_missing_barrier(monkeypatch):
-    from scratchnet.plans import plan
+    from scratchnet.plans.cpu import plan
 
     def all_at_once(phases, clock, group, direction):
         for phase in sorted(phases, key=lambda phase: phase.name == "input"):  # the product does not wait

@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.backend import array_module
+
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
@@ -119,11 +121,14 @@ class Workspace:
         """Return the network's workspace, made when first asked for."""
         return cls._of_network.setdefault(network, cls())
 
-    def reserve(self, size: int) -> None:
-        """See to it that the block has so many bytes. Plans that hold the old one notice, and move."""
-        if self.block.size < size:
+    def reserve(self, size: int, xp: Any = np) -> None:
+        """See to it that the block has so many bytes, as an array of the library ``xp``.
+
+        Plans that hold the old one notice, and move.
+        """
+        if self.block.size < size or array_module(self.block) is not xp:
             self.block = np.empty(0, np.uint8)  # let go of the old one first
-            whole = np.empty(size + ALIGNMENT, np.uint8)
-            start = -whole.ctypes.data % ALIGNMENT
+            whole = xp.empty(size + ALIGNMENT, np.uint8)
+            start = -(whole.ctypes.data if xp is np else whole.data.ptr) % ALIGNMENT
             self.block = whole[start : start + size]
             self.owner += 1

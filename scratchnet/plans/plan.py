@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from scratchnet import workers
 from scratchnet.backend import array_module
 from scratchnet.layers import Dropout, Layer, Parameter
 from scratchnet.plans import choosing
-from scratchnet.plans.cpu.few import Few
-from scratchnet.plans.cpu.im2col import Im2col
-from scratchnet.plans.cpu.kernel import Kernel, Setting
-from scratchnet.plans.cpu.linear import Linear
-from scratchnet.plans.cpu.maps import LAYOUTS, Map, Reshaped
-from scratchnet.plans.cpu.norm import Norm
-from scratchnet.plans.cpu.simple import Average, Fallback, View
-from scratchnet.plans.cpu.toeplitz import Toeplitz
-from scratchnet.plans.cpu.winograd import Winograd
-from scratchnet.plans.grouping import group, leaves
+from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Buffer, Workspace
-from scratchnet.plans.running import Clock, Phase, run
+from scratchnet.plans.running import Clock
 
-# The algorithms, and the layout that each wants its input in. (Each can store its output in any layout; only
-# "few" always makes tiles.)
-CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
-    "im2col": (Im2col, "plain"),
-    "winograd": (Winograd, "tiles"),
-    "few": (Few, "plain"),
-    "toeplitz": (Toeplitz, "pixels"),
-}
-OTHERS: dict[str, type[Kernel]] = {
-    "norm": Norm,
-    "linear": Linear,
-    "average": Average,
-    "flatten": View,
-    "nothing": View,
-    "other": Fallback,
-}
 _forwards = count(1)
 
 
@@ -61,10 +34,12 @@ def compile(
         Of the batch, (N, H, W, C).
     training : bool
         Whether for training, with ``backward``; the network must be in the same mode.
-    precision : {"fp32"}
-        In which float32 networks are computed. (A float64 network is computed in float64.)
+    precision : {"fp32", "tf32", "bf16"}
+        In which float32 networks multiply: on a CPU always ``"fp32"``. On a GPU ``"tf32"`` and ``"bf16"``
+        round what goes into a product to 11 and 8 significant bits; sums, weights and gradients stay float32.
+        (A float64 network is computed in float64.)
     algorithm : {"auto", "im2col"}
-        ``"im2col"`` takes the numerically plainest algorithm for every convolution.
+        ``"im2col"`` takes the numerically plainest algorithm for every convolution (on a GPU all do).
 
     Returns
     -------
@@ -85,11 +60,20 @@ def compile(
     >>> net[0].weight.grad.shape
     (3, 3, 3, 8)
     """
-    return Plan(net, input_shape, training, precision, algorithm)
+    if not isinstance(net, Layer):
+        raise ValueError(f"a plan is made of a network of layers, not of {type(net).__name__}")
+    if net.backend.name == "numpy":  # imported here, since both are made of what is in this file
+        from scratchnet.plans.cpu.plan import CpuPlan as Kind
+    else:
+        from scratchnet.plans.cuda.plan import CudaPlan as Kind
+    return Kind(net, input_shape, training, precision, algorithm)
 
 
 class Plan:
     """A network compiled for one input shape and one mode. Made by ``compile``.
+
+    Here is what plans have in common wherever they compute: what they look at, when they are stale, their
+    memory, and what they tell. ``cpu/plan.py`` and ``cuda/plan.py`` say how they run.
 
     Attributes
     ----------
@@ -98,23 +82,26 @@ class Plan:
     training : bool
     groups : list of Group
         What is computed together.
+    kernels : list
+        For each group, what computes it.
+    maps : list
+        What goes into each group, then what comes out of the last one.
     """
+
+    precisions: tuple[str, ...] = ("fp32",)
 
     def __init__(
         self, net: Layer, input_shape: tuple[int, ...], training: bool, precision: str, algorithm: str
     ):
-        if not isinstance(net, Layer):
-            raise ValueError(f"a plan is made of a network of layers, not of {type(net).__name__}")
         shape = tuple(int(s) for s in input_shape)
         if not shape or min(shape) < 1:
             raise ValueError(f"input_shape must be the shape of a batch, as in (128, 32, 32, 3), not {shape}")
-        if precision != "fp32":
-            raise ValueError(f"precision must be 'fp32', not {precision!r}")
+        if precision not in self.precisions:
+            raise ValueError(f"precision must be one of {', '.join(self.precisions)}, not {precision!r}")
         if algorithm not in choosing.ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(choosing.ALGORITHMS)}, not {algorithm!r}")
-        if net.backend.name != "numpy":
-            raise ValueError(f"plans compute on the CPU, the network is on {net.backend.name}")
-        self.net, self.input_shape, self.training, self.algorithm = net, shape, bool(training), algorithm
+        self.net, self.input_shape, self.training = net, shape, bool(training)
+        self.precision, self.algorithm = precision, algorithm
         self._remember()
         for path, layer in self._layers:
             if layer.training != self.training:
@@ -124,70 +111,35 @@ class Plan:
                     f"net.{'train' if self.training else 'eval'}() first, or compile with training="
                     f"{not self.training}"
                 )
-        self.groups = group(net, shape)
+        self.dtype = np.dtype(net_dtype(net))
+        self.groups = self._group()
         self.output_shape = self.groups[-1].output_shape
-        limit = choosing.block_limit()
-        self.setting = Setting(workers.size(), self.training, np.dtype(net_dtype(net)), limit)
         self.clock = Clock()
-        self.workspace = Workspace.of(net)
-        self._make_kernels()
-        if not self.training:
-            self._keep_weights()
+        self.kernels: list[Any] = []
+        self.maps: list[Any] = []
+        self._compile()
         self._request_memory()
+        self.workspace = Workspace.of(net)
         self._block: Any = None
         self._last_forward = 0
         self._derived_from: Any = None
         self._bind()
 
-    # What a plan consists of
+    # What a plan consists of; the first three are each kind's own
 
-    def _make_kernels(self) -> None:
-        """Choose an algorithm for each group, and make the maps between them."""
-        algorithms = [
-            choosing.algorithm_for(self.groups, i, self.algorithm, self.setting.dtype)
-            if g.kind == "conv"
-            else ""
-            for i, g in enumerate(self.groups)
-        ]
-        layouts = []  # of the input of each group, then of the output
-        for i, g in enumerate(self.groups):
-            if g.kind == "conv":
-                layouts.append(CONVOLUTIONS[algorithms[i]][1])
-            elif g.kind == "norm" and i > 0 and self.groups[i - 1].kind == "conv":
-                # A norm takes any layout: that which its convolution reads, so that nothing is rearranged.
-                layouts.append("tiles" if algorithms[i - 1] == "few" else layouts[i - 1])
-            else:
-                layouts.append("plain")
-        layouts.append("plain")
+    def _compile(self) -> None:
+        """Make ``kernels`` and ``maps``."""
+        raise NotImplementedError
 
-        N, lanes = self.input_shape[0], self.setting.lanes
-        tiled = [g.input_shape for g, layout in zip(self.groups, layouts, strict=False) if layout == "tiles"]
-        width, channels = tiled[0][2:] if tiled else (1, 1)
-        chunks = choosing.images_per_chunk(N, width, channels, lanes)
-        maps: list[Map] = [LAYOUTS[layouts[0]](self.input_shape, chunks, self.setting.dtype)]
-        self.kernels: list[Kernel] = []
-        for i, g in enumerate(self.groups):
-            before = maps[-1]
-            if OTHERS.get(g.kind) is View:
-                output: Map = Reshaped(before, g.output_shape)
-            else:
-                output = LAYOUTS[layouts[i + 1]](g.output_shape, chunks, self.setting.dtype)
-                output.rectified = g.relu is not None
-                if g.dropout is not None and self.training:
-                    output.scale = 1.0 / (1.0 - g.dropout.p) if g.dropout.p < 1.0 else 0.0
-            maps.append(output)
-            kind = CONVOLUTIONS[algorithms[i]][0] if g.kind == "conv" else OTHERS[g.kind]
-            self.kernels.append(kind(g, before, output, self.setting, first=i == 0))
-        self.maps = maps
-        self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
+    def _prepare(self) -> None:
+        """Do what has to be done once all buffers have their arrays."""
 
-    def _keep_weights(self) -> None:
-        """Decide which kernels keep their transformed weights: from the first on, as far as memory goes."""
-        budget = memory_budget(self._buffer.size * self.setting.dtype.itemsize if self._buffer else 0)
-        for kernel in self.kernels:
-            if 0 < kernel.weight_bytes <= budget:
-                kernel.keeps_weights = True
-                budget -= kernel.weight_bytes
+    def _how(self) -> str:
+        """Say in a few words on what this plan runs."""
+        raise NotImplementedError
+
+    def _group(self) -> list[Group]:
+        return group(self.net, self.input_shape)
 
     def _request_memory(self) -> None:
         """Give each map, gradient and scratch buffer its moments, and a place."""
@@ -200,15 +152,17 @@ class Plan:
         # Map i is what group i reads and group i - 1 makes; the last one is the output. back(i) is the moment
         # of group i's backward pass.
         for i, map in enumerate(self.maps):
-            if isinstance(map, Reshaped):
+            if map.is_view:
                 continue
             # A view of the map may stand between it and the group that reads it.
             reader = i
-            while reader < G and isinstance(self.kernels[reader], View):
+            while reader < G and self.kernels[reader].is_view:
                 reader += 1
             last = min(reader, G - 1)
             born = max(0, i - 1)
-            dies = last if not self.training else back(min(i, G - 1))
+            dies = last
+            if self.training:
+                dies = back(born if self.kernels[born].keeps_output else min(i, G - 1))
             map.request(self.arena, f"map {i}", born, dies)
             if self.training:
                 map.request_grad(self.arena, f"gradient {i}", back(last), back(born))
@@ -220,26 +174,13 @@ class Plan:
         self.arena.place()
 
     def _bind(self) -> None:
-        """Take (or move to) the network's block of memory, and write down all steps."""
+        """Take (or move to) the network's block of memory."""
         self._block = None  # until all is done: whatever interrupts this, it will be done again
-        self.workspace.reserve(self.arena.size)
-        self.arena.bind(self.workspace.block)
-        self._weights = [kernel.weights() for kernel in self.kernels]
-        self._forward = [kernel.forward() for kernel in self.kernels]
-        for i, kernel in enumerate(self.kernels):
-            borders = kernel.borders()
-            if borders is None:
-                continue
-            if i and self._forward[i - 1] and self.maps[i].whole:
-                # They need no phase, hence no barrier, of their own: who writes the map leaves them alone.
-                for do, more in zip(self._forward[i - 1][-1].lanes, borders.lanes, strict=True):
-                    do.extend(more)
-            else:
-                self._forward[i].insert(0, borders)
-        self._backward: list[list[Phase]] | None = None
-        self._grad: Any = None
         self._derived_from = None
         self._last_forward = 0
+        self.workspace.reserve(self.arena.size, self.net.backend.xp)
+        self.arena.bind(self.workspace.block)
+        self._prepare()
         self._block = self.workspace.block
 
     # Running
@@ -265,30 +206,27 @@ class Plan:
             If x has another shape or dtype.
         """
         self._check_current()
-        if array_module(x) is not np or tuple(getattr(x, "shape", ())) != self.input_shape:
+        xp = self.net.backend.xp
+        if array_module(x) is not xp or tuple(getattr(x, "shape", ())) != self.input_shape:
+            library = "NumPy" if xp is np else "CuPy"
             raise ValueError(
-                f"this plan is for a NumPy array of shape {self.input_shape}, not "
-                f"{getattr(x, 'shape', type(x).__name__)}: compile one for each shape"
+                f"this plan is for a {library} array of shape {self.input_shape}, not {_told(x)}: compile one "
+                "for each shape"
             )
-        if x.dtype != self.setting.dtype:
-            raise ValueError(f"expected {self.setting.dtype}, got {x.dtype}")
+        if x.dtype != self.dtype:
+            raise ValueError(f"expected {self.dtype}, got {x.dtype}")
         if self.workspace.block is not self._block:
             self._bind()
         self._last_forward = 0
         self.workspace.owner = mine = next(_forwards)
-        with workers.one_blas_thread():
-            self.maps[0].put(x)
-            version = self._buffer.version if self._buffer is not None else 0
-            derive = self.training or self._derived_from != version or any(fold.stale for fold in self._folds)
-            self._derived_from = None
-            for i in range(len(self.kernels)):
-                if derive:
-                    run(self._weights[i], self.clock, i, "forward")
-                run(self._forward[i], self.clock, i, "forward")
-            self._derived_from = version
+        version = self._buffer.version if self._buffer is not None else 0
+        derive = self.training or self._derived_from != version or self._statistics_changed
+        self._derived_from = None
+        y = self._run_forward(x, derive)
+        self._derived_from = version
         self.clock.runs["forward"] = self.clock.runs.get("forward", 0) + 1
         self._last_forward = mine
-        return self.maps[-1].data.reshape(self.output_shape).copy()
+        return y
 
     def __call__(self, x: Any) -> np.ndarray:
         """Call ``forward``."""
@@ -337,24 +275,14 @@ class Plan:
         self._last_forward = 0
         if self._buffer is not None:
             self._buffer.allocate_grad()
-        if self._backward is None or self._grad is not getattr(self._buffer, "grad", None):
-            self._backward = [kernel.backward() for kernel in self.kernels]
-            self._grad = getattr(self._buffer, "grad", None)
-        last = self.maps[-1]
-        with workers.one_blas_thread():
-            last.grad[...] = np.asarray(dy).reshape(last.grad.shape)
-            if last.rectified:  # no group reads this map, so nobody else masks its gradient
-                last.grad[...] *= (last.data > 0) * last.dtype.type(last.scale)
-            for i in reversed(range(len(self.kernels))):
-                phases = [p for p in self._backward[i] if need_input_gradient or not p.for_input_gradient]
-                run(phases, self.clock, i, "backward")
+        dx = self._run_backward(dy, need_input_gradient)
         self.clock.runs["backward"] = self.clock.runs.get("backward", 0) + 1
         for g in self.groups:
             if g.kind != "other":
                 for layer in g.layers:
                     for parameter in layer.parameters().values():
                         parameter.has_grad = True
-        return self.maps[0].take_gradient() if need_input_gradient else None
+        return dx
 
     def refresh(self) -> None:
         """Derive everything again that follows from the parameters.
@@ -363,6 +291,19 @@ class Plan:
         assignment are noticed.
         """
         self._derived_from = None
+
+    # How it runs: each kind's own
+
+    # Whether what was derived from the statistics of batch normalisations has to be derived again.
+    _statistics_changed = False
+
+    def _run_forward(self, x: Any, derive: bool) -> Any:
+        """Return the output; ``derive`` anew what follows from the parameters, or use what there is."""
+        raise NotImplementedError
+
+    def _run_backward(self, dy: Any, need_input_gradient: bool) -> Any:
+        """Set the gradients; return the one of the input, or None."""
+        raise NotImplementedError
 
     # Staleness
 
@@ -469,7 +410,7 @@ class Plan:
         mode = "training" if self.training else "inference"
         asked = sum(b.nbytes for b in self.arena.buffers)
         head = (
-            f"plan for {mode}, input {self.input_shape}, {self.setting.lanes} workers, {self.setting.dtype}; "
+            f"plan for {mode}, input {self.input_shape}, {self._how()}; "
             f"{self.arena.size / 1e6:.0f} MB of workspace for {len(self.arena.buffers)} buffers of together "
             f"{asked / 1e6:.0f} MB"
         )
@@ -487,26 +428,6 @@ class Plan:
         return f"Plan({type(self.net).__name__}, {self.input_shape}, training={self.training})"
 
 
-def memory_budget(parameter_bytes: int) -> int:
-    """Return how many bytes a plan for inference may spend on weights in a form that is quick to use.
-
-    ``SCRATCHNET_PLAN_MEMORY`` says how many megabytes; by default it is a quarter of the parameters' size.
-    Weights for which there is no room are transformed anew in each forward pass, a block at a time. (A batch
-    normalisation that is folded into a convolution by im2col costs a copy of its weights besides.)
-
-    Examples
-    --------
-    >>> memory_budget(400)
-    100
-    """
-    wanted = os.environ.get("SCRATCHNET_PLAN_MEMORY")
-    if not wanted:
-        return parameter_bytes // 4
-    if not wanted.isdecimal():
-        raise ValueError(f"SCRATCHNET_PLAN_MEMORY must be a whole number of megabytes, not {wanted!r}")
-    return int(wanted) * 1_000_000
-
-
 def net_dtype(net: Layer) -> Any:
     """Return the element type that a network computes in."""
     parameters = net.parameters()
@@ -515,3 +436,9 @@ def net_dtype(net: Layer) -> Any:
 
 def _own_parameters(layer: Layer) -> list[Parameter]:
     return [value for value in vars(layer).values() if isinstance(value, Parameter)]
+
+
+def _told(x: Any) -> str:
+    """Say what somebody gave in place of a batch."""
+    library = type(x).__module__.partition(".")[0]
+    return f"{x.shape}" if library in ("numpy", "cupy") and hasattr(x, "shape") else type(x).__name__

@@ -55,6 +55,8 @@ class Kernel:
     """
 
     algorithm = ""
+    is_view = False  # whether its output is its input, under another shape
+    keeps_output = False  # whether backward needs the output map, too
     # For kernels that transform the weights before they use them: how many bytes that takes, and whether a
     # plan for inference has room to keep them from one forward pass to the next.
     weight_bytes = 0

@@ -71,6 +71,7 @@ class Map:
     """
 
     layout = ""
+    is_view = False  # whether its memory is another map's
     border = 0  # rows of zeros above, and below
 
     def __init__(self, shape: tuple[int, ...], chunks: list[range], dtype: Any):
@@ -197,6 +198,8 @@ class Plain(_Grid):
 
 class Reshaped(Plain):
     """Another map's memory under another shape: what Flatten makes."""
+
+    is_view = True
 
     def __init__(self, source: Plain, shape: tuple[int, ...]):
         super().__init__(shape, source.chunks, source.dtype)

@@ -15,6 +15,7 @@ class View(Kernel):
     """Flatten, and a dropout that drops nothing: the same numbers under another shape, so nothing to do."""
 
     algorithm = "view"
+    is_view = True
 
     def forward(self) -> list[Phase]:  # noqa: D102
         return []
