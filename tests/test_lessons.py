@@ -39,12 +39,11 @@ def cells(path):
 
 
 def solution(cell):
-    """The code that is folded away in a Markdown cell."""
-    return re.fullmatch(
-        r"<details>\s*<summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>",
-        cell["source"],
-        re.DOTALL,
-    )[1]
+    """The code that is folded away in a Markdown cell; words may follow it."""
+    folded = r"<details>\n<summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n(.*\n\n)?</details>"
+    found = re.fullmatch(folded, cell["source"], re.DOTALL)
+    assert found, f"{cell['id']} is not a solution that is folded away"
+    return found[1]
 
 
 def printed(outputs):
