@@ -357,6 +357,33 @@ def test_opening_a_run_directory_leaves_nothing_in_it(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == []
 
 
+def test_who_only_looks_makes_and_writes_nothing(uninterrupted, tmp_path):
+    with pytest.raises(RunError, match="there is no run: .*nowhere is no folder"):
+        RunDirectory(tmp_path / "nowhere", read_only=True)
+    assert not (tmp_path / "nowhere").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in [uninterrupted, *uninterrupted.iterdir()]}
+    RunDirectory(uninterrupted, read_only=True).read_log()
+    assert before == {
+        path.name: path.stat().st_mtime_ns for path in [uninterrupted, *uninterrupted.iterdir()]
+    }
+
+
+def test_the_log_is_read_as_it_was_written(uninterrupted, tmp_path):
+    rows = RunDirectory(uninterrupted, read_only=True).read_log()
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    run = RunDirectory(tmp_path)
+    assert run.read_log() == []
+    run.write_log(rows)
+    assert run.read_log() == rows
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n1,2\n", f"{','.join(COLUMNS)}\n1,2,three\n", "\xff\xfe"])
+def test_a_damaged_log_is_named(tmp_path, text):
+    (tmp_path / "log.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match="log.csv is damaged"):
+        RunDirectory(tmp_path).read_log()
+
+
 def test_a_disk_without_room_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
     with pytest.raises(RunError, match=r"has 0 MB left and a run of this network needs 1 MB: free some, or"):

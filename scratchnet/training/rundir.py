@@ -50,11 +50,13 @@ class RunDirectory:
     ----------
     path : path
         Made if it is not there.
+    read_only : bool
+        For who only looks: nothing is made or written, and the folder has to be there.
 
     Raises
     ------
     RunError
-        If it cannot be made, or written to.
+        If it cannot be made, or written to; with ``read_only``, if there is none.
 
     Examples
     --------
@@ -68,11 +70,15 @@ class RunDirectory:
     False
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, read_only: bool = False):
         self.path = Path(path)
         self.config, self.log = self.path / "config.json", self.path / "log.csv"
         self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
         self.state = self.path / "state.safetensors"
+        if read_only:
+            if not self.path.is_dir():
+                raise RunError(f"there is no run: {self.path} is no folder")
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with replacing(self.path / ".writable"):
@@ -139,6 +145,23 @@ class RunDirectory:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
+
+    def read_log(self) -> list[dict[str, float]]:
+        """Return the rows of ``log.csv``, one for each epoch that is done; none if there is no such file yet.
+
+        Raises
+        ------
+        RunError
+            If it is damaged.
+        """
+        try:
+            with open(self.log, newline="", encoding="utf-8") as file:
+                rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+        except FileNotFoundError:
+            return []
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise RunError(f"{self.log} is damaged: {error}") from error
+        return [row | {"epoch": int(row["epoch"])} for row in rows]
 
     def write_state(self, net: Layer, optimizer: SGD, progress: dict[str, Any]) -> None:
         """Write ``state.safetensors``.
