@@ -178,20 +178,20 @@ def _training_parser() -> Parser:
     add(net, "image-size", "resize the images to S pixels", type=positive(int), metavar="S")
     add(net, "head", "what comes before the linear layers; gap takes any size", choices=HEADS)
     add(net, "classifier-width", "of the hidden linear layers", type=positive(int), metavar="N")
-    add(net, "dropout", "after the hidden linear layers", type=_at_least_zero(float), metavar="P")
+    add(net, "dropout", "after the hidden linear layers", type=at_least_zero(float), metavar="P")
     add(net, "init", "how weights begin; all but he are there to fail", choices=tuple(INITIALISATIONS))
     how = parser.add_argument_group("the training")
     add(how, "epochs", "how many", type=positive(int), metavar="N")
     add(how, "batch-size", "images a step", type=positive(int), metavar="N")
     add(how, "lr", "the highest learning rate", type=positive(float))
-    add(how, "momentum", "of SGD", type=_at_least_zero(float))
+    add(how, "momentum", "of SGD", type=at_least_zero(float))
     add(how, "nesterov", "take Nesterov's momentum: look one step ahead", **flag)
-    add(how, "weight-decay", "of SGD", type=_at_least_zero(float))
+    add(how, "weight-decay", "of SGD", type=at_least_zero(float))
     add(how, "schedule", "of the learning rate", choices=SCHEDULES)
     smoothing = "how much of the target goes to all classes"
-    add(how, "label-smoothing", smoothing, type=_at_least_zero(float))
+    add(how, "label-smoothing", smoothing, type=at_least_zero(float))
     add(how, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
-    add(how, "seed", "of everything random", type=_at_least_zero(int), metavar="N")
+    add(how, "seed", "of everything random", type=at_least_zero(int), metavar="N")
     return parser
 
 
@@ -200,7 +200,7 @@ def positive(kind: type) -> Callable[[str], Any]:
     return lambda text: _number(kind, text, "above zero", lambda value: value > 0)
 
 
-def _at_least_zero(kind: type) -> Callable[[str], Any]:
+def at_least_zero(kind: type) -> Callable[[str], Any]:
     return lambda text: _number(kind, text, "of at least zero", lambda value: value >= 0)
 
 

@@ -1,0 +1,190 @@
+"""A walk through a convolution: see ``functional/conv.py`` for the mathematics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scratchnet import functional as F
+from scratchnet.explain.page import Page, number, products, signed, some
+
+K, O = 3, 2  # a 3 x 3 kernel, two output channels
+DRAWN = 4  # patches that are drawn
+
+
+def walk(
+    page: Page, size: int, backward: bool, seed: int, channels: int = 1, stride: int = 1, padding: int = 0
+) -> None:
+    """Write the walk: patches to rows, the product, and with ``backward`` the way back."""
+    if size + 2 * padding < K:
+        raise ValueError(
+            f"a {K} x {K} kernel does not fit into {size} x {size} pixels with padding {padding}: "
+            f"take --size {K - 2 * padding} or more"
+        )
+    rng = np.random.default_rng(seed)
+    H = W = size
+    C, S, P = channels, stride, padding
+    # The pixels are numbered, so that each can be recognised wherever it turns up.
+    x = np.arange(1.0, H * W * C + 1).reshape(1, H, W, C)
+    weight, bias = some(rng, K, K, C, O, largest=2), some(rng, O)
+    OH = OW = F.conv_output_size(H, K, S, P)
+    places = [(oh, ow) for oh in range(OH) for ow in range(OW)]
+
+    page.heading("The input, the weight and the bias")
+    page.say(
+        f"One image of {H} x {W} pixels, channels last: x (N, H, W, C) = {x.shape}. Its numbers count up, so "
+        "that each can be recognised wherever it turns up."
+    )
+    page.show(*[page.matrix(f"x, channel {c}", x[0, :, :, c], shape="") for c in range(C)])
+    page.say(f"A {K} x {K} kernel for each output channel o: weight (KH, KW, C, O) = {weight.shape}.")
+    names = [(f"o = {o}" if C == 1 else f"o = {o}, c = {c}", o, c) for o in range(O) for c in range(C)]
+    page.show(*[page.matrix(name, weight[:, :, c, o], shape="") for name, o, c in names])
+    page.show(page.matrix("bias", bias))
+
+    page.heading("1. Every patch becomes a row (im2col)")
+    page.say(
+        f"The kernel takes steps of {S}: OH = (H + 2 P - KH) // S + 1 = ({H} + {2 * P} - {K}) // {S} + 1 = "
+        f"{OH} of them down, and {OW} across. Under each of the {len(places)} output pixels lies a patch."
+        + (f" Around the picture stands a border of zeros, {P} wide (padding)." if P else "")
+    )
+    columns = F.im2col(x, K, S, P)
+    for r, (oh, ow) in enumerate(places[:DRAWN]):
+        _draw_patch(page, x, r, (oh, ow), S, P, columns[r])
+    if len(places) > DRAWN:
+        page.say(f"The other {len(places) - DRAWN} patches go the same way.")
+    page.say(
+        "All of them, the column matrix. Row (oh, ow) belongs to that output pixel; the columns go through "
+        f"the kernel's rows i and columns j{', and in each pixel through its channels c' if C > 1 else ''}."
+    )
+    order = list(np.ndindex(K, K, C))
+    heads = [(letter, [place[a] for place in order]) for a, letter in enumerate("ijc"[: 2 + (C > 1)])]
+    labels = [f"row {r} ({oh},{ow})" for r, (oh, ow) in enumerate(places)]
+    shape = f"(N*OH*OW, KH*KW*C) = {columns.shape}"
+    page.show(page.matrix("columns", columns, rows=labels, columns=heads, shape=shape))
+    patches = [_patch(x, oh, ow, S, P).ravel() for oh, ow in places]
+    page.same("the patches, cut out one by one", columns, np.array(patches))
+    page.say(f"The picture has {x.size} numbers, the column matrix {columns.size}: most pixels are copied.")
+
+    page.heading("2. One matrix product")
+    page.say("The weight as a matrix, W2, in the same order i, j, c. It is the same memory, seen otherwise.")
+    W2 = weight.reshape(K * K * C, O)
+    taps = [",".join(map(str, place[: 2 + (C > 1)])) for place in order]
+    page.show(page.matrix("W2", W2, rows=taps, columns=[("o", range(O))], shape=f"(KH*KW*C, O) = {W2.shape}"))
+    y2 = columns @ W2 + bias
+    page.say(
+        f"columns W2 + bias: {columns.shape} times {W2.shape} gives {y2.shape}, a row for each output pixel."
+    )
+    page.show(page.matrix("y2", y2, {(0, 0)}, rows=labels, columns=[("o", range(O))]))
+    product = number(columns[0] @ W2[:, 0])
+    page.say("The number in brackets, written out:")
+    page.say(
+        f"{products(zip(columns[0], W2[:, 0], strict=True))} = {product}, and with the bias "
+        f"{product} + {signed(bias[0])} = {number(y2[0, 0])}",
+        indent=2,
+    )
+
+    page.heading("3. The rows are the output's pixels")
+    y, cache = F.conv2d_forward(x, weight, bias, S, P)
+    page.say(f"Reshaped, without a copy: y (N, OH, OW, O) = {y.shape}, channels last again.")
+    page.show(*[page.matrix(f"y, channel {o}", y2.reshape(y.shape)[0, ..., o], shape="") for o in range(O)])
+    page.same("conv2d_forward(x, weight, bias)", y2.reshape(y.shape), y)
+    page.same("the convolution by its definition, six loops", y, F.conv2d_six_loops(x, weight, bias, S, P))
+    if not backward:
+        return
+
+    dy = some(rng, *y.shape)
+    dx, dweight, dbias = F.conv2d_backward(dy, cache)
+    page.heading("4. The way back: dy, then dW and db")
+    page.say(
+        f"The layer behind hands back dy {dy.shape}: how much the loss L changes with each number of y. As "
+        "rows it is dy2. (To check: L = the sum of dy * y has exactly this gradient.)"
+    )
+    dy2 = dy.reshape(-1, O)
+    page.show(page.matrix("dy2", dy2, rows=labels, columns=[("o", range(O))]))
+    page.say(
+        f"y2 = columns W2 + bias is a linear layer, so dW = columns^T dy2: {columns.T.shape} times "
+        f"{dy2.shape} gives {(columns.shape[1], O)}. Every output pixel used the same weights, so all add to "
+        "their gradient."
+    )
+    page.say("For the kernel's first number and o = 0, row by row:")
+    terms = products(zip(columns[:, 0], dy2[:, 0], strict=True))
+    page.say(f"{terms} = {number(columns[:, 0] @ dy2[:, 0])}", indent=2)
+    page.same("conv2d_backward's dW", (columns.T @ dy2).reshape(weight.shape), dweight)
+    page.say(f"db = the sum of dy over all pixels, {dbias.shape}: the bias was added to each of them.")
+    page.show(page.matrix("db", dy2.sum(axis=0)))
+    page.same("conv2d_backward's db", dy2.sum(axis=0), dbias)
+
+    page.heading("5. dcolumns: what each copy of a pixel gets")
+    dcolumns = dy2 @ W2.T
+    page.say(f"dcolumns = dy2 W2^T: {dy2.shape} times {W2.T.shape} gives {dcolumns.shape}, as columns.")
+    pixel, copies = _busiest(x, S, P)
+    mark = {(r, k) for r, k, *_ in copies}
+    page.show(page.matrix("dcolumns", dcolumns, mark, rows=labels, columns=heads))
+
+    page.heading("6. The copies are added up (col2im)")
+    h, w = pixel
+    which = f"pixel ({h},{w})" + (" (its channel 0)" if C > 1 else "")
+    rows = "row" if len(copies) == 1 else "rows"
+    page.say(
+        f"im2col copied {which} into {len(copies)} {rows}, in brackets above. Change it, and every copy "
+        f"changes; so its gradient is the sum of {len(copies)} numbers:"
+    )
+    page.write(
+        *[f"row {r}, as tap ({i},{j}):".ljust(24) + f"{number(dcolumns[r, k]):>8}" for r, k, i, j in copies],
+        "sum:".ljust(24) + f"{number(dx[0, h, w, 0]):>8}",
+    )
+    page.same(f"conv2d_backward's dx of {which}", sum(dcolumns[r, k] for r, k, *_ in copies), dx[0, h, w, 0])
+    counts = F.col2im(np.ones_like(columns), x.shape, K, S, P)[0, :, :, 0]
+    page.say(
+        "So often does each pixel stand in the column matrix, and so many numbers add up:"
+        if not P
+        else "So often does each pixel stand in the column matrix (what falls on the padding is dropped):"
+    )
+    page.show(page.matrix("copies", counts, {pixel}))
+    page.same("conv2d_backward's dx, all of col2im(dcolumns)", F.col2im(dcolumns, x.shape, K, S, P), dx)
+
+    page.heading("7. Every gradient, with its central difference")
+    page.say("(L(a + h) - L(a - h)) / 2h, for each number a by itself: only forward passes, no calculus.")
+
+    def loss() -> float:
+        return float((dy * F.conv2d_forward(x, weight, bias, S, P)[0]).sum())
+
+    page.gradient("x", dx, x, loss, parts=[(f", channel {c}", np.s_[0, :, :, c]) for c in range(C)])
+    taps = [(f", {name}", np.s_[:, :, c, o]) for name, o, c in names]
+    page.gradient("weight", dweight, weight, loss, parts=taps)
+    page.gradient("bias", dbias, bias, loss)
+
+
+def _draw_patch(
+    page: Page, x: np.ndarray, r: int, place: tuple[int, int], S: int, P: int, row: np.ndarray
+) -> None:
+    """Show the picture with one patch in brackets, and the row that it becomes."""
+    oh, ow = place
+    padded = np.pad(x[0, :, :, 0], P)
+    top, left = oh * S, ow * S
+    mark = {(top + i, left + j) for i in range(K) for j in range(K)}
+    at = (
+        f"rows {top - P} to {top - P + K - 1}, columns {left - P} to {left - P + K - 1} become row {r} of "
+        "the matrix"
+    )
+    page.write(f"Output pixel ({oh},{ow}): {at}")
+    channel = "x, channel 0" if x.shape[3] > 1 else "x"
+    picture = page.matrix(f"{channel}, padded" if P else channel, padded, mark, shape="")
+    page.show(picture, page.matrix(f"row {r}", row, shape=""), between="->")
+
+
+def _patch(x: np.ndarray, oh: int, ow: int, S: int, P: int) -> np.ndarray:
+    """Cut out the patch (KH, KW, C) under one output pixel."""
+    padded = np.pad(x[0], ((P, P), (P, P), (0, 0)))
+    return padded[oh * S : oh * S + K, ow * S : ow * S + K]
+
+
+def _busiest(x: np.ndarray, S: int, P: int) -> tuple[tuple[int, int], list[tuple[int, int, int, int]]]:
+    """Return the first pixel that is copied most often, and its copies in channel 0: row, column, tap."""
+    _, H, W, C = x.shape
+    OH, OW = F.conv_output_size(H, K, S, P), F.conv_output_size(W, K, S, P)
+    copies: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    for r, (oh, ow, i, j) in ((r // K**2, place) for r, place in enumerate(np.ndindex(OH, OW, K, K))):
+        pixel = (oh * S + i - P, ow * S + j - P)
+        if 0 <= pixel[0] < H and 0 <= pixel[1] < W:
+            copies.setdefault(pixel, []).append((r, (i * K + j) * C, i, j))
+    return max(sorted(copies.items()), key=lambda item: len(item[1]))

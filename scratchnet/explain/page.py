@@ -1,0 +1,280 @@
+"""The page that a walk writes on: headings, sentences, small matrices, and comparisons that can fail."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+WIDTH = 80
+LONGEST = 20  # rows of a matrix that are shown; the rest is counted
+COLOUR, PLAIN = "\x1b[1;33m", "\x1b[0m"
+AGREES = 1e-6  # how far a gradient may be from its central difference, next to the largest of them
+STEP = 1e-5  # of central differences
+
+
+class Page:
+    """A page of plain text.
+
+    Parameters
+    ----------
+    colour : bool
+        Whether what is marked is coloured, too. (It stands in brackets anyway.)
+
+    Attributes
+    ----------
+    right : bool
+        Whether all that was computed twice came out the same.
+
+    Examples
+    --------
+    >>> page = Page()
+    >>> page.heading("A sum")
+    >>> page.show(page.matrix("x", [[1.0, 2.5], [-3.0, 0.0]], mark={(0, 1)}))
+    >>> page.same("the sum of x", 0.5, 1 + 2.5 - 3 + 0)
+    >>> print(page)
+    A sum
+    -----
+    <BLANKLINE>
+      x  (2, 2)
+        1.0 [ 2.5]
+       -3.0   0.0
+    <BLANKLINE>
+      Equal to the sum of x: yes
+    """
+
+    def __init__(self, colour: bool = False):
+        self.lines: list[str] = []
+        self.colour, self.right = colour, True
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines).strip("\n")
+
+    def heading(self, text: str) -> None:
+        """Begin a step."""
+        self.lines += [text, "-" * len(text), ""]
+
+    def say(self, text: str, indent: int = 0) -> None:
+        """Write sentences, wrapped."""
+        margin = " " * indent
+        wrap = {"initial_indent": margin, "subsequent_indent": margin, "break_on_hyphens": False}
+        self.lines += [*textwrap.wrap(text, WIDTH, break_long_words=False, **wrap), ""]
+
+    def write(self, *lines: str) -> None:
+        """Write lines as they are."""
+        self.lines += [*(f"  {line}".rstrip() for line in lines), ""]
+
+    def show(self, *blocks: list[str], between: str = "") -> None:
+        """Write matrices beside each other where there is room, and otherwise below each other.
+
+        Parameters
+        ----------
+        *blocks : list of str
+            From ``matrix``.
+        between : str
+            A sign to stand between them, such as ``"="``.
+        """
+        gap = f"  {between}  " if between else "    "
+        row: list[list[str]] = []
+        for block in blocks:
+            if row and 2 + sum(_width(b) + len(gap) for b in row) + _width(block) > WIDTH:
+                self._write_beside(row, gap)
+                row = []
+            row.append(block)
+        self._write_beside(row, gap)
+
+    def _write_beside(self, blocks: list[list[str]], gap: str) -> None:
+        height, middle = max(map(len, blocks)), min(map(len, blocks)) // 2
+        lines = []
+        for k in range(height):
+            cells = [(block[k] if k < len(block) else "") for block in blocks]
+            cells = [c + " " * (_width(b) - _seen(c)) for c, b in zip(cells, blocks, strict=True)]
+            lines.append((gap if k == middle else " " * len(gap)).join(cells))
+        self.write(*lines)
+
+    def matrix(
+        self,
+        name: str,
+        values: Any,
+        mark: Any = (),
+        rows: Sequence[str] = (),
+        columns: Sequence[tuple[str, Sequence[Any]]] = (),
+        shape: str | None = None,
+        digits: int | None = None,
+    ) -> list[str]:
+        """Return the lines of a matrix (or of one row), with its name and shape above.
+
+        Parameters
+        ----------
+        name : str
+        values : array, one or two axes
+        mark : set of (row, column)
+            What is meant stands in brackets.
+        rows : sequence of str
+            A label for each row.
+        columns : sequence of (str, sequence)
+            Lines of labels above the columns, each with its own name.
+        shape : str, optional
+            By default that of ``values``.
+        digits : int, optional
+            Behind the point; by default as few as show all numbers exactly, but at most four.
+        """
+        values = np.asarray(values)
+        title = f"{name}  {values.shape if shape is None else shape}".rstrip()
+        table = np.atleast_2d(values)
+        digits = digits_of(table) if digits is None else digits
+        texts = [[number(v, digits) for v in row] for row in table[:LONGEST]]
+        heads = [[str(c) for c in labels] for _, labels in columns]
+        width = max(len(text) for row in [*texts, *heads] for text in row)
+        left = max([len(text) for text in [*rows[:LONGEST], *(name for name, _ in columns)]], default=0)
+        margin = " " * left + (" " if left else "")
+        lines = [title]
+        for (label, _), head in zip(columns, heads, strict=True):
+            lines.append(f"{label.rjust(left)} " + "".join(f" {text.rjust(width)} " for text in head))
+        for r, row in enumerate(texts):
+            cells = "".join(self._cell(text.rjust(width), (r, c) in mark) for c, text in enumerate(row))
+            lines.append((f"{rows[r].ljust(left)} " if rows else margin) + cells)
+        if len(table) > LONGEST:
+            lines.append(f"{margin} ... and {len(table) - LONGEST} more rows")
+        return [line.rstrip() for line in lines]
+
+    def _cell(self, text: str, marked: bool) -> str:
+        if not marked:
+            return f" {text} "
+        return f"{COLOUR}[{text}]{PLAIN}" if self.colour else f"[{text}]"
+
+    def same(self, what: str, got: Any, expected: Any) -> None:
+        """Write whether two ways to the same numbers agree, to the rounding of float64."""
+        distance = float(np.abs(np.asarray(got) - np.asarray(expected)).max())
+        if distance <= 1e-9 * max(1.0, float(np.abs(expected).max())):
+            self.write(f"Equal to {what}: yes")
+        else:
+            self.right = False
+            self.write(f"Equal to {what}: NO, they differ by up to {distance:.3g}")
+
+    def gradient(
+        self,
+        name: str,
+        gradient: np.ndarray,
+        array: np.ndarray,
+        loss: Callable[[], float],
+        kinks: np.ndarray | None = None,
+        parts: Sequence[tuple[str, Any]] = (("", ...),),
+    ) -> None:
+        """Show a gradient with the central difference beside it.
+
+        Parameters
+        ----------
+        name : str
+            Of the array.
+        gradient : array
+            Of the loss with respect to it.
+        array : array
+            It is changed and put back, one element after the other.
+        loss : callable
+            Computes the loss from ``array`` as it is.
+        kinks : array of bool, optional
+            Where there is no derivative; there the two are allowed to differ.
+        parts : sequence of (str, index)
+            The matrices that it is shown as, with a label for each; by default it is one.
+        """
+        numeric = central_difference(loss, array)
+        special = np.zeros(array.shape, bool) if kinks is None else kinks
+        for k, (label, index) in enumerate(parts):
+            mark = {(int(r), int(c)) for r, c in np.argwhere(np.atleast_2d(special[index]))}
+            self.show(
+                self.matrix(f"d{name}{label}", gradient[index], mark, shape="" if k else str(gradient.shape)),
+                self.matrix("central difference", numeric[index], mark, shape="", digits=4),
+            )
+        distance = float(np.abs(gradient - numeric)[~special].max(initial=0.0))
+        agrees = distance <= AGREES * max(1.0, float(np.abs(numeric).max()))
+        self.right &= agrees
+        self.write(f"They agree: {'yes' if agrees else 'NO'}, they differ by at most {distance:.1e}")
+
+
+def central_difference(loss: Callable[[], float], array: np.ndarray, h: float = STEP) -> np.ndarray:
+    """Return (L(a + h) - L(a - h)) / 2h for each element a of an array: its slope, without any calculus.
+
+    Examples
+    --------
+    >>> x = np.array([1.0, 2.0])
+    >>> central_difference(lambda: float((x * x).sum()), x).round(6)
+    array([2., 4.])
+    """
+    slopes = np.zeros(array.shape)
+    for where in np.ndindex(array.shape):
+        before = array[where]
+        array[where] = before + h
+        above = loss()
+        array[where] = before - h
+        below = loss()
+        array[where] = before
+        slopes[where] = (above - below) / (2 * h)
+    return slopes
+
+
+def some(rng: np.random.Generator, *shape: int, largest: int = 3) -> np.ndarray:
+    """Draw small whole numbers, none of them zero, since a product with zero hides what was multiplied.
+
+    Examples
+    --------
+    >>> some(np.random.default_rng(0), 4)
+    array([-3., -2., -2., -1.])
+    """
+    return rng.integers(1, largest + 1, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def digits_of(values: Any, most: int = 4) -> int:
+    """Return how many digits behind the point show all these numbers exactly, but at most so many.
+
+    Examples
+    --------
+    >>> digits_of([1.0, -2.0]), digits_of([1.0, 0.5]), digits_of([1 / 3])
+    (0, 1, 4)
+    """
+    values = np.asarray(values, dtype=float)
+    return next((d for d in range(most) if np.allclose(values, values.round(d), rtol=0, atol=1e-12)), most)
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """Write a number with so many digits behind the point, and never a zero with a sign.
+
+    Examples
+    --------
+    >>> number(-0.00001, 2), number(2.0), number(2.5)
+    ('0.00', '2', '2.5')
+    """
+    digits = digits_of(value) if digits is None else digits
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
+
+
+def products(pairs: Any, longest: int = 18) -> str:
+    """Write a sum of products, shortened in the middle where it is long.
+
+    Examples
+    --------
+    >>> products([(1, 2), (3, -0.5)])
+    '1*2 + 3*(-0.5)'
+    """
+    terms = [f"{number(a)}*{signed(b)}" for a, b in pairs]
+    if len(terms) > longest:
+        terms = [*terms[: longest - 2], "...", terms[-1]]
+    return " + ".join(terms)
+
+
+def signed(value: float) -> str:
+    """Write a number that follows an operator: in brackets if it is negative."""
+    text = number(value)
+    return f"({text})" if text.startswith("-") else text
+
+
+def _seen(line: str) -> int:
+    """Return how wide a line looks."""
+    return len(re.sub(r"\x1b\[[\d;]*m", "", line))
+
+
+def _width(block: list[str]) -> int:
+    return max(map(_seen, block))
