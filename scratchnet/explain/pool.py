@@ -92,6 +92,6 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
     page.gradient("x", dx, picture, loss, kinks=tied)  # x is a view of it
     page.say(
         "In brackets are ties: a kink, without a derivative. Moved up, a pixel of a tie wins; moved down, "
-        "the other does; so the central difference gives each of the two dy / 2, and max pooling the first "
-        "all of it and the other nothing."
+        "the other does; so the central difference gives each of the two half of that window's dy. Max "
+        "pooling gives the first all of it and the other nothing."
     )
