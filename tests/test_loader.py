@@ -219,3 +219,30 @@ def test_impossible_validation_sizes_are_refused(n):
 def test_impossible_subsets_are_refused(n):
     with pytest.raises(ValueError, match=f"subset of {n} from 3"):
         subset(np.zeros(10, int), [1, 2, 3], n)
+
+
+@pytest.mark.parametrize("name", ["none", "crop2-flip", "crop-flip-cutout5", "cutout3"])
+def test_choices_say_what_an_epoch_does_to_which_picture(name):
+    """With nothing but the numbers, somebody else makes the same pictures."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
+    augmentation, fill = Augmentation.named(name), np.array([9, 8, 7], np.uint8)
+    normalisation = Normalisation(mean=fill / 255, std=(0.2, 0.3, 0.4))
+    how = {"shuffle": True, "augmentation": augmentation, "normalisation": normalisation, "seed": 3}
+    loader = Loader(images, np.arange(7), 3, indices=np.array([6, 0, 2, 5, 3]), **how)
+    scale, shift = (factor.astype("float32") for factor in normalisation.affine)
+    made = []
+    for index, top, left, mirrored, hole_top, hole_left in loader.choices(4):
+        c = augmentation.crop
+        padded = np.empty((8 + 2 * c, 6 + 2 * c, 3), np.uint8)
+        padded[:] = fill
+        padded[c : c + 8, c : c + 6] = images[index]
+        picture = padded[top : top + 8, left : left + 6][:, :: -1 if mirrored else 1].copy()
+        for h in range(hole_top, hole_top + augmentation.cutout):
+            for w in range(hole_left, hole_left + augmentation.cutout):
+                if 0 <= h < 8 and 0 <= w < 6:
+                    picture[h, w] = fill
+        made.append(picture * scale - shift)
+    expected = [(x, y) for x, y in loader.epoch(4)]
+    np.testing.assert_array_equal(np.stack(made), np.concatenate([x for x, _ in expected]))
+    np.testing.assert_array_equal(loader.choices(4)[:, 0], np.concatenate([y for _, y in expected]))

@@ -53,6 +53,17 @@ class Normalisation:
         """
         return tuple(int(np.clip(np.floor(255 * value + 0.5), 0, 255)) for value in self.mean)
 
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift, (3,) each: ``apply`` makes value * scale - shift of a pixel.
+
+        Examples
+        --------
+        >>> Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).affine[1]
+        array([2., 2., 2.])
+        """
+        return 1 / (255 * np.array(self.std)), np.array(self.mean) / self.std
+
     @classmethod
     def of(cls, images: np.ndarray, indices: np.ndarray | None = None) -> Normalisation:
         """Compute the mean and standard deviation of each channel over all pixels.
@@ -124,8 +135,7 @@ class Normalisation:
         # fast.
         height, width = images.shape[1:3]
         rows = (len(images) * height, width * 3)
-        scale = np.tile(1 / (255 * np.array(self.std)), width).astype(out.dtype)  # (W*3,)
-        shift = np.tile(np.array(self.mean) / self.std, width).astype(out.dtype)  # (W*3,)
+        scale, shift = (np.tile(factor, width).astype(out.dtype) for factor in self.affine)  # (W*3,) each
         result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
         flat = result.reshape(rows)
         np.multiply(images.reshape(rows), scale, out=flat)
@@ -222,6 +232,36 @@ class Augmentation:
             chosen[what] = int(match[2]) if match[2] else {"crop": 4, "flip": 1, "cutout": 16}[what]
         return cls(**chosen)
 
+    def draw(self, n: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the changes of a batch.
+
+        Parameters
+        ----------
+        n, height, width : int
+            How many pictures, and their size.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        ndarray of int, shape (n, 5)
+            For each picture: top and left of the window in the padded picture, whether to mirror it (0 or 1),
+            top and left of the hole, which may begin outside.
+
+        Examples
+        --------
+        >>> Augmentation(flip=True).draw(3, 32, 32, np.random.default_rng(0))[:, 2]
+        array([0, 1, 1])
+        """
+        # Random numbers for the whole batch come first, so that each option draws the same ones in every
+        # batch.
+        tops, lefts = rng.integers(0, 2 * self.crop + 1, (2, n)) if self.crop else np.zeros((2, n), int)
+        flipped = rng.random(n) < 0.5 if self.flip else np.zeros(n, bool)
+        first = np.zeros((2, n), int)
+        if self.cutout:
+            # The square covers [centre - size // 2, centre - size // 2 + size), as far as that lies within.
+            first = rng.integers(0, [[height], [width]], (2, n)) - self.cutout // 2
+        return np.stack([tops, lefts, flipped, *first], axis=1)
+
     def apply(self, images: np.ndarray, rng: np.random.Generator, fill=(128, 128, 128)) -> np.ndarray:
         """Change a batch; the argument itself is left as it was.
 
@@ -247,16 +287,9 @@ class Augmentation:
         """
         _check_images(images)
         n, height, width, _ = images.shape
-        # Random numbers for the whole batch come first, so that each option draws the same ones in every
-        # batch.
-        tops, lefts = rng.integers(0, 2 * self.crop + 1, (2, n)) if self.crop else np.zeros((2, n), int)
-        flipped = rng.random(n) < 0.5 if self.flip else np.zeros(n, bool)
-        if self.cutout:
-            # The square covers [centre - size // 2, centre - size // 2 + size), as far as that lies within.
-            first = rng.integers(0, [[height], [width]], (2, n)) - self.cutout // 2
-            holes = np.stack([np.maximum(first, 0), first + self.cutout], axis=-1).transpose(
-                1, 0, 2
-            )  # (N, 2, 2)
+        tops, lefts, flipped, *first = self.draw(n, height, width, rng).T  # each (N,)
+        holes = np.stack([np.maximum(first, 0), np.add(first, self.cutout)], axis=-1)  # (2, N, 2)
+        holes = holes.transpose(1, 0, 2)  # (N, 2, 2)
 
         padded = images
         if self.crop:

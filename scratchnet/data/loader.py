@@ -118,7 +118,7 @@ class Loader:
         >>> x.dtype.name, sorted(y.tolist())
         ('float32', [0, 1, 2])
         """
-        order = self._generator(0, epoch).permutation(self.indices) if self.shuffle else self.indices
+        order = self._order(epoch)
         ahead = None
         try:
             for batch in range(len(self)):
@@ -136,6 +136,37 @@ class Loader:
         finally:  # also where the caller stops midway
             if ahead is not None:
                 ahead.cancel()
+
+    def choices(self, epoch: int) -> np.ndarray:
+        """Return what ``epoch`` draws, for somebody who prepares the same pictures elsewhere (on a GPU).
+
+        Parameters
+        ----------
+        epoch : int
+
+        Returns
+        -------
+        ndarray of int32, shape (n_samples, 6)
+            For each picture, in order: its index in ``images``, then what ``Augmentation.draw`` returns.
+
+        Examples
+        --------
+        >>> loader = Loader(np.zeros((3, 8, 8, 3), np.uint8), np.arange(3), 2, shuffle=False)
+        >>> loader.choices(0)[:, 0]
+        array([0, 1, 2], dtype=int32)
+        """
+        order = self._order(epoch)
+        chosen = np.zeros((len(order), 6), np.int32)
+        chosen[:, 0] = order
+        if self.augmentation is not None:
+            for batch in range(len(self)):
+                rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+                generator, size = self._generator(1, epoch, batch), self.images.shape[1:3]
+                chosen[rows, 1:] = self.augmentation.draw(len(order[rows]), *size, generator)
+        return chosen
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return self._generator(0, epoch).permutation(self.indices) if self.shuffle else self.indices
 
     def _generator(self, purpose: int, *when: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, *when)))
