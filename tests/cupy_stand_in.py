@@ -25,6 +25,10 @@ Where it differs from the CuPy that it was written after (14), as far as we know
 - Results are NumPy's to the last bit. CuPy adds in another order, and its float16 products and exponentials
   differ in the last digits.
 - Nothing is asynchronous, there is one device, memory is the host's, and no error comes late.
+- CUDA graphs: while a stream records, launches of raw kernels and of cuBLAS (``cublas_stand_in.py``) are kept
+  for the graph and not run. Anything else that computes, allocates, copies or waits is refused then: CuPy
+  would record some of that, and code that relies on it is not what we want. Raw kernels are run by
+  ``cuda_emulator``.
 - What counts as reading a value: besides the above ``x[mask]``, ``nonzero`` and ``where(x)``, since the size
   of the result must be known, and not ``x[mask] = 0``, as in CuPy. Where a function of CuPy's waits for other
   reasons, the stand-in does not know.
@@ -35,11 +39,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from time import perf_counter
 from types import ModuleType, SimpleNamespace
 
+import cublas_stand_in
 import numpy as np
 
-traffic = SimpleNamespace(reads=0, uploads=0)
+traffic = SimpleNamespace(reads=0, uploads=0, launches=0, replays=0)
 
 SCALARS = (bool, int, float, complex, np.generic)
 BINARY = {
@@ -92,8 +98,105 @@ BORROWED = """
 """.split()  # CuPy has NumPy's own
 
 
+VIEWS = ("reshape", "view", "transpose", "swapaxes", "squeeze", "ravel")  # which compute nothing
+
+
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises when CUDA reports an error."""
+
+
+class OutOfMemoryError(MemoryError):
+    """What CuPy raises when the device has no memory left."""
+
+
+# Streams and graphs
+
+
+class Stream:
+    """A stream: everything is done at once, unless it records."""
+
+    def __init__(self, null=False, non_blocking=False):
+        self.ptr = 0 if null else id(self)
+        self.recorded = None  # a list while it records
+
+    def __enter__(self):
+        streams.append(self)
+        return self
+
+    def __exit__(self, *exception):
+        streams.pop()
+
+    def synchronize(self):
+        refuse_while_recording("waits")
+
+    def begin_capture(self, mode=None):
+        if not self.ptr:
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: the null stream cannot be captured")
+        self.recorded = []
+
+    def end_capture(self):
+        recorded, self.recorded = self.recorded, None
+        return Graph(recorded)
+
+
+class Graph:
+    """Launches that were recorded."""
+
+    def __init__(self, launches):
+        self.launches = launches
+
+    def launch(self, stream=None):
+        refuse_while_recording("replays")
+        traffic.replays += 1
+        for do in self.launches:
+            do()
+
+
+class Event:
+    """A moment."""
+
+    def record(self, stream=None):
+        self.time = perf_counter()
+
+    def synchronize(self):
+        refuse_while_recording("waits")
+
+
+class Device:
+    """The only one."""
+
+    compute_capability = "90"
+
+
+streams = [Stream(null=True)]  # the last one is the current one
+
+
+def launch(do):
+    """Call ``do``, or keep it if the current stream records."""
+    traffic.launches += 1
+    recorded = streams[-1].recorded
+    do() if recorded is None else recorded.append(do)
+
+
+def refuse_while_recording(what):
+    """Raise if the current stream records: what allocates, copies or waits has no place in a graph."""
+    if streams[-1].recorded is not None:
+        raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: this {what} while a stream is captured")
+
+
+def RawModule(**settings):  # noqa: N802  (CuPy's name)
+    """Compile CUDA source for the emulator."""
+    from cuda_emulator import RawModule
+
+    return RawModule(**settings)
+
+
+def memory_info():
+    """Return the free and the total bytes of the device."""
+    return free_memory, 80 << 30
+
+
+free_memory = 80 << 30
 
 
 class ndarray:  # noqa: N801  (CuPy's name)
@@ -116,10 +219,12 @@ class ndarray:  # noqa: N801  (CuPy's name)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
     T = property(lambda self: ndarray(self._host.T))
+    data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
 
     # What waits for the device
 
     def get(self):
+        refuse_while_recording("copies to the host")
         traffic.reads += 1
         return self._host.copy()
 
@@ -184,6 +289,7 @@ class ndarray:  # noqa: N801  (CuPy's name)
         return ndarray(self._host[index])
 
     def __setitem__(self, index, value):
+        refuse_while_recording("computes without a raw kernel")
         self._host[_index(index)] = _operand(value)
 
     def set(self, values):
@@ -191,6 +297,7 @@ class ndarray:  # noqa: N801  (CuPy's name)
             raise TypeError("only numpy.ndarray can be set to cupy.ndarray")
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError("shape or dtype mismatch")
+        refuse_while_recording("copies from the host")
         traffic.uploads += 1
         self._host[...] = values
 
@@ -239,6 +346,8 @@ def _wrap(function, admit):
     takes_where = name == "copyto"
 
     def call(*arguments, out=None, **keywords):
+        if name not in VIEWS:
+            refuse_while_recording("computes without a raw kernel")
         for keyword in ("where", "initial", "order"):
             if keyword in keywords and not (keyword == "where" and takes_where):
                 raise TypeError(f"{name}: CuPy knows no argument {keyword!r} here, or not in all versions")
@@ -275,8 +384,13 @@ def _on_device(function):
 
 def _creation(function, *, like=False):
     def call(*arguments, **keywords):
+        refuse_while_recording("allocates")
         if like and not isinstance(arguments[0], ndarray):
             raise TypeError(f"Unsupported type {type(arguments[0])}")
+        shape = arguments[0] if function in (np.empty, np.zeros) else ()
+        dtype = np.dtype(keywords.get("dtype") or (arguments[1:] or [float])[0])
+        if np.prod(shape, dtype=float) * dtype.itemsize > free_memory:
+            raise OutOfMemoryError(f"Out of memory allocating {shape}")
         return ndarray(function(*map(_argument, arguments), **keywords))
 
     return call
@@ -286,6 +400,7 @@ def array(values, dtype=None, copy=True):
     """Copy to the device, from the host or from the device."""
     if isinstance(values, ndarray):
         return ndarray(np.array(values._host, dtype=dtype))
+    refuse_while_recording("copies from the host")
     traffic.uploads += 1
     return ndarray(np.array(values, dtype=dtype))
 
@@ -359,11 +474,17 @@ def _make_module():
     module.linalg = SimpleNamespace(norm=_on_device(np.linalg.norm))
     stride_tricks = SimpleNamespace(sliding_window_view=sliding_window_view, as_strided=as_strided)
     module.lib = SimpleNamespace(stride_tricks=stride_tricks)
-    stream = SimpleNamespace(synchronize=lambda: None)
+    module.RawModule = RawModule
+    module.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     module.cuda = SimpleNamespace(
-        get_current_stream=lambda: stream,
+        get_current_stream=lambda: streams[-1],
+        Stream=Stream,
+        Event=Event,
+        Device=Device,
+        get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
+            memGetInfo=memory_info,
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 13000,
             getDeviceCount=lambda: 1,
@@ -384,7 +505,8 @@ def installed():
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy
     try:
-        yield cupy
+        with cublas_stand_in.installed():
+            yield cupy
     finally:
         if before is None:
             del sys.modules["cupy"]
@@ -394,7 +516,8 @@ def installed():
 
 @contextmanager
 def counted():
-    """Count the traffic within this context: yields an object with ``reads`` and ``uploads``."""
-    start, count = (traffic.reads, traffic.uploads), SimpleNamespace(reads=0, uploads=0)
+    """Count within this context: yields an object with what ``traffic`` has."""
+    start, count = vars(traffic).copy(), SimpleNamespace(**dict.fromkeys(vars(traffic), 0))
     yield count
-    count.reads, count.uploads = traffic.reads - start[0], traffic.uploads - start[1]
+    for name, value in vars(traffic).items():
+        setattr(count, name, value - start[name])

@@ -11,8 +11,8 @@ times as fast. Four ideas, a file each:
 ``running.py``      lists of array calls on worker threads, with barriers
 ==================  ======================================================================================
 
-``plan.py`` puts them together. ``cpu/`` has the algorithms for a CPU, and ``cuda/`` those for a GPU, where a row
-of kernel launches that is recorded once takes the place of the lists of array calls. Begin with the
+``plan.py`` puts them together. ``cpu/`` has the algorithms for a CPU, and ``cuda/`` those for a GPU, where a
+row of kernel launches that is recorded once takes the place of the lists of array calls. Begin with the
 ``__init__.py`` of either.
 """
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -110,6 +111,8 @@ class Workspace:
         The number of the forward pass that wrote into it last: only that one can be followed by its backward.
     """
 
+    _passes = count(1)
+
     _of_network: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
@@ -121,6 +124,11 @@ class Workspace:
         """Return the network's workspace, made when first asked for."""
         return cls._of_network.setdefault(network, cls())
 
+    def take(self) -> int:
+        """Make a new forward pass the owner, and return its number."""
+        self.owner = next(self._passes)
+        return self.owner
+
     def reserve(self, size: int, xp: Any = np) -> None:
         """See to it that the block has so many bytes, as an array of the library ``xp``.
 
@@ -131,4 +139,4 @@ class Workspace:
             whole = xp.empty(size + ALIGNMENT, np.uint8)
             start = -(whole.ctypes.data if xp is np else whole.data.ptr) % ALIGNMENT
             self.block = whole[start : start + size]
-            self.owner += 1
+            self.take()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from scratchnet.plans import choosing
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Buffer, Workspace
 from scratchnet.plans.running import Clock
-
-_forwards = count(1)
 
 
 def compile(
@@ -210,15 +207,15 @@ class Plan:
         if array_module(x) is not xp or tuple(getattr(x, "shape", ())) != self.input_shape:
             library = "NumPy" if xp is np else "CuPy"
             raise ValueError(
-                f"this plan is for a {library} array of shape {self.input_shape}, not {_told(x)}: compile one "
-                "for each shape"
+                f"this plan is for a {library} array of shape {self.input_shape}, not {_told(x)}: compile "
+                "one for each shape"
             )
         if x.dtype != self.dtype:
             raise ValueError(f"expected {self.dtype}, got {x.dtype}")
         if self.workspace.block is not self._block:
             self._bind()
         self._last_forward = 0
-        self.workspace.owner = mine = next(_forwards)
+        mine = self.workspace.take()
         version = self._buffer.version if self._buffer is not None else 0
         derive = self.training or self._derived_from != version or self._statistics_changed
         self._derived_from = None
@@ -361,7 +358,7 @@ class Plan:
         str
             The memory of a group is that of its input map with its gradient, and that of its scratch buffers,
             most of which share their place with those of other groups. Times are those since the plan was
-            compiled; GFLOP/s counts two operations for each multiply-add of the layer's definition, and once
+            compiled (on a GPU, those that ``measure`` took); GFLOP/s counts two operations for each multiply-add of the layer's definition, and once
             there was a backward pass three passes (two for the first group, whose input gradient is rarely
             asked for), whatever the algorithm really does.
         """
@@ -394,8 +391,8 @@ class Plan:
                     f"{sum(b.nbytes for b in owned) / 1e6:.1f}",
                     f"{sum(b.nbytes for b in self._scratch[i]) / 1e6:.1f}",
                     f"{g.multiply_adds / 1e6:,.0f}",
-                    f"{spent[i][0] * 1e3:.2f}",
-                    f"{spent[i][1] * 1e3:.2f}",
+                    f"{spent[i][0] * 1e3:.2f}" if self.clock.seconds else "",
+                    f"{spent[i][1] * 1e3:.2f}" if self.clock.seconds else "",
                     f"{operations / seconds / 1e9:.0f}" if seconds and operations else "",
                     f"{seconds / total:.1%}" if seconds else "",
                 ]

@@ -1,0 +1,156 @@
+"""Convolution as matrix products of cuBLAS, between kernels that make and take apart the column matrix.
+
+The mathematics is in ``functional/conv.py``, with the same names. A few images at a time, so many that the
+column matrix takes at most COLUMN_BYTES::
+
+    forward    columns = im2col(x)          kernels/conv.cu, written as operands (float32 or bfloat16)
+               z = columns W                cuBLAS, float32
+               y = pool(relu(z + b))        kernels/epilogue.cu, one pass over z
+
+    backward   dz = dy where relu and pooling let it through     kernels/mask.cu, as operands; and parts of db
+               columns = im2col(x)          again, which is quicker than keeping nine times the input
+               dW += columns^T dz           cuBLAS
+               dcolumns = dz W^T            cuBLAS, float32, over the columns: they have served
+               dx = col2im(dcolumns)        kernels/conv.cu; each thread adds up what one pixel gets
+
+Where pooling follows, z is scratch, and the pooled map with a byte for each of its pixels (which of the four
+won) is all that is kept. In evaluation a batch normalisation behind the convolution is part of the epilogue,
+as a factor and a summand for each channel, made anew from the statistics in each forward pass: so statistics
+may be written to at any time, and the weights need no second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cuda import modules
+from scratchnet.plans.cuda.kernel import Kernel, first_of, gradient
+from scratchnet.plans.memory import Arena
+
+# Large enough for products that fill the GPU, small beside its memory. Not yet tuned on one.
+COLUMN_BYTES = 256 << 20
+
+
+class Convolution(Kernel):
+    """Conv2d [+ BatchNorm2d, in evaluation] [+ ReLU] [+ 2 x 2 max pooling]."""
+
+    algorithm = "im2col"
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        conv = self.conv = self.group.main
+        self.N = self.input.shape[0]
+        _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
+        self.size = conv.kernel_size, conv.stride, conv.padding
+        self.row = prod(conv.weight.shape[:-1])  # numbers in a row of the column matrix
+        self.n = max(1, min(self.N, COLUMN_BYTES // (4 * self.OH * self.OW * self.row)))  # images at a time
+        self.pools = self.group.pool is not None
+        self.keeps_output = self.group.relu is not None and not self.pools
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        rows, operand = self.n * self.OH * self.OW, self.setting.operand
+        self.columns = arena.request("columns", (rows, self.row), operand, forward, forward)
+        if self.pools:
+            self.z = arena.request("z", (rows, self.O), np.float32, forward, forward)
+        if self.group.norm is not None:
+            self.centre = arena.request("centre", (self.O,), np.float32, forward, forward)
+            self.scale = arena.request("scale", (self.O,), np.float32, forward, forward)
+        if backward is None:
+            return
+        if self.pools:
+            self.code = arena.request("code", self.output.shape, np.uint8, forward, backward)
+        self.columns_again = arena.request("columns", (rows, self.row), np.float32, backward, backward)
+        if self.pools or self.group.relu is not None or operand != np.float32:
+            self.dz = arena.request("dz", (rows, self.O), operand, backward, backward)
+        else:
+            self.dz = None  # dy itself
+        if self.conv.bias is not None:
+            self.parts = [modules.sums_shape(self._summed(images), self.O)[0] for images in self._chunks()]
+            self.partial = arena.request("partial", (sum(self.parts), self.O), np.float32, backward, backward)
+
+    def _chunks(self) -> Iterator[slice]:
+        for start in range(0, self.N, self.n):
+            yield slice(start, min(start + self.n, self.N))
+
+    def _summed(self, images: slice) -> int:
+        """Count the rows that are summed for db: of pooled maps, since no other pixel has a gradient."""
+        return (images.stop - images.start) * prod(self.output.shape[1:3])
+
+    def forward(self) -> None:  # noqa: D102
+        bias = None if self.conv.bias is None else self.conv.bias.data
+        relu = self.group.relu is not None
+        follows: dict[str, Any] = {"shift": bias, "relu": relu}
+        if (norm := self.group.norm) is not None:
+            centre, scale = self.centre.array, self.scale.array
+            statistics = norm.running_mean, norm.running_var
+            modules.norm_fold(norm.weight.data, *statistics, bias, centre, scale, norm.eps)
+            follows = {"shift": norm.bias.data, "centre": centre, "scale": scale, "relu": relu}
+        weight = self.setting.operands.of(self.conv.weight)  # (KH*KW*C, O)
+        for images in self._chunks():
+            n = images.stop - images.start
+            rows = n * self.OH * self.OW
+            columns = first_of(self.columns, self.setting.operand, rows, self.row)
+            modules.im2col(self.input.data[images], columns, *self.size)
+            y = self.output.data[images]
+            if self.pools:
+                z = first_of(self.z, np.float32, n, self.OH, self.OW, self.O)
+                self.setting.products(columns, weight, out=z.reshape(rows, self.O))
+                code = self.code.array[images] if self.setting.training else None
+                modules.epilogue_pool(z, y, code, **follows)
+            else:
+                self.setting.products(columns, weight, out=y.reshape(rows, self.O))
+                if relu or follows["shift"] is not None:
+                    modules.epilogue(y, y, **follows)
+
+    def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
+        weight, products = self.conv.weight, self.setting.products
+        dweight = gradient(weight).reshape(self.row, self.O)
+        with_bias = self.conv.bias is not None
+        first_part = 0
+        for k, images in enumerate(self._chunks()):
+            n = images.stop - images.start
+            rows = n * self.OH * self.OW
+            partial = None
+            if with_bias:
+                partial = self.partial.array[first_part : first_part + self.parts[k]]
+                first_part += self.parts[k]
+            dz = self._dz(images, partial).reshape(rows, self.O)
+
+            columns = first_of(self.columns_again, self.setting.operand, rows, self.row)
+            modules.im2col(self.input.data[images], columns, *self.size)
+            products(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
+            if need_input_gradient:
+                dcolumns = first_of(self.columns_again, np.float32, rows, self.row)
+                products(dz, self.setting.operands.of(weight), out=dcolumns, transpose_b=True)
+                modules.col2im(dcolumns, self.input.grad[images], *self.size)
+        if with_bias:
+            modules.finish_sums(self.partial.array, gradient(self.conv.bias))
+
+    def _dz(self, images: slice, partial: Any) -> Any:
+        """Return the gradient of z for some images, and launch the sums of its rows, if there is a bias."""
+        dy = self.output.grad[images]
+        shape = images.stop - images.start, self.OH, self.OW, self.O
+        dz = dy if self.dz is None else first_of(self.dz, self.setting.operand, *shape)
+        if self.pools:
+            modules.unpool(dy, self.code.array[images], dz, partial)
+        elif self.dz is not None or partial is not None:
+            y = self.output.data[images] if self.keeps_output else None
+            modules.mask(dy, y, None if self.dz is None else dz, partial)
+        return dz
+
+    def constants(self) -> tuple:  # noqa: D102
+        return statistics_of(self.group.norm)
+
+    def describe(self) -> str:  # noqa: D102
+        return f"{self.n} images at a time" if self.n < self.N else ""
+
+
+def statistics_of(norm: Any) -> tuple:
+    """Return what a batch normalisation's launches depend on, besides its parameters."""
+    if norm is None:
+        return ()
+    return norm.running_mean.data.ptr, norm.running_var.data.ptr, norm.eps, norm.momentum

@@ -1,0 +1,75 @@
+"""CUDA graphs: a row of launches that is recorded once, and replayed by a single call.
+
+A launch from Python costs 10 to 20 microseconds, a training step of VGG16 has well over a hundred, and a GPU
+would spend most of its time waiting for them. A graph holds the same launches with the same arguments::
+
+    first call     the launches are made as they are; so every kernel is compiled and loaded
+    second call    they are recorded, on a stream on which nothing runs meanwhile, and then replayed
+    from then on   replayed
+
+What a replay shall do differently from the one before (the learning rate, which images, which numbers are
+dropped) therefore has to lie in device memory, under an address that does not change. What is an argument of
+a launch is part of the graph: when such a number changes, everything begins again with the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+
+class Replayed:
+    """Launches that are recorded as a CUDA graph.
+
+    Parameters
+    ----------
+    xp : module
+        CuPy.
+    launch : callable
+        Makes the launches, on the current stream. It allocates nothing, reads nothing and waits for nothing.
+    constants : callable
+        Returns everything that the launches get as arguments and that may change from one call to the next.
+    graphs : bool
+        False: the launches are made anew each time, as in the first call.
+
+    Attributes
+    ----------
+    recorded : bool
+        Whether there is a graph, so that the next call replays it unless a constant changes.
+    """
+
+    def __init__(
+        self, xp: Any, launch: Callable[[], None], constants: Callable[[], Any], graphs: bool = True
+    ):
+        self.xp, self.launch, self.constants, self.graphs = xp, launch, constants, graphs
+        self._graph: Any = None
+        self._constants: Any = None
+
+    @property
+    def recorded(self) -> bool:  # noqa: D102  (see above)
+        return self._graph is not None
+
+    def __call__(self) -> None:
+        """Make the launches, or replay them, on the current stream."""
+        constants = self.constants()
+        if not self.graphs or self._constants is None or constants != self._constants:
+            self._graph = self._constants = None
+            self.launch()
+            self._constants = constants
+            return
+        if self._graph is None:
+            self._graph = self._record()
+        self._graph.launch()
+
+    def _record(self) -> Any:
+        stream = self.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            try:
+                self.launch()
+            except BaseException:
+                with suppress(Exception):  # a recording that failed cannot be ended without an error, either
+                    stream.end_capture()
+                raise
+            return stream.end_capture()

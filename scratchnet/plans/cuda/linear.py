@@ -1,0 +1,81 @@
+"""Fully connected layers, with the ReLU and the dropout behind them.
+
+Three products, as in ``functional/linear.py``: y = x W + b forward, dW = x^T dz and dx = dz W^T backward,
+with x and dz rounded to operands first. Dropout keeps no mask: behind a ReLU what it dropped is zero and what
+it kept is not (or has no gradient anyway), so that (y > 0) tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cuda import modules
+from scratchnet.plans.cuda.kernel import Kernel, gradient
+from scratchnet.plans.memory import Arena
+
+
+class Linear(Kernel):
+    """Linear [+ ReLU [+ Dropout]].
+
+    Attributes
+    ----------
+    drops : bool
+        Whether it draws random numbers. Then its plan sets ``counter``, an int64 (1,) in device memory.
+    """
+
+    algorithm = "product"
+    counter: Any = None
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        dropout = self.group.dropout
+        self.drops = dropout is not None and self.setting.training and dropout.p > 0.0
+        self.keeps_output = self.group.relu is not None
+
+    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        operand = self.setting.operand
+        self.x = self.dz = None  # the input, and the output's gradient, themselves
+        if operand != np.float32:
+            self.x = arena.request("x", self.input.shape, operand, forward, forward)
+        if backward is None:
+            return
+        if operand != np.float32:
+            self.x_again = arena.request("x", self.input.shape, operand, backward, backward)
+        if self.group.relu is not None or operand != np.float32:
+            self.dz = arena.request("dz", self.output.shape, operand, backward, backward)
+        if self.group.main.bias is not None:
+            shape = modules.sums_shape(*self.output.shape)
+            self.partial = arena.request("partial", shape, np.float32, backward, backward)
+
+    def forward(self) -> None:  # noqa: D102
+        linear, y = self.group.main, self.output.data
+        x = self.input.data if self.x is None else self._cast(self.x)
+        self.setting.products(x, self.setting.operands.of(linear.weight), out=y)
+        bias, relu = None if linear.bias is None else linear.bias.data, self.group.relu is not None
+        if relu or bias is not None:
+            modules.epilogue(y, y, bias, relu=relu)
+        if self.drops:
+            modules.dropout(y, self.group.dropout.p, 0, self.counter)
+
+    def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
+        linear, dy = self.group.main, self.output.grad
+        dz = dy if self.dz is None else self.dz.array
+        partial = None if linear.bias is None else self.partial.array
+        if self.dz is not None or partial is not None:
+            y = self.output.data if self.keeps_output else None
+            p = self.group.dropout.p if self.drops else 0.0
+            factor = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+            modules.mask(dy, y, None if self.dz is None else dz, partial, factor=factor)
+        if linear.bias is not None:
+            modules.finish_sums(partial, gradient(linear.bias))
+        x = self.input.data if self.x is None else self._cast(self.x_again)
+        self.setting.products(x, dz, out=gradient(linear.weight), transpose_a=True)
+        if need_input_gradient:
+            weight = self.setting.operands.of(linear.weight)
+            self.setting.products(dz, weight, out=self.input.grad, transpose_b=True)
+
+    def _cast(self, buffer: Any) -> Any:
+        modules.cast(self.input.data, buffer.array)
+        return buffer.array

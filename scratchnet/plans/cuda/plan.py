@@ -1,0 +1,253 @@
+"""The plan of a GPU: a kernel for each group, and all launches recorded as CUDA graphs."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from scratchnet.backend import BackendError
+from scratchnet.plans.cuda import modules
+from scratchnet.plans.cuda.conv import Convolution
+from scratchnet.plans.cuda.graphs import Replayed
+from scratchnet.plans.cuda.kernel import Kernel, Map, Operands, Setting
+from scratchnet.plans.cuda.linear import Linear
+from scratchnet.plans.cuda.norm import Norm
+from scratchnet.plans.cuda.products import Products
+from scratchnet.plans.cuda.simple import Average, Fallback, View
+from scratchnet.plans.grouping import Group, group, leaves
+from scratchnet.plans.plan import Plan
+
+KERNELS: dict[str, type[Kernel]] = {
+    "conv": Convolution,
+    "norm": Norm,
+    "linear": Linear,
+    "average": Average,
+    "flatten": View,
+    "nothing": View,
+    "other": Fallback,
+}
+AMPERE = 80  # the first architecture with tensor cores for tf32 and bf16, and the oldest that CI compiles for
+
+_operands: weakref.WeakKeyDictionary[Any, dict[Any, Operands]] = weakref.WeakKeyDictionary()
+
+
+class CudaPlan(Plan):
+    """A network compiled for a GPU.
+
+    Attributes
+    ----------
+    graphs : bool
+        Set it to False and all launches are made one by one, as they are before they are recorded.
+    """
+
+    precisions = ("fp32", "tf32", "bf16")
+    graphs = True
+
+    # What it consists of
+
+    def _group(self) -> list[Group]:
+        if self.dtype == np.float32:
+            return group(self.net, self.input_shape)
+        # The kernels compute in float32: in any other dtype each layer runs by itself.
+        groups, shape = [], self.input_shape
+        group(self.net, shape)  # checks that everything fits
+        for path, layer in leaves(self.net):
+            after = tuple(layer.output_shape(shape))
+            groups.append(Group("other", layer, [layer], [path], shape, after))
+            shape = after
+        return groups
+
+    def _compile(self) -> None:
+        xp = self.net.backend.xp
+        require_ampere(xp)
+        operand = modules.operand_dtype(self.precision)
+        operands = None
+        if self._buffer is not None and self.dtype == np.float32:
+            operands = operands_of(self._buffer, operand)
+        self.operands = operands
+        setting = Setting(xp, self.training, Products(xp, self.precision), operand, operands)
+        self.kernels, self.maps = [], [Map(self.input_shape, self.dtype)]
+        for i, g in enumerate(self.groups):
+            before, kind = self.maps[-1], KERNELS[g.kind]
+            self.maps.append(Map(g.output_shape, self.dtype, before if kind.is_view else None))
+            self.kernels.append(kind(g, before, self.maps[-1], setting, first=i == 0))
+        self.dropping = [k for k in self.kernels if isinstance(k, Linear) and k.drops]
+
+    def _bind(self) -> None:
+        try:
+            super()._bind()
+        except MemoryError as error:
+            raise BackendError(self._too_large()) from error
+
+    def _prepare(self) -> None:
+        xp = self.net.backend.xp
+        self.count_dropouts(xp.zeros(max(1, len(self.dropping)), np.int64))
+        graphs = self.graphs and all(kernel.replayable for kernel in self.kernels)
+        self._forward = Replayed(xp, self.launch_forward, self.constants, graphs)
+        self._backward = {
+            need: Replayed(xp, lambda need=need: self.launch_backward(need), self.constants, graphs)
+            for need in (False, True)
+        }
+
+    def _how(self) -> str:
+        return f"{self.precision}, {self.dtype}"
+
+    # Running. The first three are also what a whole training step consists of, see ``step.py``.
+
+    def derive(self) -> None:
+        """Bring what products read of the parameters up to date, unless it is."""
+        if self.operands is None or self.operands.version == self._buffer.version:
+            return
+        if self.operands.separate:
+            modules.cast(self._buffer.data, self.operands.flat)
+        self.operands.version = self._buffer.version
+
+    def launch_forward(self) -> None:
+        """Launch everything between the first map and the last."""
+        for kernel in self.kernels:
+            kernel.forward()
+
+    def launch_backward(self, need_input_gradient: bool = False) -> None:
+        """Launch everything between the last map's gradient and the first one's."""
+        for i, kernel in reversed(list(enumerate(self.kernels))):
+            kernel.backward(need_input_gradient or i > 0)
+
+    def count_dropouts(self, counters: Any) -> None:
+        """Let dropouts read from these counters, int64 (as many,), which numbers they drop.
+
+        They need a fresh number for each forward pass.
+        """
+        self.counters = counters
+        for d, kernel in enumerate(self.dropping):
+            kernel.counter = counters[d : d + 1]
+
+    def ready(self) -> None:
+        """Check that this plan is current, and take over the workspace, as ``forward`` does by itself."""
+        self._check_current()
+        if self.workspace.block is not self._block:
+            self._bind()
+        self.workspace.take()
+        self._last_forward = 0
+        self.derive()
+
+    def constants(self) -> tuple:
+        """Return what a recorded graph contains and might have to be recorded anew for."""
+        grad = None if self._buffer is None or self._buffer.grad is None else self._buffer.grad.data.ptr
+        block = self.workspace.block.data.ptr
+        return grad, block, self.counters.data.ptr, *(kernel.constants() for kernel in self.kernels)
+
+    def _run_forward(self, x: Any, derive: bool) -> Any:
+        self.maps[0].data[...] = x
+        self.derive()
+        if self.dropping:
+            draws = [kernel.group.dropout.rng.integers(2**62) for kernel in self.dropping]
+            self.counters.set(np.array(draws, np.int64))
+        self._forward()
+        return self.maps[-1].data.copy()
+
+    def _run_backward(self, dy: Any, need_input_gradient: bool) -> Any:
+        last = self.maps[-1]
+        last.grad[...] = self.net.backend.asarray(dy, dtype=self.dtype).reshape(last.shape)
+        self._backward[need_input_gradient]()
+        return self.maps[0].grad.copy() if need_input_gradient else None
+
+    def refresh(self) -> None:  # noqa: D102  (see Plan)
+        super().refresh()
+        if self.operands is not None:
+            self.operands.version = None
+
+    # Telling
+
+    def measure(self, repeats: int = 10) -> None:
+        """Time each group, launched by itself, for ``describe``.
+
+        The maps hold what the last forward and backward pass left. Launched one by one, small groups look
+        slower than they are in a graph.
+
+        Parameters
+        ----------
+        repeats : int
+        """
+        cuda = self.net.backend.xp.cuda
+        self.clock.reset()
+        passes = {"forward": lambda kernel, i: kernel.forward()}
+        if self.training:
+            self._buffer.allocate_grad()
+            passes["backward"] = lambda kernel, i: kernel.backward(i > 0)
+        for direction, launch in passes.items():
+            for i, kernel in enumerate(self.kernels):
+                if not kernel.replayable:
+                    continue
+                launch(kernel, i)  # compiled, loaded
+                start, end = cuda.Event(), cuda.Event()
+                start.record()
+                for _ in range(repeats):
+                    launch(kernel, i)
+                end.record()
+                end.synchronize()
+                self.clock.seconds[i, direction, ""] = cuda.get_elapsed_time(start, end) / 1e3
+            self.clock.runs[direction] = repeats
+
+    # Errors
+
+    def _too_large(self) -> str:
+        """Say how many images would fit."""
+        xp = self.net.backend.xp
+        xp.get_default_memory_pool().free_all_blocks()
+        free, _ = xp.cuda.runtime.memGetInfo()
+        images, fits = self.input_shape[0], 0
+        for n in _halving(images):
+            if fits + n < images and self._bytes_for(fits + n) <= 0.95 * free:  # pools do not fill up wholly
+                fits += n
+        wanted, left = self.arena.size / 2**30, free / 2**30
+        hint = (
+            f"{fits} images a batch would fit" if fits else "not even one image would fit: take a smaller one"
+        )
+        return (
+            f"the GPU has not enough memory for {images} images a batch: {wanted:.1f} GiB are needed, "
+            f"{left:.1f} are free: {hint}"
+        )
+
+    def _bytes_for(self, images: int) -> int:
+        """Return how much memory this plan would take for another number of images."""
+        other = copy.copy(self)
+        other.input_shape = (images, *self.input_shape[1:])
+        other.groups = other._group()
+        other._compile()
+        other._request_memory()
+        return other.arena.size
+
+
+def _halving(count: int) -> Iterator[int]:
+    """Yield powers of two, from the largest that is at most ``count`` down to 1: any number is a sum of some.
+
+    Examples
+    --------
+    >>> list(_halving(6))
+    [4, 2, 1]
+    """
+    for k in reversed(range(count.bit_length())):
+        yield 1 << k
+
+
+def operands_of(buffer: Any, dtype: Any) -> Operands:
+    """Return the parameters as products read them, made when first asked for."""
+    made = _operands.setdefault(buffer, {})
+    found = made.get(dtype)
+    if found is None or (not found.separate and found.flat is not buffer.data):
+        found = made[dtype] = Operands(buffer, dtype)
+    return found
+
+
+def require_ampere(xp: Any) -> None:
+    """Raise BackendError on a GPU that is too old for a plan."""
+    capability = xp.cuda.Device().compute_capability
+    if int(capability) < AMPERE:
+        raise BackendError(
+            f"plans need a GPU of compute capability 8.0 (Ampere) or newer, and this one has "
+            f"{capability[:-1]}.{capability[-1]}: use --engine layers"
+        )

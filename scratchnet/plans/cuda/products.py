@@ -1,0 +1,174 @@
+"""Matrix products by cuBLAS, which is called directly, since CuPy will not let a CUDA graph record it.
+
+CuPy's own calls (``cupy.matmul``, ``cupy_backends.cuda.libs.cublas``) raise NotImplementedError while a
+stream is being recorded (https://github.com/cupy/cupy/issues/6290). cuBLAS itself allows it, if it has a
+workspace beforehand. So CuPy finds and loads the library, and here it is called through ctypes, with a handle
+and a workspace of our own. A fixed workspace also makes its sums come out alike every time.
+
+cuBLAS counts columns first: what it takes for a matrix (m, n) is in memory our (n, m). So our C = A B is
+asked for as C^T = B^T A^T, which moves no number: the operands only change places, and an operand that we
+want transposed is one that it shall transpose.
+
+==========  =======================================  ====================================================
+precision   what goes into a product                 what it adds up
+==========  =======================================  ====================================================
+``fp32``    float32, 24 significant bits             float32
+``tf32``    float32, of which it takes 11 bits       float32, on tensor cores
+``bf16``    bfloat16, 8 significant bits             float32, on tensor cores
+==========  =======================================  ====================================================
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from scratchnet.backend import BackendError
+
+# From cuBLAS's and CUDA's headers (cublas_api.h, library_types.h).
+OP_N, OP_T = 0, 1
+R_32F, R_16BF = 0, 14
+COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77
+GEMM_DEFAULT = -1
+
+WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper, and more than enough before
+
+
+class Products:
+    """cuBLAS with a handle and a workspace of its own, at one precision.
+
+    Parameters
+    ----------
+    xp : module
+        CuPy.
+    precision : {"fp32", "tf32", "bf16"}
+
+    Raises
+    ------
+    BackendError
+        If cuBLAS cannot be loaded, or does not start.
+    """
+
+    def __init__(self, xp: Any, precision: str):
+        self.xp = xp
+        self.library, self.handle, self.workspace = _started(xp)
+        self.compute = COMPUTE_32F_FAST_TF32 if precision == "tf32" else COMPUTE_32F
+
+    def __call__(
+        self,
+        a: Any,
+        b: Any,
+        out: Any,
+        *,
+        transpose_a: bool = False,
+        transpose_b: bool = False,
+        accumulate: bool = False,
+    ) -> None:
+        """Compute out = a b, or with ``accumulate`` out += a b, on the current stream.
+
+        Parameters
+        ----------
+        a : operands (M, K), or (K, M) with ``transpose_a``
+        b : operands (K, N), or (N, K) with ``transpose_b``
+        out : float32 (M, N)
+        """
+        M, K = a.shape[::-1] if transpose_a else a.shape
+        N = b.shape[0] if transpose_b else b.shape[1]
+        if (b.shape[1] if transpose_b else b.shape[0]) != K or out.shape != (M, N):
+            raise ValueError(f"a product of {a.shape} and {b.shape} does not fit {out.shape}")
+        for array in (a, b, out):
+            if not array.flags.c_contiguous:
+                raise ValueError("a product takes contiguous matrices")
+        one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if accumulate else 0.0)
+        _check(self.library.cublasSetStream_v2(self.handle, self.xp.cuda.get_current_stream().ptr))
+        # Setting a stream gives cuBLAS's own workspace back to the handle, so ours is set after it.
+        _check(
+            self.library.cublasSetWorkspace_v2(self.handle, self.workspace.data.ptr, self.workspace.nbytes)
+        )
+        _check(
+            self.library.cublasGemmEx(
+                self.handle,
+                OP_T if transpose_b else OP_N,
+                OP_T if transpose_a else OP_N,
+                N,
+                M,
+                K,
+                ctypes.byref(one),
+                b.data.ptr,
+                _kind(b),
+                b.shape[1],
+                a.data.ptr,
+                _kind(a),
+                a.shape[1],
+                ctypes.byref(beta),
+                out.data.ptr,
+                R_32F,
+                N,
+                self.compute,
+                GEMM_DEFAULT,
+            )
+        )
+
+
+def _kind(array: Any) -> int:
+    return R_16BF if array.dtype == np.uint16 else R_32F
+
+
+@cache
+def _started(xp: Any) -> tuple[Any, ctypes.c_void_p, Any]:
+    """Return the library, a handle and its workspace, made once for a process."""
+    library = load(xp)
+    handle = ctypes.c_void_p()
+    _check(library.cublasCreate_v2(ctypes.byref(handle)))
+    return library, handle, xp.empty(WORKSPACE, np.uint8)
+
+
+def load(xp: Any) -> Any:
+    """Return cuBLAS as a ctypes library, of the same major version as CuPy's CUDA.
+
+    Raises
+    ------
+    BackendError
+        If it is not there.
+    """
+    major = xp.cuda.runtime.runtimeGetVersion() // 1000
+    try:
+        # CuPy knows where pip, conda or the system put it. Once it is in the process, its bare name will do.
+        from cupy_backends.cuda.libs import cublas  # noqa: F401
+
+        library = ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"cuBLAS for CUDA {major} cannot be loaded: pip install 'cupy-cuda{major}x[ctk]', or use "
+            "--engine layers"
+        ) from error
+    for name, arguments in SIGNATURES.items():
+        getattr(library, name).argtypes = arguments
+    return library
+
+
+_pointer, _int = ctypes.c_void_p, ctypes.c_int
+SIGNATURES = {
+    "cublasCreate_v2": [_pointer],
+    "cublasSetStream_v2": [_pointer, _pointer],
+    "cublasSetWorkspace_v2": [_pointer, _pointer, ctypes.c_size_t],
+    # handle, transposes, m, n, k, alpha, A, type, leading dimension, B, ..., beta, C, ..., compute, algorithm
+    "cublasGemmEx": [
+        *(_pointer, _int, _int, _int, _int, _int, _pointer),
+        *(_pointer, _int, _int, _pointer, _int, _int),
+        *(_pointer, _pointer, _int, _int, _int, _int),
+    ],
+}
+
+
+def _check(status: int) -> None:
+    """Raise if cuBLAS reports an error."""
+    if status:
+        meanings = {1: "it is not initialised", 3: "no memory is left", 7: "an argument is wrong",
+                    8: "this GPU cannot do it", 13: "the GPU failed", 15: "it is not supported"}  # fmt: skip
+        error = MemoryError if status == 3 else BackendError
+        raise error(f"cuBLAS reports error {status}: {meanings.get(status, 'see its manual')}")
