@@ -201,7 +201,7 @@ def positive(kind: type) -> Callable[[str], Any]:
 
 
 def at_least_zero(kind: type) -> Callable[[str], Any]:
-    """Return what reads an int or float of at least zero from the command line; it refuses everything else."""
+    """Return what reads an int or float of at least zero, and refuses everything else."""
     return lambda text: _number(kind, text, "of at least zero", lambda value: value >= 0)
 
 
