@@ -16,15 +16,16 @@ CUDA graph is captured, once its kernel has run before (its first launch compile
 
 from __future__ import annotations
 
+import re
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scratchnet.backend import array_module
 
-FOLDER = files("scratchnet.plans.cuda") / "kernels"
+FOLDER = Path(__file__).parent / "kernels"
 THREADS = 256  # of a block, unless a kernel says otherwise
 WIDE = 4  # numbers in a 16-byte access
 # At most so many blocks along the rows, however many rows there are: eight of 256 threads fill each of an
@@ -435,7 +436,7 @@ def norm_backward(
     name, size = "norm_backward", [np.int64(rows)]
     if code is not None:
         name, size = "norm_backward_pool", [np.int32(N), np.int32(H), np.int32(W)]
-    grid, block = _by_channel(rows, C // wide)
+    grid, block = _by_channel(dy.size // C, C // wide)
     _launch(
         "norm", name, _macros(wide), grid, block, dy, _or_null(y) if code is None else code, x, *vectors, dx,
         np.float32(1.0 / rows), *size, np.int32(C // wide),
@@ -694,15 +695,18 @@ def advance(counters: Any) -> None:
 
 
 def source(name: str) -> str:
-    """Return the CUDA source of ``kernels/NAME.cu``, with the header that it includes in its place.
+    """Return the CUDA source of ``kernels/NAME.cu``, with the headers that it includes in their places.
 
     In one piece, since CuPy keeps compiled kernels by their text and would not notice a changed header.
     """
-    header = (FOLDER / "common.cuh").read_text(encoding="utf-8")
-    text = (FOLDER / f"{name}.cu").read_text(encoding="utf-8")
-    include = '#include "common.cuh"\n'
-    line = text[: text.index(include)].count("\n") + 2  # compilers name the lines of NAME.cu as they are
-    return text.replace(include, f'{header}\n#line {line} "{name}.cu"\n')
+    lines = []
+    for number, line in enumerate((FOLDER / f"{name}.cu").read_text(encoding="utf-8").splitlines(), 1):
+        include = re.fullmatch(r'#include "(\w+\.cuh)"', line)
+        if include:
+            header = (FOLDER / include[1]).read_text(encoding="utf-8")
+            line = f'#line 1 "{include[1]}"\n{header}\n#line {number + 1} "{name}.cu"'
+        lines.append(line)
+    return "\n".join([f'#line 1 "{name}.cu"', *lines, ""])
 
 
 @cache
