@@ -20,7 +20,7 @@ from PIL import Image
 from scratchnet.backend import to_numpy
 from scratchnet.layers import Conv2d, Layer, MaxPool2d, ReLU
 
-# From cold to hot for Grad-CAM, each colour brighter than the one before: it also reads without colours.
+# From cold to hot, each colour brighter than the one before: it also reads without colours.
 RAMP = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 
 
@@ -299,10 +299,30 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> 
     heat = np.asarray(heat, np.float32)
     heat = heat / max(heat.max(), np.finfo(np.float32).tiny)
     heat = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))  # (H, W)
-    stops = np.linspace(0, 1, len(RAMP))
-    colours = np.stack([np.interp(heat, stops, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
     grey = image.mean(axis=2, keepdims=True)  # (H, W, 1)
-    return np.rint((1 - strength) * grey + strength * colours).astype(np.uint8)
+    return np.rint((1 - strength) * grey + strength * 255 * heat_colours(heat)).astype(np.uint8)
+
+
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """Return colours for numbers from 0 to 1: from black over violet and orange to bright yellow.
+
+    Parameters
+    ----------
+    values : array (...)
+
+    Returns
+    -------
+    array (..., 3), float
+        Red, green and blue, from 0 to 1.
+
+    Examples
+    --------
+    >>> heat_colours(np.array([0.0, 1.0])).round(2)
+    array([[0.  , 0.  , 0.02],
+           [0.99, 1.  , 0.64]])
+    """
+    stops = np.linspace(0, 1, len(RAMP))
+    return np.stack([np.interp(values, stops, channel) for channel in zip(*RAMP, strict=True)], axis=-1) / 255
 
 
 # Running a network layer by layer

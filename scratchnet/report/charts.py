@@ -1,0 +1,102 @@
+"""Curves as SVG that takes the page's own colours and font, so that it reads on light and on dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+# What matplotlib draws with, and what the page puts in its place: the colours of the theme.
+INK, FAINT, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
+THEME = {INK: "currentColor", FAINT: "var(--line)", TRAIN: "var(--train)", VALIDATION: "var(--validation)"}
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: sharp, small, and in the page's font
+    "svg.hashsalt": "scratchnet",  # the same run makes the same bytes
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": FAINT,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def curves(
+    name: str,
+    epochs: Sequence[int],
+    lines: Mapping[str, Sequence[float]],
+    label: str,
+    logarithmic: bool = False,
+) -> str:
+    """Draw quantities epoch by epoch.
+
+    Parameters
+    ----------
+    name : str
+        Of the picture: it begins all names within it, since a page has several.
+    epochs : sequence of int
+    lines : mapping from str to sequence of float
+        What is drawn: ``training`` is dashed, everything else solid.
+    label : str
+        Of the vertical axis, and what a screen reader says.
+    logarithmic : bool
+        Whether the vertical axis is.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element to stand in a page, in the colours of its style sheet.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> svg = curves("lr", [1, 2], {"learning rate": [0.1, 0.2]}, "learning rate")  # doctest: +SKIP
+    >>> svg[:4]  # doctest: +SKIP
+    '<svg'
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.7, 2.5), layout="constrained")
+        panel = figure.subplots()
+        for title, values in lines.items():
+            colour, dashes = (TRAIN, "--") if title == "training" else (VALIDATION, "-")
+            panel.plot(epochs, values, dashes, color=colour, marker=".", label=title)
+        if logarithmic:
+            panel.set_yscale("log")
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(lines) > 1:
+            panel.legend(frameon=False)
+        return _fit_into_page(name, f"{label}, epoch by epoch", figure)
+
+
+def _fit_into_page(name: str, description: str, figure: Any) -> str:
+    """Return a figure as SVG without a size, in the theme's colours, with names that no other picture has."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: (\S+) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    for colour, themed in THEME.items():
+        svg = svg.replace(colour, themed)
+    view = re.search(r'viewBox="[^"]*"', svg)[0]
+    return f'<svg {view} role="img" aria-label="{escape(description)}">' + svg[svg.index(">") + 1 :].strip()
