@@ -698,24 +698,6 @@ def test_advance(k):
 # The data
 
 
-def choices_of(loader, epoch):
-    """Draw what the loader draws, as a table for the kernel."""
-    order = loader._generator(0, epoch).permutation(loader.indices) if loader.shuffle else loader.indices
-    table, augmentation = np.zeros((len(order), 6), "int32"), loader.augmentation
-    table[:, 0] = order
-    H, W = loader.images.shape[1:3]
-    for batch in range(len(loader)):
-        rows = table[batch * loader.batch_size : (batch + 1) * loader.batch_size]
-        rng, n = loader._generator(1, epoch, batch), len(rows)
-        if augmentation.crop:
-            rows[:, 1:3] = rng.integers(0, 2 * augmentation.crop + 1, (2, n)).T
-        if augmentation.flip:
-            rows[:, 3] = rng.random(n) < 0.5
-        if augmentation.cutout:
-            rows[:, 4:] = (rng.integers(0, [[H], [W]], (2, n)) - augmentation.cutout // 2).T
-    return table
-
-
 def check_pictures(k, augmentation, batch_size=4, shape=(7, 6, 5, 3)):
     images = np.random.default_rng(0).integers(0, 256, shape, dtype="uint8")
     labels = np.arange(10, 10 + len(images))
@@ -724,15 +706,15 @@ def check_pictures(k, augmentation, batch_size=4, shape=(7, 6, 5, 3)):
     loader = data.Loader(
         images, labels, batch_size, shuffle=True, augmentation=augmentation, normalisation=normalisation
     )
-    choices, batch = k.put(choices_of(loader, 3)), k.put(np.zeros(1, "int64"))
+    choices, batch = k.put(loader.choices(3)), k.put(np.zeros(1, "int64"))
+    scale, shift = normalisation.affine
     for expected_x, expected_y in loader.epoch(3):
         x, y = k.empty(expected_x.shape), k.empty(expected_y.shape, "int64")
         modules.pictures(
             k.put(images), k.put(labels), choices, batch, x, y,
             batch_size=batch_size, crop=augmentation.crop, cutout=augmentation.cutout,
             fill=normalisation.colour,
-            scale=1 / (255 * np.array(normalisation.std)),
-            shift=np.array(normalisation.mean) / normalisation.std,
+            scale=scale, shift=shift,
         )  # fmt: skip
         modules.advance(batch)
         np.testing.assert_array_equal(k.get(y), expected_y)

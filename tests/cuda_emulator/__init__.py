@@ -149,7 +149,7 @@ def _build(code, options, kernels):
         f"-I{HERE}",
     ]
     if sanitize:
-        flags += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        flags += ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     macros = [option for option in options if option.startswith("-D")]
     text = "\n".join(['#include "cuda_emu.h"', code, *map(_launcher, kernels, kernels.values())])
     runtime = _compile(["-c"], flags, (HERE / "cuda_emu.cpp").read_text(), ".o")
