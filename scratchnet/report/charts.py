@@ -29,13 +29,7 @@ STYLE = {
 }
 
 
-def curves(
-    name: str,
-    epochs: Sequence[int],
-    lines: Mapping[str, Sequence[float]],
-    label: str,
-    logarithmic: bool = False,
-) -> str:
+def curves(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], label: str) -> str:
     """Draw quantities epoch by epoch.
 
     Parameters
@@ -47,8 +41,6 @@ def curves(
         What is drawn: ``training`` is dashed, everything else solid.
     label : str
         Of the vertical axis, and what a screen reader says.
-    logarithmic : bool
-        Whether the vertical axis is.
 
     Returns
     -------
@@ -76,8 +68,6 @@ def curves(
         for title, values in lines.items():
             colour, dashes = (TRAIN, "--") if title == "training" else (VALIDATION, "-")
             panel.plot(epochs, values, dashes, color=colour, marker=".", label=title)
-        if logarithmic:
-            panel.set_yscale("log")
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -92,7 +82,7 @@ def _fit_into_page(name: str, description: str, figure: Any) -> str:
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: (\S+) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)

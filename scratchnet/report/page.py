@@ -41,10 +41,11 @@ nav a { padding: .25rem 0; }
 figure { margin: 0; }
 figcaption { font-size: .85rem; line-height: 1.4; margin-top: .25rem; }
 figcaption b { color: var(--ink); }
+svg { stroke-linejoin: round; }
 svg, figure img { display: block; width: 100%; height: auto; }
 img { image-rendering: pixelated; }
 code, pre { font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
-pre { background: var(--card); padding: .75rem; margin: 0 0 .75rem; white-space: pre-wrap; }
+pre { background: var(--card); padding: .75rem; margin: 0 0 .75rem; white-space: pre-wrap; overflow-x: auto; }
 pre span { white-space: nowrap; }
 dl {
   display: grid; gap: .5rem 1.5rem; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr));
