@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from scratchnet import gradcheck
+
 T = TypeVar("T")
 
 # SCRATCHNET_LESSONS=small makes every lesson quick, to see that it runs. Figures and numbers mean less then.
@@ -141,6 +143,83 @@ def check(
     cases = f" in all {len(inputs)} cases" if len(inputs) > 1 else ""
     print(f"Right: {name} does what it should{cases}.")
     return True
+
+
+def check_layer(
+    make: Callable, forward: Callable, x: Any, *, mistakes: Mapping[str, Callable] | None = None
+) -> bool:
+    """Print whether a layer is right, and if not, what is wrong with it. Never raises.
+
+    ``forward`` is compared with a function, everything else with what small steps of forward measure.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the student's layer: its class, or a function without arguments.
+    forward : callable
+        ``forward(x, *parameters)`` is the right output.
+    x : array
+        A small input.
+    mistakes : dict from str to callable
+        Usual mistakes: a sentence about each, and ``wrong(x, dy, *parameters)``, the gradient that it gives.
+
+    Returns
+    -------
+    bool
+        Whether it is right.
+    """
+    rng = np.random.default_rng(0)
+    x, layer, name, doing = np.asarray(x, dtype="float32"), None, "the layer", "__init__"
+    try:
+        layer = make()
+        name = type(layer).__name__
+        parameters = list(layer.parameters().values())
+        for p in parameters:
+            p.data[...] = rng.uniform(0.5, 1.5, p.shape)  # as beginnings are often all alike
+        values = [p.data.copy() for p in parameters]
+        doing = "forward"
+        y = layer.forward(x.copy())
+        if _unwritten(y):
+            return _say_unsolved(f"{name}.forward")
+        difference = _difference(y, forward(x, *values), (), 1e-5)
+        if difference:
+            print(f"Not right yet: {name}.forward: {difference}")
+            return False
+        doing = "backward"
+        dy = rng.standard_normal(y.shape).astype("float32")
+        dx = layer.backward(dy.copy())
+    except NotImplementedError:
+        return _say_unsolved(f"{name}.{doing}")
+    except Exception as error:
+        where = _line_of(error, getattr(layer, doing, make))
+        print(f"Not right yet: {name}.{doing} raises {type(error).__name__}: {error}{where}")
+        for part, hint in HINTS.items():
+            if part in str(error):
+                print(f"Hint: {hint}")
+        return False
+    if _unwritten(dx):
+        return _say_unsolved(f"{name}.backward (forward is right)")
+    report = gradcheck.check_layer(layer, x)
+    if report:
+        checked = sum(row.checked for row in report.rows)
+        print(f"Right: {name}: all {checked} gradients are what small steps measure.")
+        return True
+    print(f"Not right yet: {name}.backward")
+    print(report)
+    gradients = [dx] + [p.grad for p in parameters if p.grad is not None]
+    for sentence, wrong in (mistakes or {}).items():
+        mistaken = wrong(x, dy, *values)
+        if any(not _difference(gradient, mistaken, (), 1e-5) for gradient in gradients):
+            print(f"Hint: {sentence}")
+    return False
+
+
+HINTS = {
+    "backward without a forward": "forward has to end with `return self.keep(y, what backward needs)`.",
+    "this parameter has the shape": (
+        "one number serves all pictures and places: its gradient is a sum over them, .sum(axis=(0, 1, 2))."
+    ),
+}
 
 
 def _check_value(answer: Any, right: Any, name: str, mistakes: Mapping[str, Any], tolerance: float) -> bool:
