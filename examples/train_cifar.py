@@ -8,7 +8,8 @@ from scratchnet.data import Augmentation, Loader, Normalisation, split_validatio
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
-from scratchnet.training import Trainer, cli, evaluate, make_engine
+from scratchnet.training import Trainer, cli, evaluate
+from scratchnet.training.forecast import forecast
 from scratchnet.training.log import say
 
 
@@ -19,7 +20,7 @@ def main() -> None:
     say(f"Device: {device}")
 
     # The pictures. Validation is drawn from the training images; the official test images wait until the end.
-    pictures = cli.load_data(options.data, options.data_dir)
+    pictures = cli.load_data(options.data, options.data_dir, options.dry_run)
     images, labels = pictures.train_images, pictures.train_labels
     learn, validate = split_validation(labels, options.validation or len(labels) // 10, options.seed)
     if options.subset:
@@ -55,6 +56,19 @@ def main() -> None:
     step = {"momentum": options.momentum, "nesterov": options.nesterov, "weight_decay": options.weight_decay}
     optimizer = SGD(net.parameters(), options.lr, **step)
     learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
+
+    # What that will cost. A dry run measures a step, too, and stops here.
+    net.to(device)
+    how = {"engine": options.engine, "precision": options.precision}
+    epoch = {"train": train, "validation": validation, "loss": loss, "epochs": options.epochs}
+    cost = forecast(
+        net, options.batch_size, optimizer=optimizer, saves=True, measure=options.dry_run, **epoch, **how
+    )
+    say(str(cost) if options.dry_run else f"Forecast: {cost.line}")
+    cli.warn(cost.warning)
+    if options.dry_run:
+        return
+
     run = cli.open_run(options)
     run.require_space(net)
     about = {
@@ -63,8 +77,7 @@ def main() -> None:
         "mean": normalisation.mean,
         "std": normalisation.std,
     }
-    net.to(device)
-    trainer = Trainer(net, optimizer, learning_rate, train, validation, run, loss, about, options.engine)
+    trainer = Trainer(net, optimizer, learning_rate, train, validation, run, loss, about, **how, diagnose=options.diagnose)
     if options.resume:
         trainer.resume()
     run.write_config(cli.describe_run(options, device.device, about))
@@ -73,9 +86,9 @@ def main() -> None:
     # The one look at the official test images, with the weights that validation chose.
     if options.demo:
         cli.write_pictures(run.path / "pictures", pictures)
-    best = checkpoint.load(run.best, device)
+    checkpoint.load_weights(run.best, net)
     say(f"Best model: {run.best}")
-    accuracy = evaluate(best, test, "testing", make_engine(best, options.engine)).accuracy
+    accuracy = evaluate(net, test, "testing", trainer.engine).accuracy
     say(f"Test Acc: {accuracy:.6f} ({pictures.name}, {test.n_samples:,} official test images)")
 
 

@@ -334,7 +334,8 @@ def fit(backend, epochs, run):
     validation = Loader(pictures.test_images, pictures.test_labels, 20, shuffle=False)
     net = vgg11(10, 32, width=0.125, classifier_width=16, batch_norm=True).to(backend)
     optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    trainer = Trainer(net, optimizer, Constant(0.01), train, validation, run=run)
+    how = {"run": run, "engine": "layers"}  # for plans see test_training_device.py
+    trainer = Trainer(net, optimizer, Constant(0.01), train, validation, **how)
     if run.has_state:
         trainer.resume()
     trainer.fit(epochs)

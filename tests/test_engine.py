@@ -47,11 +47,23 @@ def test_on_a_cpu_the_default_is_a_plan():
     assert isinstance(make_engine(Linear(4, 2)), Plans)
 
 
-def test_where_there_are_no_plans_the_default_is_the_layers(stand_in):
+def test_on_a_gpu_too(stand_in):
     net = Linear(4, 2).to("cupy")
-    assert isinstance(make_engine(net), Layers)
-    with pytest.raises(ValueError, match="no plans for cupy yet"):
-        make_engine(net, "plan")
+    assert isinstance(make_engine(net), Plans)
+    assert isinstance(make_engine(net, "layers"), Layers)
+    assert make_engine(net, precision="bf16").precision == "bf16"
+
+
+def test_precisions_are_refused_where_nothing_has_them(stand_in):
+    net = Linear(4, 2)
+    for name in ("plan", "layers", None):
+        with pytest.raises(ValueError, match="only a plan on a GPU computes in bf16"):
+            make_engine(net, name, "bf16")
+    net.to("cupy")
+    with pytest.raises(ValueError, match="only a plan on a GPU computes in tf32"):
+        make_engine(net, "layers", "tf32")
+    with pytest.raises(ValueError, match="must be one of fp32, tf32, bf16, not 'fp8'"):
+        make_engine(net, precision="fp8")
 
 
 def test_an_unknown_engine_is_refused():

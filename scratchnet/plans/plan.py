@@ -205,11 +205,8 @@ class Plan:
         self._check_current()
         xp = self.net.backend.xp
         if array_module(x) is not xp or tuple(getattr(x, "shape", ())) != self.input_shape:
-            library = "NumPy" if xp is np else "CuPy"
-            raise ValueError(
-                f"this plan is for a {library} array of shape {self.input_shape}, not {_told(x)}: compile "
-                "one for each shape"
-            )
+            wanted = f"{'NumPy' if xp is np else 'CuPy'} array of shape {self.input_shape}"
+            raise ValueError(f"this plan is for a {wanted}, not {_told(x, xp)}: compile one for each shape")
         if x.dtype != self.dtype:
             raise ValueError(f"expected {self.dtype}, got {x.dtype}")
         if self.workspace.block is not self._block:
@@ -358,9 +355,9 @@ class Plan:
         str
             The memory of a group is that of its input map with its gradient, and that of its scratch buffers,
             most of which share their place with those of other groups. Times are those since the plan was
-            compiled (on a GPU, those that ``measure`` took); GFLOP/s counts two operations for each multiply-add of the layer's definition, and once
-            there was a backward pass three passes (two for the first group, whose input gradient is rarely
-            asked for), whatever the algorithm really does.
+            compiled (on a GPU, those that ``measure`` took); GFLOP/s counts two operations for each
+            multiply-add of the layer's definition, and once there was a backward pass three passes (two for
+            the first group, whose input gradient is rarely asked for), whatever the algorithm really does.
         """
         table = [["group", "layers", "algorithm", "input", "map MB", "scratch MB", "M mult-adds",
                   "forward ms", "backward ms", "GFLOP/s", "share"]]  # fmt: skip
@@ -435,7 +432,8 @@ def _own_parameters(layer: Layer) -> list[Parameter]:
     return [value for value in vars(layer).values() if isinstance(value, Parameter)]
 
 
-def _told(x: Any) -> str:
-    """Say what somebody gave in place of a batch."""
-    library = type(x).__module__.partition(".")[0]
-    return f"{x.shape}" if library in ("numpy", "cupy") and hasattr(x, "shape") else type(x).__name__
+def _told(x: Any, xp: Any) -> str:
+    """Say what somebody gave in place of an array of the library ``xp``."""
+    if not hasattr(x, "shape"):
+        return type(x).__name__
+    return str(x.shape) if array_module(x) is xp else f"{array_module(x).__name__}.{type(x).__name__}"

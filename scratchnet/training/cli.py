@@ -24,13 +24,14 @@ from scratchnet.initialise import INITIALISATIONS
 from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
 from scratchnet.optim import SCHEDULES
-from scratchnet.training.engine import ENGINES
+from scratchnet.training.engine import ENGINES, PRECISIONS
 from scratchnet.training.rundir import RunDirectory, RunError
 from scratchnet.training.trainer import NotFinite
 
 DEFAULTS: dict[str, Any] = {
     "backend": "auto",
     "engine": None,
+    "precision": "fp32",
     "data": "auto",
     "data_dir": "data",
     "arch": "vgg16",
@@ -55,6 +56,8 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "run_dir": None,
     "resume": False,
+    "dry_run": False,
+    "diagnose": False,
     "demo": False,
     "recipe": None,
 }
@@ -86,7 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 RECIPES = {name: {"data": "cifar10", "arch": "vgg16", "epochs": 15, **own} for name, own in RECIPES.items()}
 
 # What a resumed run may change: where it computes, where the data lie, and how long it goes on.
-MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume"}
+MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -151,7 +154,8 @@ def _training_parser() -> Parser:
     flag = {"action": "store_true"}
     where = parser.add_argument_group("where and what")
     add(where, "backend", "array library; only auto may choose", choices=("auto", "numpy", "cupy"))
-    add(where, "engine", "a plan (the default on a CPU), or the layers one by one", choices=ENGINES)
+    add(where, "engine", "a plan (the default), or the layers one by one", choices=ENGINES)
+    add(where, "precision", "in which a GPU multiplies", choices=PRECISIONS)
     add(
         where,
         "data",
@@ -169,6 +173,8 @@ def _training_parser() -> Parser:
     )
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
     add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
+    add(where, "dry-run", "say what memory and time it will take, with a step that is measured; stop", **flag)
+    add(where, "diagnose", "say every few hundred steps how each layer does, and what is wrong", **flag)
     add(where, "demo", "a small network on the built-in pictures, in about a minute, into runs/demo", **flag)
     add(where, "recipe", "the settings of a full run on CIFAR-10, see README", choices=tuple(RECIPES))
     net = parser.add_argument_group("the network")
@@ -274,12 +280,12 @@ def _holds_demo(run: RunDirectory) -> bool:
         return False
 
 
-def load_data(name: str, folder: str | os.PathLike) -> data.ImageData:
+def load_data(name: str, folder: str | os.PathLike, dry_run: bool = False) -> data.ImageData:
     """Return a data set by name: ``cifar10``, ``shapes10``, or ``auto``.
 
     Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
     shapes10, which it says in three lines that cannot be overlooked. CIFAR-10 that is there but damaged is an
-    error all the same.
+    error all the same. A dry run downloads nothing: grey pictures stand in for CIFAR-10.
 
     Raises
     ------
@@ -289,8 +295,14 @@ def load_data(name: str, folder: str | os.PathLike) -> data.ImageData:
     if name == "shapes10":
         return data.shapes10()
     try:
-        return data.cifar10(folder)
+        return data.cifar10(folder, download=not dry_run)
     except data.MissingDataError as error:
+        if dry_run:
+            print("CIFAR-10 is not here: as many grey pictures stand in for it.", file=sys.stderr, flush=True)
+            grey, labels = np.full((60_000, 32, 32, 3), 128, np.uint8), np.arange(60_000) % 10
+            train, test = slice(50_000), slice(50_000, None)
+            names = tuple(str(k) for k in range(10))
+            return data.ImageData(grey[train], labels[train], grey[test], labels[test], names, "CIFAR-10")
         if name != "auto":
             raise
         for line in (
@@ -300,6 +312,12 @@ def load_data(name: str, folder: str | os.PathLike) -> data.ImageData:
         ):
             print(line, file=sys.stderr, flush=True)
         return data.shapes10()
+
+
+def warn(sentence: str) -> None:
+    """Print a sentence on standard error, if there is one."""
+    if sentence:
+        print(f"{Path(sys.argv[0]).name}: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) -> dict[str, Any]:

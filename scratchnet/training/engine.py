@@ -8,6 +8,7 @@ from scratchnet import plans
 from scratchnet.layers import Layer
 
 ENGINES = ("plan", "layers")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 class Layers:
@@ -39,6 +40,12 @@ class Plans:
 
     So the last, short batch of an epoch is one more, small plan, and so is validation.
 
+    Parameters
+    ----------
+    net : Layer
+    precision : {"fp32", "tf32", "bf16"}
+        See ``plans.compile``.
+
     Examples
     --------
     >>> import numpy as np
@@ -48,8 +55,8 @@ class Plans:
     (3, 2)
     """
 
-    def __init__(self, net: Layer):
-        self.net = net
+    def __init__(self, net: Layer, precision: str = "fp32"):
+        self.net, self.precision = net, precision
         self.plans: dict[tuple[tuple[int, ...], bool], plans.Plan] = {}
         self._latest: plans.Plan | None = None
 
@@ -57,7 +64,9 @@ class Plans:
         """Return the logits of a batch, in whatever mode the network is."""
         key = (tuple(x.shape), self.net.training)
         if key not in self.plans:
-            self.plans[key] = plans.compile(self.net, x.shape, training=self.net.training)
+            self.plans[key] = plans.compile(
+                self.net, x.shape, training=self.net.training, precision=self.precision
+            )
         self._latest = self.plans[key]
         return self._latest.forward(x)
 
@@ -66,7 +75,7 @@ class Plans:
         self._latest.backward(dlogits)
 
 
-def make_engine(net: Layer, name: str | None = None) -> Layers | Plans:
+def make_engine(net: Layer, name: str | None = None, precision: str = "fp32") -> Layers | Plans:
     """Return an engine by name.
 
     Parameters
@@ -74,12 +83,14 @@ def make_engine(net: Layer, name: str | None = None) -> Layers | Plans:
     net : Layer
         On the backend on which it shall compute.
     name : {"plan", "layers"}, optional
-        By default a plan where there are plans for the backend, and otherwise the layers.
+        By default a plan.
+    precision : {"fp32", "tf32", "bf16"}
+        In which a plan on a GPU multiplies.
 
     Raises
     ------
     ValueError
-        If a plan is asked for, and there is none for this backend.
+        If there is no such engine, or no such precision here.
 
     Examples
     --------
@@ -89,9 +100,8 @@ def make_engine(net: Layer, name: str | None = None) -> Layers | Plans:
     """
     if name not in (*ENGINES, None):
         raise ValueError(f"engine must be 'plan' or 'layers', not {name!r}")
-    on_cpu = net.backend.name == "numpy"
-    if name == "plan" and not on_cpu:
-        raise ValueError(
-            f"there are no plans for {net.backend.name} yet: leave out --engine plan, or use numpy"
-        )
-    return Plans(net) if name == "plan" or (name is None and on_cpu) else Layers(net)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "fp32" and (name == "layers" or net.backend.name == "numpy"):
+        raise ValueError(f"only a plan on a GPU computes in {precision}: leave --precision out")
+    return Layers(net) if name == "layers" else Plans(net, precision)

@@ -8,12 +8,13 @@ from math import isfinite
 from typing import Any
 
 from scratchnet import checkpoint
-from scratchnet.backend import array_module
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
-from scratchnet.training.engine import make_engine
+from scratchnet.training.device import DeviceEpochs
+from scratchnet.training.engine import Plans, make_engine
+from scratchnet.training.doctor import Doctor, is_finite, why_not_finite
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.log import Progress, duration, say
 from scratchnet.training.rundir import RunDirectory
@@ -41,7 +42,11 @@ class Trainer:
         What to save beside the weights: ``class_names``, ``mean``, ``std``, ``data``.
 
     engine : {"plan", "layers"}, optional
-        What computes, see ``make_engine``.
+        What computes, see ``make_engine``. A plan on a GPU does whole epochs there, see ``device.py``.
+    precision : {"fp32", "tf32", "bf16"}
+        Of a plan on a GPU.
+    diagnose : bool
+        Let the doctor look before the first step, every few hundred and after the last, see ``doctor.py``.
 
     Attributes
     ----------
@@ -79,13 +84,19 @@ class Trainer:
         loss: SoftmaxCrossEntropy | None = None,
         header: dict[str, Any] | None = None,
         engine: str | None = None,
+        precision: str = "fp32",
+        diagnose: bool = False,
     ):
         self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.train, self.validation = train, validation
         self.run, self.loss, self.header = run, loss or SoftmaxCrossEntropy(), header or {}
-        self.engine = make_engine(net, engine)
+        self.engine = make_engine(net, engine, precision)
+        self._epochs: DeviceEpochs | None = None
+        if isinstance(self.engine, Plans) and net.backend.name == "cupy" and net.dtype == "float32":
+            self._epochs = DeviceEpochs(net, optimizer, self.loss, train, precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
+        self.doctor = Doctor(net, optimizer, train, self.loss, run) if diagnose else None
 
     def resume(self) -> None:
         """Go back to where the run in the run directory stopped, bit for bit.
@@ -97,6 +108,8 @@ class Trainer:
         """
         progress = self.run.read_state(self.net, self.optimizer)
         self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
+        if self.doctor is not None:
+            self.doctor.resume(len(self.log) * len(self.train))
 
     def fit(self, epochs: int) -> None:
         """Train until so many epochs are done, those before a resume included.
@@ -117,6 +130,9 @@ class Trainer:
             raise KeyboardInterrupt(done) from None
 
     def _fit(self, epochs: int) -> None:
+        steps = epochs * len(self.train)
+        if self.doctor is not None:
+            self.doctor.highest_lr = max(map(self.schedule, range(steps)))
         for epoch in range(len(self.log), epochs):
             say(f"Epoch {epoch + 1}/{epochs}")
             say("-----")
@@ -141,6 +157,8 @@ class Trainer:
                 }
             )
             self._save(result.accuracy)
+        if self.doctor is not None:
+            self.doctor.look(steps, self.log)
         say(f"Training complete in {duration(sum(row['seconds'] for row in self.log))}")
         say(f"Best val Acc: {self.best_accuracy:.6f}")
 
@@ -155,15 +173,24 @@ class Trainer:
             For the progress bar.
         """
         self.net.train()
+        if self._epochs is not None:
+            return self._train_epoch_on_device(epoch, title)
         backend, engine = self.net.backend, self.engine
         total_loss, correct, seen = 0.0, 0, 0
         with Progress(title, self.train.n_samples) as progress:
             for batch, (images, labels) in enumerate(self.train.epoch(epoch)):
-                self.optimizer.lr = self.schedule(epoch * len(self.train) + batch)
+                step = epoch * len(self.train) + batch
+                self.optimizer.lr = self.schedule(step)
+                if self.doctor is not None and step % self.doctor.every == 0:
+                    self.doctor.look(step, self.log)
                 x, y = backend.asarray(images), backend.asarray(labels)
                 logits = engine.forward(x)
                 loss = float(self.loss.forward(logits, labels))
+                if self.doctor is not None:
+                    self.doctor.losses.append(loss)
                 if not isfinite(loss):
+                    if self.doctor is not None:
+                        self.doctor.look(step, self.log)
                     where = f"epoch {epoch + 1}, batch {batch + 1}"
                     raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(self.net, x)}")
                 engine.backward(self.loss.backward())
@@ -175,12 +202,28 @@ class Trainer:
                 progress.update(len(labels), total_loss / seen)
         return total_loss / seen, correct / seen
 
+    def _train_epoch_on_device(self, epoch: int, title: str) -> tuple[float, float]:
+        """Do the same, with losses that are looked at once in a while."""
+        seen = 0
+        with Progress(title, self.train.n_samples) as progress:
+            for totals in self._epochs.run(epoch, self.schedule):
+                if not isfinite(totals.loss):
+                    raise NotFinite(
+                        f"the loss became {totals.loss} in epoch {epoch + 1}, between image {seen + 1} and "
+                        f"{totals.images}: lower the learning rate, or warm it up; --engine layers finds the "
+                        "layer where it first appears"
+                    )
+                progress.update(totals.images - seen, totals.loss / totals.images)
+                seen = totals.images
+        self.optimizer.lr = self.schedule((epoch + 1) * len(self.train) - 1)  # as the last step was made with
+        return totals.loss / seen, totals.hits / seen
+
     def _explain_validation(self, epoch: int) -> None:
         """Raise NotFinite: the last steps of this epoch spoilt the network, which is not saved then."""
         self.net.eval()
         for images, _ in self.validation.epoch(0):
             x = self.net.backend.asarray(images)
-            if not _finite(self.net.forward(x)):
+            if not is_finite(self.net.forward(x)):
                 break
         where = f"on the validation images after epoch {epoch + 1}"
         raise NotFinite(f"the loss is not finite {where}: {why_not_finite(self.net, x)}")
@@ -197,43 +240,3 @@ class Trainer:
         checkpoint.save(self.run.last, self.net, **info)
         self.run.write_log(self.log)
         self.run.write_state(self.net, self.optimizer, {"log": self.log, "best_accuracy": self.best_accuracy})
-
-
-def why_not_finite(net: Layer, x: Any) -> str:
-    """Say where a NaN or an infinity first appeared, given the batch with which the loss showed it.
-
-    Where weights are spoilt already, the last step spoilt them, with the gradients that are still there:
-    backward runs from the last layer to the first, so the spoilt gradient that is nearest to the output came
-    first. Otherwise this batch did it, and the first layer whose output is not finite is looked for, by
-    running them one by one.
-
-    Parameters
-    ----------
-    net : Layer
-    x : array (N, H, W, 3)
-
-    Returns
-    -------
-    str
-        Half a sentence, with what to do.
-    """
-    advice = "lower the learning rate, or warm it up"
-    parameters = net.parameters()
-    if not all(_finite(p.data) for p in parameters.values()):
-        gradients = [name for name, p in parameters.items() if p.grad is not None and not _finite(p.grad)]
-        if gradients:
-            return f"it first appeared in the gradient of {gradients[-1]}, one step before: {advice}"
-        spoilt = next(name for name, p in parameters.items() if not _finite(p.data))
-        return f"it first appeared in {spoilt}, which is not finite: {advice}"
-    if not _finite(x):
-        return "it first appeared in the images themselves: check the data and its normalisation"
-    for layer in getattr(net, "layers", [net]):
-        x = layer.forward(x)
-        if not _finite(x):
-            name = type(layer).__name__
-            return f"it first appeared in the output of {layer.path or name} ({name}): {advice}"
-    return f"every layer's output is finite, so it appeared in the loss itself: {advice}"
-
-
-def _finite(x: Any) -> bool:
-    return bool(array_module(x).isfinite(x).all())

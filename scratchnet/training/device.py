@@ -1,0 +1,112 @@
+"""Epochs of training on a GPU: a replayed graph a step, and the pictures there, too.
+
+The trainer's plain loop hands each batch to the GPU and waits for its loss. Here the order of the pictures,
+how each is changed, and the learning rates of a whole epoch are uploaded at its beginning, and the loss is
+read back once in a while (see ``plans/cuda/step.py``). What is drawn is what ``Loader`` draws, so a run sees
+the same pictures on every backend, and goes on with them after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scratchnet.data import Loader
+from scratchnet.layers import Layer
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.optim import SGD
+
+if TYPE_CHECKING:
+    from scratchnet.plans.cuda.step import Totals
+
+READ_EVERY = 50  # steps: reading makes the host wait for the GPU, which then waits for the host
+RESIDENT_BYTES = 2 << 30  # of pictures that are kept on the GPU; CIFAR-10 has 0.15 GB of them
+
+
+class DeviceEpochs:
+    """Training epochs of a network on a GPU.
+
+    Parameters
+    ----------
+    net : Layer
+        On CuPy, in float32.
+    optimizer : SGD
+    loss : SoftmaxCrossEntropy
+    loader : Loader
+        Its pictures are prepared on the GPU, unless they have to be resized, or are more than RESIDENT_BYTES:
+        then it prepares them, batch by batch.
+    precision : {"fp32", "tf32", "bf16"}
+    """
+
+    def __init__(
+        self,
+        net: Layer,
+        optimizer: SGD,
+        loss: SoftmaxCrossEntropy,
+        loader: Loader,
+        precision: str = "fp32",
+    ):
+        from scratchnet.plans.cuda.step import Pictures, Steps
+
+        self.net, self.loader = net, loader
+        size = loader.images.shape[1:3]
+        resized = loader.image_size is not None and size != (loader.image_size, loader.image_size)
+        self.resident = not resized and loader.images.nbytes <= RESIDENT_BYTES
+        pictures = None
+        if self.resident:
+            augmentation, (scale, shift) = loader.augmentation, loader.normalisation.affine
+            how = {
+                "crop": augmentation.crop if augmentation else 0,
+                "cutout": augmentation.cutout if augmentation else 0,
+                "fill": loader.normalisation.colour,
+                "scale": tuple(scale),
+                "shift": tuple(shift),
+            }
+            asarray = net.backend.asarray
+            pictures = Pictures(asarray(loader.images), asarray(loader.labels), how)
+        self.steps = Steps(net, optimizer, loss, loader.batch_size, precision, pictures)
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Raise unless all labels are classes of the network: on the GPU nobody looks at them."""
+        side = self.loader.image_size
+        size = self.loader.images.shape[1:3] if side is None else (side, side)
+        classes = self.net.output_shape((1, *size, 3))[-1]
+        labels = self.loader.labels[self.loader.indices]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"label {wrong} is not one of the {classes} classes")
+
+    def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[Totals]:
+        """Go once through the pictures, in training mode.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0: it decides the order of the pictures, their augmentation and the learning rates.
+        schedule : callable
+            From the step, counted from 0 over the whole run, to its learning rate.
+
+        Yields
+        ------
+        Totals
+            Of this epoch so far, every READ_EVERY steps and at the end.
+        """
+        loader, steps, count = self.loader, self.steps, len(self.loader)
+        rates = np.array([schedule(epoch * count + batch) for batch in range(count)], np.float32)
+        steps.begin(rates, loader.choices(epoch) if self.resident else None)
+        for batch, given in enumerate(self._batches(epoch), start=1):
+            steps.step(*given)
+            if batch % READ_EVERY == 0 or batch == count:
+                yield steps.totals()
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+        """Yield what ``Steps.step`` takes: the number of pictures, and they themselves unless it has them."""
+        if not self.resident:
+            for x, labels in self.loader.epoch(epoch):
+                yield len(labels), x, labels
+            return
+        for first in range(0, self.loader.n_samples, self.loader.batch_size):
+            yield (min(self.loader.batch_size, self.loader.n_samples - first),)
