@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scratchnet.layers import Layer, Parameter
+
 FOLDER = Path(__file__).parent.parent / "examples" / "lessons"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 README = (FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
@@ -243,3 +245,128 @@ def test_a_number_is_checked_and_not_given_away(lesson, capsys):
         "Not right yet: bytes: 1,024 is too small.\n"
         "Hint: A float32 has four bytes.\n"
     )
+
+
+# What it says about a layer
+
+
+class Slope(Layer):
+    """y = x where x > 0, w x elsewhere: the layer of lesson 9, and what students make of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(np.full(3, 0.25, "float32"))
+
+    def forward(self, x):
+        return self.keep(np.where(x > 0, x, self.weight.data * x), x)
+
+    def backward(self, dy):
+        x = self.recall(dy)
+        self.weight.grad = self.weight_gradient(x, dy)
+        return np.where(x > 0, dy, self.weight.data * dy)
+
+    def weight_gradient(self, x, dy):
+        return np.where(x > 0, 0, dy * x).sum(axis=(0, 1, 2))
+
+
+class NothingYet(Slope):
+    def forward(self, x):
+        return ...
+
+
+class NoBackwardYet(Slope):
+    def backward(self, dy):
+        return ...
+
+
+class ForgetsToSum(Slope):
+    def weight_gradient(self, x, dy):
+        return np.where(x > 0, 0, dy * x)
+
+
+class TakesTheMean(Slope):
+    def weight_gradient(self, x, dy):
+        return np.where(x > 0, 0, dy * x).mean(axis=(0, 1, 2))
+
+
+class Adds(Slope):
+    def weight_gradient(self, x, dy):
+        return super().weight_gradient(x, dy) + (self.weight.grad if self.weight.has_grad else 0)
+
+
+class ForgetsToKeep(Slope):
+    def forward(self, x):
+        return np.where(x > 0, x, self.weight.data * x)
+
+
+class WritesIntoItsInput(Slope):
+    def forward(self, x):
+        before = x.copy()
+        x *= np.where(x > 0, 1, self.weight.data)
+        return self.keep(x, before)
+
+
+class WrongForward(Slope):
+    def forward(self, x):
+        return self.keep(np.where(x > 0, x, -self.weight.data * x), x)
+
+
+class WrongShape(Slope):
+    def backward(self, dy):
+        return super().backward(dy).sum(axis=0)
+
+
+class WrongInputGradient(Slope):
+    def backward(self, dy):
+        dx = super().backward(dy)
+        dx[0, 0, 0, 0] *= 1.01
+        return dx
+
+
+class NoWeightGradient(Slope):
+    def backward(self, dy):
+        x = self.recall(dy)
+        return np.where(x > 0, dy, self.weight.data * dy)
+
+
+@pytest.mark.parametrize(
+    "layer, begins, contains",
+    [
+        (Slope, "Right: Slope: all 99 gradients are what small steps measure.", ""),
+        (NothingYet, "Not solved yet: NothingYet.forward.", ""),
+        (NoBackwardYet, "Not solved yet: NoBackwardYet.backward", "forward is right"),
+        (
+            WrongForward,
+            "Not right yet: WrongForward.forward: ",
+            "numbers are wrong. The furthest off is at [",
+        ),
+        (
+            ForgetsToSum,
+            "Not right yet: ForgetsToSum.backward raises ValueError",
+            "Hint: one number serves all pictures",
+        ),
+        (
+            ForgetsToKeep,
+            "Not right yet: ForgetsToKeep.backward raises RuntimeError",
+            "Hint: forward has to end with",
+        ),
+        (TakesTheMean, "Not right yet: TakesTheMean.backward", "Hint: It is a sum."),
+        (Adds, "Not right yet: Adds.backward", "backward should set the gradient, not add to it"),
+        (WritesIntoItsInput, "Not right yet: WritesIntoItsInput.backward", "forward writes into its input"),
+        (WrongShape, "Not right yet: WrongShape.backward", "the gradient of input has the shape (4, 4, 3)"),
+        (
+            WrongInputGradient,
+            "Not right yet: WrongInputGradient.backward",
+            "is wrong in 1 of 96 elements: at (0, 0, 0, 0)",
+        ),
+        (NoWeightGradient, "Not right yet: NoWeightGradient.backward", "backward leaves weight.grad at None"),
+        (lambda: 1 / 0, "Not right yet: the layer.__init__ raises ZeroDivisionError", ""),
+    ],
+)
+def test_a_layer_is_told_what_is_wrong_with_it(lesson, capsys, layer, begins, contains):
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3))
+    mistakes = {"It is a sum.": lambda x, dy, w: np.where(x > 0, 0, dy * x).mean(axis=(0, 1, 2))}
+    right = lesson.check_layer(layer, lambda x, w: np.where(x > 0, x, w * x), x, mistakes=mistakes)
+    text = capsys.readouterr().out
+    assert text.startswith(begins) and contains in text
+    assert right == begins.startswith("Right")
