@@ -106,6 +106,12 @@ def test_cuda_epochs_notice_a_loss_that_is_not_finite(device):
         made.fit(1)
 
 
+def test_a_doctor_changes_no_bit_of_cuda_epochs(device):
+    alone, watched = (fitted(device, dropout=0.3, diagnose=diagnose) for diagnose in (False, True))
+    assert [found.step for found in watched.doctor.diagnoses][:2] == [0, 3]
+    assert without_times(watched.log) == without_times(alone.log)
+
+
 def test_cuda_epochs_check_labels_before_the_gpu_gets_them(device):
     net = network().to(device)
     labels = np.full(24, 10)
