@@ -77,7 +77,9 @@ def main() -> None:
         "mean": normalisation.mean,
         "std": normalisation.std,
     }
-    trainer = Trainer(net, optimizer, learning_rate, train, validation, run, loss, about, **how, diagnose=options.diagnose)
+    trainer = Trainer(
+        net, optimizer, learning_rate, train, validation, run, loss, about, **how, diagnose=options.diagnose
+    )
     if options.resume:
         trainer.resume()
     run.write_config(cli.describe_run(options, device.device, about))

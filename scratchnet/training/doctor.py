@@ -72,12 +72,15 @@ import numpy as np
 
 from scratchnet import functional as F
 from scratchnet.backend import array_module, to_numpy
+from scratchnet.data import Loader
 from scratchnet.layers import BatchNorm2d, Dropout, Layer, Parameter, ReLU
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
-from scratchnet.training.rundir import RunError
+from scratchnet.training.log import say
+from scratchnet.training.rundir import DIAGNOSES as FILE
+from scratchnet.training.rundir import RunDirectory, RunError
 
-FILE = "diagnosis.json"
+EVERY = 500  # steps between two looks at a network in training
 
 RATE = "lower the learning rate, or warm it up"
 HE = "initialise by He (init='he'), or put batch normalisation after the convolutions"
@@ -311,6 +314,93 @@ def read(run_path: str | os.PathLike) -> list[Diagnosis]:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
+class Doctor:
+    """Looks at a network in training every so many steps, says what it finds, and keeps it with the run.
+
+    It draws its own images, without augmentation: at its first look twice a batch, up to 256, so that it can
+    judge the labels, later 64 at most.
+
+    Parameters
+    ----------
+    net : Layer
+    optimizer : SGD
+    train : Loader
+        The training images.
+    loss : SoftmaxCrossEntropy
+    run : RunDirectory, optional
+        Where to leave ``diagnosis.json``.
+    every : int
+        Steps between two looks.
+
+    Attributes
+    ----------
+    diagnoses : list of Diagnosis
+        Of this run, those before a resume included.
+    highest_lr : float or None
+        Of the schedule, where it is known.
+    """
+
+    def __init__(
+        self,
+        net: Layer,
+        optimizer: SGD,
+        train: Loader,
+        loss: SoftmaxCrossEntropy,
+        run: RunDirectory | None = None,
+        every: int = EVERY,
+    ):
+        self.net, self.optimizer, self.run, self.every = net, optimizer, run, every
+        self.loss = SoftmaxCrossEntropy(loss.label_smoothing)  # training's own waits for its backward
+        self.diagnoses: list[Diagnosis] = []
+        self.losses: list[float] = []
+        self.highest_lr: float | None = None
+        size = min(256, 2 * train.batch_size, train.n_samples)
+        chosen = np.random.default_rng(train.seed).choice(train.indices, size, replace=False)
+        how = {"normalisation": train.normalisation, "dtype": train.dtype, "image_size": train.image_size}
+        batch = Loader(train.images, train.labels, size, shuffle=False, indices=chosen, **how)
+        self.images, self.labels = next(batch.epoch(0))
+        self.few = min(64, train.batch_size)
+
+    def hear(self, step: int, loss: float, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Take note of the loss of a step, before its backward, and look where it is time to, or not finite."""
+        self.losses.append(loss)
+        if step % self.every == 0 or not isfinite(loss):
+            self.look(step, epochs)
+
+    def look(self, step: int, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Examine the network, say what was found, and write it down, once for each step.
+
+        Parameters
+        ----------
+        step : int
+            How many have been made.
+        epochs : sequence of mapping
+            As in ``Trainer.log``.
+        """
+        if self.diagnoses and self.diagnoses[-1].step == step:
+            return
+        images = slice(self.few if self.diagnoses else None)
+        found = diagnose(
+            self.net,
+            self.images[images],
+            self.labels[images],
+            optimizer=self.optimizer,
+            highest_lr=self.highest_lr,
+            loss=self.loss,
+            step=step,
+            losses=self.losses,
+            epochs=epochs,
+        )
+        self.diagnoses.append(found)
+        say(str(found))
+        if self.run is not None:
+            self.run.write_diagnoses([diagnosis.as_dict() for diagnosis in self.diagnoses])
+
+    def resume(self, step: int) -> None:
+        """Go on from a step: what was found until then is kept, and what was found later forgotten."""
+        self.diagnoses = [found for found in read(self.run.path) if found.step <= step]
+
+
 # Listening
 
 
@@ -324,7 +414,7 @@ class _Heard:
     signal: float = 0.0
     finite: bool = True
     dead: float | None = None  # of a ReLU, or of the ReLU behind a layer with weights
-    passed: float | None = None  # how much of the gradient comes through, where shapes stay as they are
+    flat: float | None = None  # share of its units that let nothing of the gradient through
     alike: Any = None  # of a ReLU, how alike its outputs are for each two images (N, N)
     size: float = 0.0  # norm of the weights
     gradient: float | None = None  # norms over that of the weights
@@ -422,10 +512,9 @@ def _listen(sign: _Heard, heard: list[_Heard], compare: bool) -> None:
         return y
 
     def heard_backward(dy: Any, *arguments: Any, **keywords: Any) -> Any:
-        came = _rms(dy)
         dx = backward(dy, *arguments, **keywords)
-        if dx is not None and dx.shape == dy.shape and came:
-            sign.passed = _rms(dx) / came
+        if dx is not None and dx.shape == dy.shape:
+            sign.flat = float((abs(dx) <= 0.01 * abs(dy)).mean())
         return dx
 
     layer.forward, layer.backward = heard_forward, heard_backward
@@ -682,7 +771,8 @@ def _zero_weights(case: _Case) -> Iterator[Verdict]:
 def _equal_weights(case: _Case) -> Iterator[Verdict]:
     for sign in case.layers:
         w = max(sign.weights, key=lambda p: p.size).data
-        if w.shape[-1] > 1 and float(abs(w - w[..., :1]).max()) <= 1e-6 * float(abs(w).max()):
+        largest = float(abs(w).max())
+        if w.shape[-1] > 1 and 0.0 < largest and float(abs(w - w[..., :1]).max()) <= 1e-6 * largest:
             yield Verdict(
                 "equal weights",
                 sign.path,
@@ -694,9 +784,9 @@ def _equal_weights(case: _Case) -> Iterator[Verdict]:
 
 def _dead(case: _Case) -> Iterator[Verdict]:
     stuck = not case.learning and case.loss > 0.95 * case.ignorance
-    for sign in case.heard:
-        if sign.dead is None or not (sign.dead == 1.0 or (sign.dead >= 0.75 and stuck)):
-            continue
+    relus = [sign for sign in case.heard if sign.dead is not None]
+    sign = max(relus, key=lambda sign: sign.dead, default=None)  # the first of those that are worst
+    if sign is not None and (sign.dead == 1.0 or (sign.dead >= 0.75 and stuck)):
         share = "All" if sign.dead == 1.0 else f"{100 * sign.dead:.0f} % of the"
         reason = f"{share} units are zero for every image, so neither signal nor gradient passes them"
         if case.leap:
@@ -705,7 +795,6 @@ def _dead(case: _Case) -> Iterator[Verdict]:
         if not case.step and not case.leap:
             advice = f"Look at its biases and at what comes in. If the network was trained: {RATE}."
         yield Verdict("dead", sign.path, f"{reason}; the loss is {case.loss:.4f}.", advice)
-        return
 
 
 def _exploding(case: _Case) -> Iterator[Verdict]:
@@ -771,12 +860,12 @@ def _saturated_softmax(case: _Case) -> Iterator[Verdict]:
 def _saturated_activation(case: _Case) -> Iterator[Verdict]:
     for sign in case.heard:
         common = isinstance(sign.layer, (ReLU, Dropout))
-        if not sign.weights and not common and sign.passed is not None and sign.passed < 0.02:
+        if not sign.weights and not common and sign.flat is not None and sign.flat > 0.9:
             yield Verdict(
                 "saturated",
                 sign.path,
-                f"{type(sign.layer).__name__} lets through {100 * sign.passed:.1g} % of the gradient: its inputs "
-                "lie where it is flat.",
+                f"{100 * sign.flat:.0f} % of the outputs of {type(sign.layer).__name__} let less than a hundredth of the gradient "
+                "through: its inputs lie where it is flat.",
                 "Make the weights before it smaller, normalise its input, or use ReLU.",
             )
             return
@@ -841,20 +930,23 @@ def _wrong_gradient(case: _Case) -> Iterator[Verdict]:
     if case.step:  # a backward that is wrong is so from the beginning
         return
     case._set_mode()
-    size = 1e-3 * max(1.0, case.loss)
+    parameters = {name: p for name, p in case.net.parameters().items() if p.has_grad}
+    norms = {name: _norm(p.grad) for name, p in parameters.items()}
+    # Large enough to be seen in the loss, and next to the rounding of the weights.
+    rounding = 25.0 * float(np.finfo(case.x.dtype).eps)
+    seen = max(norm * _norm(parameters[name].data) for name, norm in norms.items())
+    size = max(1e-4 * max(1.0, case.loss) / len(norms), rounding * seen)
     directions: dict[str, tuple[int, Any]] = {}
-    for name, p in case.net.parameters().items():
-        norm = _norm(p.grad) if p.has_grad else 0.0
+    for name, p in parameters.items():
         scale = 1.0 if p.ndim == 1 else _rms(p.data)
-        if norm and size / norm <= 0.02 * scale * sqrt(p.size):  # short enough for a slope
-            directions[name] = (id(p), p.grad / norm / norm)
+        if size <= 0.02 * scale * sqrt(p.size) * norms[name]:  # short enough for a slope
+            directions[name] = (id(p), p.grad / norms[name] / norms[name])
 
     def slope(names: Sequence[str]) -> float:
         shift = dict(directions[name] for name in names)
-        step = size / len(names)
-        return (case.loss_at(shift, step) - case.loss_at(shift, -step)) / (2.0 * step)
+        return (case.loss_at(shift, size) - case.loss_at(shift, -size)) / (2.0 * size)
 
-    if not directions or abs(slope(list(directions)) / len(directions) - 1.0) < 0.015:
+    if not directions or abs(slope(list(directions)) / len(directions) - 1.0) < 0.02:
         return
     for name in reversed(directions):  # backward runs from the last to the first, and an error with it
         found = slope([name])

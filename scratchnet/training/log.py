@@ -17,8 +17,9 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def say(line: str = "") -> None:
-    """Print a line on standard output, at once."""
-    print(line, flush=True)
+    """Print a line on standard output, at once, above a progress bar that is there."""
+    with tqdm.external_write_mode(sys.stdout):
+        print(line, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@
 ``best.safetensors``  the weights with the best validation accuracy
 ``last.safetensors``  the weights after the last epoch
 ``state.safetensors`` everything that going on needs: weights, momentum, statistics, generators
+``diagnosis.json``    what the doctor found, a list; only with ``--diagnose``
 ====================  ===============================================================================
 
 Each file is written under a temporary name and then renamed. So after a crash, a full disk or a Ctrl-C each
@@ -26,6 +27,8 @@ from scratchnet.backend import to_numpy
 from scratchnet.checkpoint import PARTIAL, FormatError, read_tensors, replacing, write_tensors
 from scratchnet.layers import Layer
 from scratchnet.optim import SGD
+
+DIAGNOSES = "diagnosis.json"
 
 COLUMNS = (
     "epoch",
@@ -74,7 +77,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config, self.log = self.path / "config.json", self.path / "log.csv"
         self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
-        self.state = self.path / "state.safetensors"
+        self.state, self.diagnoses = self.path / "state.safetensors", self.path / DIAGNOSES
         if read_only:
             if not self.path.is_dir():
                 raise RunError(f"there is no run: {self.path} is no folder")
@@ -97,15 +100,19 @@ class RunDirectory:
         """Whether there is anything here that a new run would overwrite and somebody might miss."""
         return any(path.exists() for path in (self.state, self.best, self.last, self.log))
 
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        return self.config, self.log, self.best, self.last, self.state, self.diagnoses
+
     def clear(self) -> None:
         """Remove what an earlier run left, and the unfinished files of one that was killed while writing."""
-        for path in (self.config, self.log, self.best, self.last, self.state):
+        for path in self._files:
             path.unlink(missing_ok=True)
         self.remove_partial()
 
     def remove_partial(self) -> None:
         """Remove the unfinished files of a run that was killed while it wrote them."""
-        for path in (self.config, self.log, self.best, self.last, self.state):
+        for path in self._files:
             for partial in self.path.glob(f".{path.name}.*{PARTIAL}"):
                 partial.unlink()
 
@@ -162,6 +169,11 @@ class RunDirectory:
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise RunError(f"{self.log} is damaged: {error}") from error
         return [row | {"epoch": int(row["epoch"])} for row in rows]
+
+    def write_diagnoses(self, diagnoses: list[dict[str, Any]]) -> None:
+        """Write ``diagnosis.json``, all of it."""
+        with replacing(self.diagnoses) as temporary:
+            Path(temporary).write_text(json.dumps(diagnoses, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_state(self, net: Layer, optimizer: SGD, progress: dict[str, Any]) -> None:
         """Write ``state.safetensors``.

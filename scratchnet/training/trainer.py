@@ -13,8 +13,8 @@ from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.training.device import DeviceEpochs
-from scratchnet.training.engine import Plans, make_engine
 from scratchnet.training.doctor import Doctor, is_finite, why_not_finite
+from scratchnet.training.engine import Plans, make_engine
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.log import Progress, duration, say
 from scratchnet.training.rundir import RunDirectory
@@ -181,16 +181,12 @@ class Trainer:
             for batch, (images, labels) in enumerate(self.train.epoch(epoch)):
                 step = epoch * len(self.train) + batch
                 self.optimizer.lr = self.schedule(step)
-                if self.doctor is not None and step % self.doctor.every == 0:
-                    self.doctor.look(step, self.log)
                 x, y = backend.asarray(images), backend.asarray(labels)
                 logits = engine.forward(x)
                 loss = float(self.loss.forward(logits, labels))
                 if self.doctor is not None:
-                    self.doctor.losses.append(loss)
+                    self.doctor.hear(step, loss, self.log)
                 if not isfinite(loss):
-                    if self.doctor is not None:
-                        self.doctor.look(step, self.log)
                     where = f"epoch {epoch + 1}, batch {batch + 1}"
                     raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(self.net, x)}")
                 engine.backward(self.loss.backward())
@@ -204,6 +200,8 @@ class Trainer:
 
     def _train_epoch_on_device(self, epoch: int, title: str) -> tuple[float, float]:
         """Do the same, with losses that are looked at once in a while."""
+        if self.doctor is not None:
+            self.doctor.look(epoch * len(self.train), self.log)
         seen = 0
         with Progress(title, self.train.n_samples) as progress:
             for totals in self._epochs.run(epoch, self.schedule):
