@@ -3,6 +3,7 @@
 Running them needs the extra ``lessons``; the rest needs nothing.
 """
 
+import doctest
 import json
 import re
 import subprocess
@@ -46,6 +47,17 @@ def solution(cell):
     found = re.fullmatch(folded, cell["source"], re.DOTALL)
     assert found, f"{cell['id']} is not a solution that is folded away"
     return found[1]
+
+
+# Takes the place of ``lesson.check``: hand in, for every mistake that an exercise knows, that mistake.
+MAKE_EACH_MISTAKE = """
+import lesson
+
+def check(answer, *right, **options):
+    for sentence, mistaken in (options.get("mistakes") or {}).items():
+        print("MISTAKE", sentence)
+        lesson.check(mistaken, *right, **options)
+"""
 
 
 def printed(outputs):
@@ -113,16 +125,19 @@ def test_a_lesson_runs_reports_what_is_not_solved_and_its_solutions_are_right(pa
     from execute import execute
 
     notebook = nbformat.read(path, as_version=4)
-    # A student's afternoon: once through with nothing solved, then the exercises, in the same kernel.
-    again = []
+    # A student's afternoon: once through with nothing solved, then the exercises, in the same kernel. At last
+    # each usual mistake is made on purpose.
+    again, mistaken = [], [nbformat.v4.new_code_cell(MAKE_EACH_MISTAKE)]
     for id, cell in cells(path).items():
         if id.startswith("solution-"):
             n = id.removeprefix("solution-")
             again.append(nbformat.v4.new_code_cell(solution(cell), id=f"solved-{n}"))
-            again.append(nbformat.v4.new_code_cell(cells(path)[f"check-{n}"]["source"], id=f"right-{n}"))
+            the_check = cells(path)[f"check-{n}"]["source"]
+            again.append(nbformat.v4.new_code_cell(the_check, id=f"right-{n}"))
+            mistaken.append(nbformat.v4.new_code_cell(the_check, id=f"mistaken-{n}"))
         elif id.startswith("after-"):
             again.append(nbformat.v4.new_code_cell(cell["source"], id=f"again-{id}"))
-    notebook.cells += again
+    notebook.cells += again + mistaken
     execute(notebook, small=True)
 
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
@@ -132,6 +147,10 @@ def test_a_lesson_runs_reports_what_is_not_solved_and_its_solutions_are_right(pa
             assert printed(found).startswith("Not solved yet: ")
         if id.startswith("right-"):
             assert printed(found).startswith("Right: "), printed(found)
+        if id.startswith("mistaken-"):
+            for block in printed(found).split("MISTAKE ")[1:]:
+                sentence, _, said = block.partition("\n")
+                assert said.startswith("Not right yet: ") and f"Hint: {sentence}\n" in said, block
 
 
 def test_executing_a_lesson_that_is_not_there_is_refused_in_one_sentence():
@@ -142,6 +161,10 @@ def test_executing_a_lesson_that_is_not_there_is_refused_in_one_sentence():
 
 
 # What an exercise says
+
+
+def test_the_examples_in_the_lessons_own_module_are_true(lesson):
+    assert doctest.testmod(lesson) == (0, 3)
 
 
 def add(x, y):

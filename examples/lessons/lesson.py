@@ -136,7 +136,7 @@ def check(
         if difference:
             print(f"Not right yet: {where}: {difference}")
             for sentence, mistaken in (mistakes or {}).items():
-                if not _difference(mine, mistaken(*copy.deepcopy(case)), results, tolerance):
+                if _agree(answer, mistaken, inputs, tolerance):
                     print(f"Hint: {sentence}")
                     break
             return False
@@ -220,6 +220,17 @@ HINTS = {
         "one number serves all pictures and places: its gradient is a sum over them, .sum(axis=(0, 1, 2))."
     ),
 }
+
+
+def _agree(answer: Callable, mistaken: Callable, inputs: Sequence[tuple], tolerance: float) -> bool:
+    """Tell whether an answer is this very mistake, in every case: one alone may not tell two mistakes apart."""
+    try:
+        return not any(
+            _difference(answer(*copy.deepcopy(case)), mistaken(*copy.deepcopy(case)), (), tolerance)
+            for case in inputs
+        )
+    except Exception:
+        return False
 
 
 def _check_value(answer: Any, right: Any, name: str, mistakes: Mapping[str, Any], tolerance: float) -> bool:
