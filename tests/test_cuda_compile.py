@@ -103,6 +103,20 @@ def test_nvrtc_compiles_every_cuda_source(nvrtc, name, architecture):
         nvrtc.destroyProgram(program)
 
 
+@pytest.mark.parametrize("name", [name for name in SOURCES if len(variants(name)) > 1])
+def test_packs_are_moved_whole(nvrtc, name):
+    """In one access of 16 bytes, as the compiler's assembly says, and never by way of local memory."""
+    program = nvrtc.createProgram(modules.source(name), f"{name}.cu", (), ())
+    nvrtc.compileProgram(program, ("-arch=compute_80", *modules.OPTIONS, "-DWIDE=4"))
+    assembly = nvrtc.getPTX(program)
+    assembly = assembly.decode() if isinstance(assembly, bytes) else assembly
+    for entry in assembly.split(".visible .entry ")[1:]:
+        kernel = entry[: entry.index("(")]
+        if kernel not in ("norm_finish", "norm_fold"):  # these work on a number for each channel
+            assert re.search(r"ld\.global(\.nc)?\.v4\.f32", entry), kernel
+        assert not re.search(r"\b(ld|st)\.local", entry), kernel
+
+
 def test_nvrtc_refuses_what_is_wrong(nvrtc):
     """Otherwise the tests above would prove nothing."""
     text = modules.source("conv").replace("image[", "picture[")

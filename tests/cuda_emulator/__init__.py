@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -191,8 +192,8 @@ def _compile(what, flags, text, suffix, objects=()):
 @cache
 def _compiler():
     compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("kernels are emulated with g++, which is not installed")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("kernels are emulated with g++ on Linux, and it is not here")
     return compiler
 
 

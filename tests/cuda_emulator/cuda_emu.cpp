@@ -1,4 +1,4 @@
-// Runs a kernel on the CPU: every thread of a block is a fiber, with a stack of its own, that runs until it has to wait.
+// Runs a kernel on the CPU: every thread of a block is a fiber, with its own stack, that runs until it has to wait.
 //
 //     warp 0   lane 0 ----> barrier   lane 1 ----> barrier ... lane 31 ----> barrier
 //     warp 2                                                                           lane 0 ----> barrier ...

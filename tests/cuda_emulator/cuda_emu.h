@@ -16,9 +16,9 @@
 #define __restrict__
 #define __launch_bounds__(...)
 
-// Blocks run one after the other, so one copy of a block's shared memory will do. It lies in a section of its own, which
-// is filled with NaN before every block: what an earlier block left there would hide a read that comes too early. (The
-// address sanitizer only guards arrays that lie in no section.)
+// Blocks run one after the other, so one copy of a block's shared memory will do. It lies in a section of its own,
+// which is filled with NaN before every block: what an earlier block left there would hide a read that comes too
+// early. (The address sanitizer only guards arrays that lie in no section.)
 #ifdef __SANITIZE_ADDRESS__
 #define __shared__ static
 #else

@@ -26,7 +26,7 @@
 //     2_2   16 x 16 x 128     67 MB     604 MB        5_1 - 3   2 x 2 x 512    4 MB     38 MB
 //     3_1    8 x  8 x 128     17 MB     151 MB
 //
-// The limit is memory bandwidth: 3.6 GB for all layers together, written by im2col, and read by the product if they
+// The limit is memory bandwidth: 3.4 GB for all layers together, written by im2col, and read by the product if they
 // no longer lie in the L2 cache. (Calculated. An implicit product, which never stores the columns, is the next step.)
 #include "common.cuh"
 

@@ -4,7 +4,7 @@
 //     norm_finish           joined: mean, 1 / s = 1 / sqrt(M2 / M + eps), weight / s; the running statistics
 //     norm_backward_sums    sum of dy and of dy h, h = (x - mean) / s, for the rows of a part: dbias and dweight
 //     norm_backward         dx = weight / s * (dy - dbias / M - h dweight / M)
-//     norm_fold             for inference: the running statistics, and the convolution's bias, as an epilogue takes them
+//     norm_fold             for inference: the running statistics and the convolution's bias, as epilogue.cu takes them
 //
 // The variance must not be E[x^2] - E[x]^2: where the mean is large against the deviation, nearly all digits cancel.
 // So a thread subtracts its own first number K from all of its numbers (Chan, Golub and LeVeque 1983, "Algorithms for
@@ -17,9 +17,9 @@
 // that won (kernels with _pool, which take the code of epilogue.cu in place of y). A block has the rows of one part and
 // a tile of columns, as in mask.cu; behind pooling a row is a window, as there.
 //
-// Bytes, VGG16-BN at 32 px, batch 512, without pooling: statistics 4 a number, the sums 12 (dy, x, y), dx 16. 32 in
-// all, of 69 million numbers: 2.2 GB, less where there is pooling, since dy and y are a quarter there. A dozen
-// operations a number: the limit is memory bandwidth. (Calculated.)
+// Bytes a number: the statistics 4, the sums 12 (dy, x, y), dx 16; behind pooling 4, 5 and 9, since dy is a quarter
+// there, and a code a byte. VGG16-BN at 32 px, batch 512, has 78 million numbers of the one kind and 64 million of the
+// other: 3.6 GB. A dozen operations a number: the limit is memory bandwidth. (Calculated.)
 #include "common.cuh"
 #include "parts.cuh"
 

@@ -13,6 +13,9 @@
 #include "common.cuh"
 
 extern "C" __global__ void cast(const float* __restrict__ x, operand* __restrict__ out, long long packs) {
-    for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < packs; k += (long long)gridDim.x * blockDim.x)
-        ((Operands*)out)[k] = to_operands(((const Pack*)x)[k]);
+    for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < packs;
+         k += (long long)gridDim.x * blockDim.x) {
+        Pack value = ((const Pack*)x)[k];
+        ((Operands*)out)[k] = to_operands(value);
+    }
 }
