@@ -1,0 +1,444 @@
+"""What a training will cost, before it begins: multiply-adds, memory by category, and the time of an epoch.
+
+Memory is added up from what will be allocated: the flat arrays of parameters, gradients and momentum, and the
+block of a plan, whose buffers all have their places before any of them exists. What the process holds already
+(the interpreter, its libraries, the pictures) is asked of the system. Time is measured, with a few steps of
+the trainer's own loop on a copy of the network, so that not a bit of the run that follows is changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from scratchnet.data import Loader
+from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.optim import SGD
+from scratchnet.plans.cpu.plan import memory_budget
+from scratchnet.plans.grouping import leaves
+from scratchnet.plans.sizes import sizes
+from scratchnet.training.evaluation import evaluate
+from scratchnet.training.log import duration
+from scratchnet.training.trainer import Trainer
+
+MB = 1e6
+SECONDS = 1.0  # of each measurement, about
+MEASUREMENTS = 3
+BATCHES = 4  # that are in memory at once: the one in work, the next, and what it is being made of
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured, and how often it will be done in an epoch."""
+
+    step: float  # seconds
+    steps: int
+    validation_step: float
+    validation_steps: int
+    epochs: int = 1
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch, validation included.
+
+        Examples
+        --------
+        >>> Timing(0.5, steps=100, validation_step=0.2, validation_steps=10).epoch
+        52.0
+        """
+        return self.step * self.steps + self.validation_step * self.validation_steps
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What ``forecast`` returns; ``print`` it.
+
+    Attributes
+    ----------
+    batch_size : int
+    parameters : int
+        How many.
+    multiply_adds : int
+        Of the forward pass of one picture; a training step takes three times as many for each.
+    memory : dict of str to int
+        Bytes by category. Where it trains on a GPU it is the GPU's memory.
+    available : int or None
+        Bytes that may be taken besides those that are held already; None where the system does not say.
+    held : int
+        Bytes of ``memory`` that are held already.
+    largest_batch : int or None
+        At least so many pictures a step would fit.
+    timing : Timing or None
+        If steps were measured.
+    """
+
+    batch_size: int
+    parameters: int
+    multiply_adds: int
+    memory: dict[str, int]
+    available: int | None
+    held: int
+    largest_batch: int | None
+    timing: Timing | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is memory enough."""
+        return self.available is None or self.total - self.held <= self.available
+
+    @property
+    def line(self) -> str:
+        """The shortest form."""
+        return f"{count(self.multiply_adds)} multiply-adds a picture, {megabytes(self.total)} of memory"
+
+    @property
+    def warning(self) -> str:
+        """One sentence if the memory will not do, and otherwise nothing."""
+        if self.fits:
+            return ""
+        advice = f"{self.largest_batch} would fit" if self.largest_batch else "no batch would fit"
+        return (
+            f"a batch of {self.batch_size} needs {megabytes(self.total - self.held)} of memory, "
+            f"{megabytes(self.available)} are available: {advice}"
+        )
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", f"{self.parameters:,}", ""),
+            ("multiply-adds", count(self.multiply_adds), "a picture, forward; three times that in training"),
+            (f"memory, batches of {self.batch_size}", "", ""),
+            *((f"  {name}", megabytes(size), NOTES.get(name, "")) for name, size in self.memory.items()),
+            ("  together", megabytes(self.total), ""),
+        ]
+        if self.available is not None:
+            fit = f"batches of {self.largest_batch:,} would fit" if self.largest_batch else "no batch fits"
+            rows.append(("  available", megabytes(self.available + self.held), fit))
+        if self.timing is not None:
+            t = self.timing
+            rows += [
+                ("time", "", ""),
+                ("  a step", seconds(t.step), f"{self.batch_size / t.step:,.0f} pictures a second"),
+                (
+                    "  an epoch",
+                    duration(t.epoch),
+                    f"{t.steps:,} steps, and {t.validation_steps:,} to validate",
+                ),
+            ]
+            if t.epochs > 1:
+                rows.append((f"  {t.epochs} epochs", duration(t.epochs * t.epoch), ""))
+        left, right = (max(len(row[k]) for row in rows) for k in (0, 1))
+        return "\n".join(f"{a.ljust(left)}  {b.rjust(right)}  {c}".rstrip() for a, b, c in rows)
+
+
+NOTES = {
+    "activations": "what the backward pass will need",
+    "workspace": "gradients of activations and scratch, which take turns",
+    "batches": "pictures that are being prepared",
+    "validation": "weights in a form that is quick to use",
+    "saving": "a copy of the weights, while they are written",
+    "program": "Python, libraries, and the data set",
+}
+
+
+def forecast(
+    net: Layer,
+    batch_size: int,
+    image_size: int | None = None,
+    *,
+    optimizer: SGD | None = None,
+    train: Loader | None = None,
+    validation: Loader | None = None,
+    loss: SoftmaxCrossEntropy | None = None,
+    epochs: int = 1,
+    engine: str | None = None,
+    precision: str = "fp32",
+    saves: bool = False,
+    measure: bool = False,
+) -> Forecast:
+    """Say what training a network will cost.
+
+    Parameters
+    ----------
+    net : Layer
+        On the backend on which it shall train, in training mode. It is not changed.
+    batch_size : int
+    image_size : int, optional
+        Side of the pictures; by default that which a VGG was built for.
+    optimizer : SGD, optional
+        By default one with momentum.
+    train, validation : Loader, optional
+        What an epoch consists of, for its time.
+    loss : SoftmaxCrossEntropy, optional
+    epochs : int
+        How many, for the time of all of them.
+    engine : {"plan", "layers"}, optional
+        See ``make_engine``. For the layers memory is an estimate from the shapes of what they keep.
+    precision : {"fp32", "tf32", "bf16"}
+    saves : bool
+        Whether weights are saved after an epoch, which takes a copy of them.
+    measure : bool
+        Whether to time a few steps with ``train`` and ``validation``, some seconds in all.
+
+    Returns
+    -------
+    Forecast
+
+    Raises
+    ------
+    ValueError
+        If the network does not take such pictures, or there is nothing to measure with.
+
+    Examples
+    --------
+    >>> from scratchnet.models import vgg11
+    >>> net = vgg11(num_classes=10, image_size=32, width=0.25, classifier_width=256)
+    >>> f = forecast(net, batch_size=64)
+    >>> f.parameters, f.memory["gradients"]
+    (678506, 2714024)
+    >>> print(f.line)  # doctest: +ELLIPSIS
+    10.0 M multiply-adds a picture, ... MB of memory
+    """
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be a whole number above zero, not {batch_size}")
+    size = image_size or getattr(net, "settings", {}).get("image_size")
+    if size is None:
+        raise ValueError("this network does not say which pictures it takes: give image_size")
+    if measure and (train is None or not len(train)):
+        raise ValueError("a step can only be measured with pictures: give a Loader as train")
+    if train is not None:
+        batch_size = max(1, min(batch_size, train.n_samples))  # there may be fewer pictures than a batch has
+
+    def shape(n: int) -> tuple[int, ...]:
+        return (n, size, size, 3)
+
+    parameters = list(net.parameters().values())
+    on_cpu = net.backend.name == "numpy"
+    weights = sum(p.size * p.dtype.itemsize for p in parameters)
+    momentum = weights if optimizer is None or optimizer.momentum else 0
+    has_weights = bool(parameters) and parameters[0].buffer.data is not None
+    resident = (resident_bytes() if on_cpu else 0) - (weights if has_weights else 0)
+
+    def memory(n: int) -> dict[str, int]:
+        activations, workspace = _computing(net, shape(n), engine, precision)
+        return {
+            "parameters": weights,
+            "gradients": weights,
+            "momentum": momentum,
+            "activations": activations,
+            "workspace": workspace,
+            "batches": BATCHES * prod(shape(n)) * net.dtype.itemsize,
+            "validation": memory_budget(weights) if on_cpu and engine != "layers" else 0,
+            "saving": weights if saves and on_cpu else 0,
+            "program": max(0, resident) if on_cpu else _pictures_on_device(train),
+        }
+
+    own = memory(batch_size)
+    held = own["program"] * on_cpu + (weights if has_weights else 0)
+    available = available_bytes(net)
+    largest = None
+    if available is not None:
+        # Memory grows in a straight line, more or less, and less steeply the larger the batch is.
+        other = batch_size // 2 or 2
+        slope = (sum(own.values()) - sum(memory(other).values())) / (batch_size - other)
+        largest = max(0, int(batch_size + (available + held - sum(own.values())) / slope))
+        largest = min(largest, train.n_samples) if train is not None else largest
+    timing = None
+    if measure:
+        timing = _measured(net, optimizer, train, validation, loss, epochs, engine, precision)
+        gc.collect()  # the copy and its plans refer to each other
+    forward = net.multiply_adds(shape(1))
+    own = {name: size for name, size in own.items() if size}
+    count_ = sum(p.size for p in parameters)
+    return Forecast(batch_size, count_, forward, own, available, held, largest, timing)
+
+
+def _computing(net: Layer, shape: tuple[int, ...], engine: str | None, precision: str) -> tuple[int, int]:
+    """Return the bytes of activations and of workspace for a batch of this shape."""
+    if engine != "layers":
+        return sizes(net, shape, training=True, precision=precision)
+    return _of_layers(net, shape)
+
+
+def _of_layers(net: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Estimate what the layers keep for the backward pass, and what they need on the way.
+
+    Maps are numbered: map i goes into layer i. A convolution, a linear layer and a batch normalisation keep
+    their input, a ReLU its output; pooling and dropout a byte a number. What else there is lives for a
+    moment: a layer's output, and in the backward pass the gradients on both of its sides.
+    """
+    item = net.dtype.itemsize
+    maps, kept, extra = [prod(shape) * item], set(), 0
+    moments = []
+    chain = [layer for _, layer in leaves(net)]
+    for i, layer in enumerate(chain):
+        shape = layer.output_shape(shape)
+        maps.append(prod(shape) * item)
+        if isinstance(layer, (Conv2d, Linear, BatchNorm2d)):
+            kept.add(i)
+        elif isinstance(layer, ReLU):
+            kept.add(i + 1)
+        elif isinstance(layer, (MaxPool2d, Dropout)):
+            extra += prod(shape)
+        so_far = extra + sum(maps[k] for k in kept)
+        moments.append(so_far + 2 * maps[i] + 2 * maps[i + 1])
+    activations = extra + sum(maps[k] for k in kept)
+    return activations, max(0, max(moments) - activations)
+
+
+def _measured(
+    net: Layer,
+    optimizer: SGD | None,
+    train: Loader,
+    validation: Loader | None,
+    loss: SoftmaxCrossEntropy | None,
+    epochs: int,
+    engine: str | None,
+    precision: str,
+) -> Timing:
+    """Time steps of the trainer's own loop on a copy of the network."""
+    twin = copy.deepcopy(net)
+    how = optimizer or SGD(twin.parameters(), 0.0, momentum=0.9)
+    settings = {"momentum": how.momentum, "nesterov": how.nesterov, "weight_decay": how.weight_decay}
+    steps = SGD(twin.parameters(), 0.0, **settings)
+    part = copy.copy(train)  # some of its pictures, prepared as they will be
+    part.indices = train.indices[: train.batch_size]
+    loop = Trainer(twin, steps, lambda step: 0.0, part, part, loss=loss, engine=engine, precision=precision)
+    step = _median(lambda: loop.train_epoch(0, "measuring"), part, train)
+    validation_step = 0.0
+    if validation is not None and len(validation):
+        part = copy.copy(validation)
+        part.indices = validation.indices[: validation.batch_size]
+        validation_step = _median(lambda: evaluate(twin, part, "measuring", loop.engine), part, validation)
+    return Timing(step, len(train), validation_step, 0 if validation is None else len(validation), epochs)
+
+
+def _median(run: Any, part: Loader, whole: Loader) -> float:
+    """Return the seconds of a batch, the median of a few measurements after a warm-up.
+
+    ``part`` is given so many batches of ``whole`` that a measurement takes about SECONDS.
+    """
+    run()  # compiles, and touches all memory for the first time
+    first = _time(run)
+    batches = max(1, min(len(whole) - 1, int(SECONDS / first)))
+    part.indices = whole.indices[: batches * whole.batch_size]
+    measured = [first / len(part)] if batches == 1 else []
+    until = time.perf_counter() + 2 * MEASUREMENTS * SECONDS
+    while len(measured) < MEASUREMENTS and (not measured or time.perf_counter() < until):
+        measured.append(_time(run) / len(part))
+    return statistics.median(measured)
+
+
+def _time(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _pictures_on_device(train: Loader | None) -> int:
+    """Return the bytes of the pictures, which training on a GPU keeps there."""
+    return 0 if train is None else train.images.nbytes
+
+
+# What the system says
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process holds now; 0 where the system does not say.
+
+    Examples
+    --------
+    >>> resident_bytes() > 1_000_000 or not Path("/proc/self/status").exists()
+    True
+    """
+    return _kilobytes(Path("/proc/self/status"), "VmRSS") or 0
+
+
+def available_bytes(net: Layer) -> int | None:
+    """Return how much more memory may be taken where the network computes; None where nobody says.
+
+    On a CPU it is what Linux counts as available, or what a container may still take where that is less. On a
+    GPU it is the free memory.
+    """
+    if net.backend.name != "numpy":
+        free, _ = net.backend.xp.cuda.runtime.memGetInfo()
+        return int(free)
+    limits = [_kilobytes(Path("/proc/meminfo"), "MemAvailable"), *_of_container()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _of_container(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Yield what a control group leaves, by either version of the interface; files read are no burden."""
+    for folder, limit, used, cached in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = (folder / limit).read_text().strip()
+            now = int((folder / used).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            files = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
+        except (OSError, ValueError):
+            continue
+        if most.isdecimal():
+            yield max(0, int(most) - now + files)
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    """Return a line of a file in /proc, such as ``VmRSS:  1234 kB``, in bytes."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+# Numbers as text
+
+
+def count(n: int) -> str:
+    """Write a large number with a thousand, a million or a billion as its unit.
+
+    Examples
+    --------
+    >>> count(313_478_154), count(15_470_264_320), count(950)
+    ('313.5 M', '15.5 G', '950')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return str(n)
+
+
+def megabytes(size: float) -> str:
+    """Write a number of bytes in megabytes, as whole numbers where they are large.
+
+    Examples
+    --------
+    >>> megabytes(1_234_567_890), megabytes(3_107_560)
+    ('1,235 MB', '3.1 MB')
+    """
+    return f"{size / MB:,.0f} MB" if size >= 10 * MB else f"{size / MB:.1f} MB"
+
+
+def seconds(value: float) -> str:
+    """Write a short time.
+
+    Examples
+    --------
+    >>> seconds(0.0123), seconds(1.5)
+    ('12.3 ms', '1.50 s')
+    """
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"

@@ -1,0 +1,51 @@
+"""How much memory a plan would take: what a compiled one takes, and none of it is taken."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from scratchnet import plans
+from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
+from scratchnet.models import vgg11, vgg16
+from scratchnet.plans.sizes import sizes
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_sizes_are_those_of_a_compiled_plan(batch_norm, training):
+    net = vgg16(10, 32, batch_norm=batch_norm, width=0.125, classifier_width=32).train(training)
+    plan = plans.compile(net, (6, 32, 32, 3), training=training)
+    assert sum(sizes(net, (6, 32, 32, 3), training)) == plan.arena.size == plan.workspace.block.size
+
+
+def test_activations_are_the_maps_between_the_groups():
+    net = Sequential(Conv2d(3, 8, kernel_size=1, padding=0), ReLU(), Flatten(), Linear(8 * 64, 16))
+    maps = 64 * (8 * 8 * 3 + 8 * 8 * 8 + 16) * 4
+    assert sizes(net, (64, 8, 8, 3), training=True).activations == maps
+
+
+def test_nothing_is_allocated():
+    net = vgg11(10, 32, width=0.25, classifier_width=64)
+    net.parameters()["features.0.weight"].data  # noqa: B018  (the first values are made when first asked for)
+    sizes(net, (2, 32, 32, 3), training=True)  # what is measured or imported once a process
+    tracemalloc.start()
+    found = sum(sizes(net, (64, 32, 32, 3), training=True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found > 20e6 and peak < found / 4
+
+
+def test_a_plan_that_exists_is_left_alone():
+    net = vgg11(10, 32, width=0.125, classifier_width=16, dropout=0.0)
+    plan = plans.compile(net, (2, 32, 32, 3), training=True)
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype("float32")
+    y = plan.forward(x)
+    sizes(net, (50, 32, 32, 3), training=True)
+    plan.backward(y)
+    assert (plan.forward(x) == y).all()
+
+
+def test_what_compile_refuses_is_refused():
+    with pytest.raises(ValueError, match="mode"):
+        sizes(vgg11(10, 32, width=0.125, classifier_width=16), (2, 32, 32, 3), training=False)
