@@ -29,6 +29,7 @@ from scratchnet.layers import (
     Sequential,
 )
 from scratchnet.plans.cuda import conv, graphs, products
+from scratchnet.plans.cuda.plan import CudaPlan
 from scratchnet.plans.cuda.step import Pictures, Steps
 
 real_load = products.load  # the stand-in puts its own in its place
@@ -393,6 +394,18 @@ def test_a_bf16_copy_of_the_parameters_goes_with_its_network(device):
     assert copy() is None
 
 
+def test_a_map_lives_until_whoever_reads_it_has_gone_back(stand_in):
+    plan = plans.compile(plain().to("cupy"), (3, 8, 8, 3), training=True)
+    G = len(plan.kernels)
+    back = [2 * G - 1 - i for i in range(G)]  # the moment of each group's backward pass
+    for i, kernel in enumerate(plan.kernels):
+        if not kernel.is_view:
+            assert kernel.input.is_view or kernel.input._data.dies >= back[i], "x, for the weights' gradient"
+            rectified = kernel.group.relu is not None and kernel.group.pool is None
+            assert not rectified or kernel.output._data.dies >= back[i], "y, where the ReLU let through"
+            assert kernel.output._grad.born <= back[i] <= kernel.output._grad.dies
+
+
 # Whole steps
 
 
@@ -571,6 +584,41 @@ def test_steps_that_do_not_fit_are_refused(device):
     for other in (plain(), Sequential(Linear(4, 3, dtype="float64")).to(device)):
         with pytest.raises(ValueError, match="need a network of parameters in float32, on cupy"):
             Steps(other, optim.SGD(other.parameters(), 0.1), loss, 4)
+
+
+# Planted faults: each is a mistake that somebody could make in a plan, and a comparison must see it. (Those
+# in kernels are in test_cuda_kernels.py.)
+
+
+def sees(device, make, shape):
+    try:
+        assert_plan_equals_layers(device, make, shape)
+    except AssertionError:
+        return True
+    return False
+
+
+def test_fault_a_graph_that_is_not_recorded_anew(stand_in, monkeypatch):
+    monkeypatch.setattr(CudaPlan, "constants", lambda self: ())
+    with pytest.raises(AssertionError):
+        test_statistics_may_be_written_at_any_time(backend.get("cupy"))
+
+
+def test_fault_operands_that_change_places(stand_in, monkeypatch):
+    monkeypatch.setattr(products, "OP_T", products.OP_N)
+    assert sees(backend.get("cupy"), lambda: Sequential(Linear(4, 4)), (4, 4))
+
+
+def test_fault_a_chunk_that_does_not_add_to_the_one_before(stand_in, monkeypatch):
+    whole = products.Products.__call__
+
+    def anew(self, a, b, out, accumulate=False, **turned):
+        whole(self, a, b, out, **turned)
+
+    monkeypatch.setattr(conv, "COLUMN_BYTES", 1)
+    assert not sees(backend.get("cupy"), plain, (3, 8, 9, 3))
+    monkeypatch.setattr(products.Products, "__call__", anew)
+    assert sees(backend.get("cupy"), plain, (3, 8, 9, 3))
 
 
 # What the stand-in counts
