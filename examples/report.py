@@ -43,20 +43,19 @@ def watch(report: Report) -> None:
     """Write the page whenever the log has grown, with the newest weights; at the end with the best ones."""
     if hasattr(os, "nice"):
         os.nice(10)  # whoever trains comes first
-    seen = written = None
+    shown, rest_until = None, 0.0
     try:
         while len(rows := report.run.read_log()) < report.epochs:
-            wait = POLL
-            if rows and rows[-1] != seen:
+            start = time.monotonic()
+            if rows and rows[-1] != shown and start >= rest_until:
                 say(f"epoch {len(rows)} of {report.epochs}")
-                start = time.monotonic()
                 report.write(newest=True, refresh=REFRESH)
-                seen = written = rows[-1]
-                wait = max(POLL, 4 * (time.monotonic() - start))  # at most a fifth of the time
-            time.sleep(wait)
+                shown = rows[-1]
+                rest_until = start + 5 * (time.monotonic() - start)  # a fifth of the time at most
+            time.sleep(POLL)
         report.write()
     except KeyboardInterrupt:
-        if written is None:
+        if shown is None:
             raise KeyboardInterrupt("before the first epoch was done: no page was written") from None
         report.stop_refreshing()
 
