@@ -93,7 +93,7 @@ def test_training_prints_device_data_network_the_articles_log_and_the_test_accur
         r"Data: shapes10, 64 images to train on, 64 to validate",
         r"Network: VGG\(architecture='vgg11', num_classes=10, image_size=32, .*\)",
         r"Parameters: 37,250",
-        r"Forecast: \d+\.\d M multiply-adds a picture, [\d,]+ MB of memory",
+        r"Forecast: \d+\.\d [kM] multiply-adds a picture, [\d,]+ MB of memory",
         *LOG,
         r"Best model: run/best.safetensors",
         r"Test Acc: 0\.\d{6} \(shapes10, 2,000 official test images\)",
