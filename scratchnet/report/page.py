@@ -75,7 +75,7 @@ td.text, #settings td { text-align: left; }
 .confusion tbody th { position: sticky; left: 0; background: var(--paper); }
 .confusion td { min-width: 1.8rem; background: rgba(var(--wrong), var(--share)); }
 .confusion td.right { background: rgba(var(--right), var(--share)); }
-.confusion td.total { background: none; }
+.confusion td.total { background: none; padding-left: .4rem; }
 @media (min-width: 64rem) {
   section { display: grid; grid-template-columns: 20rem 1fr; gap: 2.5rem; }
 }
@@ -235,9 +235,9 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> str:
             f'<td{" class=right" * (j == k)} style="--share:{0.6 * np.sqrt(n / total):.2f}">{n or ""}</td>'
             for j, n in enumerate(counts)
         )
-        share = f"{100 * counts[k] / total:.1f} %" if counts.sum() else "-"
+        share = f"{100 * counts[k] / total:.1f}" if counts.sum() else "-"
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="total">{share}</td></tr>')
     return (
         '<table class="confusion"><thead><tr><th scope="col">right \\ named</th>'
-        f'{head}<th scope="col"><span>right</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'{head}<th scope="col"><span>right, %</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
