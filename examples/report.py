@@ -56,7 +56,7 @@ def watch(report: Report) -> None:
         report.write()
     except KeyboardInterrupt:
         if shown is None:
-            raise KeyboardInterrupt("before the first epoch was done: no page was written") from None
+            raise KeyboardInterrupt("before a page was written") from None
         report.stop_refreshing()
 
 

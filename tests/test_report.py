@@ -554,4 +554,4 @@ def test_ctrl_c_before_the_first_epoch_says_so(training, capsys):
     (training.run / "log.csv").unlink()
     training.steps += [interrupt]
     done = report(capsys, training.run, "--watch")
-    assert done.status == 130 and "before the first epoch was done" in done.last
+    assert done.status == 130 and "stopped before a page was written" in done.last
