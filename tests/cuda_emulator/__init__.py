@@ -182,7 +182,10 @@ def _compile(what, flags, text, suffix, objects=()):
         BUILT.mkdir(exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}{suffix}")
         command = [compiler, *what, *flags, "-x", "c++", "-", "-x", "none", *objects, "-o", str(unfinished)]
-        result = subprocess.run(command, input=text, text=True, capture_output=True)
+        plain = {
+            name: value for name, value in os.environ.items() if name != "LD_PRELOAD"
+        }  # no sanitizer in g++
+        result = subprocess.run(command, input=text, text=True, capture_output=True, env=plain)
         if result.returncode:
             raise EmulatorError(f"the kernels do not compile:\n{result.stderr}")
         unfinished.replace(path)

@@ -12,7 +12,7 @@
 #include "cuda_emu.h"
 
 #include <stdio.h>
-#include <stdlib.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -30,8 +30,8 @@ dim3 grid, block, block_index, thread_index;
 
 namespace {
 
-const int MOST = 1024;                // threads of a block
-const size_t STACK = 128 << 10;       // bytes of stack for each
+const int MOST = 1024;           // threads of a block
+const size_t STACK = 128 << 10;  // bytes of stack for each
 enum State { READY, IN_COLLECTIVE, AT_BARRIER, DONE };
 
 struct Fiber {
@@ -43,9 +43,8 @@ struct Fiber {
 Fiber fibers[MOST];
 char* stacks;
 ucontext_t scheduler;
-int running;             // which fiber, or -1 while a block runs as plain calls
-unsigned running_lane;
-bool somebody_met;       // since the launch began
+int running;        // which fiber, or -1 while a block runs as plain calls
+bool somebody_met;  // since the launch began
 double exchanged[MOST / 32][32];
 void (*kernel)(const void*);
 const void* kernel_arguments;
@@ -153,7 +152,9 @@ const char* launch(const unsigned* g, const unsigned* b, unsigned seed, long lon
     unsigned threads = block.x * block.y * block.z;
     if (threads < 1 || threads > MOST) return complain("has no threads, or more than 1024");
     if (grid.y > 65535 || grid.z > 65535) return complain("a grid has at most 65535 blocks along y and z");
-    if (!stacks) stacks = (char*)malloc(MOST * STACK);
+    if (!stacks)  // only pages that are touched will exist
+        stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stacks == MAP_FAILED) return complain("no memory for the threads' stacks");
 
     std::mt19937 generator(seed), *random = seed ? &generator : nullptr;
     std::vector<unsigned> order((size_t)grid.x * grid.y * grid.z);
