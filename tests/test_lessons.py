@@ -107,10 +107,11 @@ def test_a_lesson_has_one_title_figures_exercises_and_an_end(path):
         assert solution(found[f"solution-{n}"])
 
 
-def test_lessons_are_numbered_and_readme_names_each():
-    assert [path.stem.split("-")[0] for path in LESSONS] == [str(n) for n in range(1, len(LESSONS) + 1)]
-    for path in LESSONS:
-        assert f"({path.relative_to(FOLDER.parent.parent).as_posix()})" in README
+def test_every_lesson_has_a_number_of_its_own_and_a_line_in_readme():
+    numbers = [path.stem.split("-")[0] for path in LESSONS]
+    assert len(set(numbers)) == len(LESSONS)
+    for number, path in zip(numbers, LESSONS, strict=True):
+        assert f"\n| [{number}]({path.relative_to(FOLDER.parent.parent).as_posix()}) | " in README
 
 
 # As programs

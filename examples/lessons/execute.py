@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 
@@ -77,14 +77,15 @@ def _in_256_colours(png: str) -> str:
 
 def main(names: list[str]) -> None:
     """Execute the notebooks with these names, or all."""
-    import nbformat
-
     lessons = sorted(HERE.glob("*.ipynb"))
     chosen = [HERE / Path(name).name for name in names] or lessons
     for path in chosen:
         if path not in lessons:
-            print(f"execute.py: there is no lesson {path.name}", file=sys.stderr)
-            sys.exit(2)
+            refuse(f"there is no lesson {path.name}")
+    try:
+        import nbformat
+    except ImportError:
+        refuse('running lessons needs nbclient and ipykernel: python -m pip install --editable ".[lessons]"')
     for path in chosen:
         start = time.perf_counter()
         notebook = tidy(execute(nbformat.read(path, as_version=4)))
@@ -92,6 +93,12 @@ def main(names: list[str]) -> None:
         nbformat.write(notebook, partial)
         os.replace(partial, path)
         print(f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1024:.0f} KB")
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End the program with a sentence and status 2."""
+    print(f"execute.py: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
