@@ -1,4 +1,4 @@
-"""Run lessons from top to bottom and save them with what they print and draw.
+"""Run lessons from top to bottom, at full size, and save them with what they print and draw.
 
     python examples/lessons/execute.py                       all of them
     python examples/lessons/execute.py 2-convolution.ipynb   one
@@ -60,7 +60,8 @@ def tidy(notebook: Any) -> Any:
     for cell in notebook.cells:
         cell.metadata = {}
         for output in cell.get("outputs", []):
-            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+            if "metadata" in output:
+                output.metadata = {}
             data = output.get("data", {})
             if "image/png" in data:  # beside it there is only <Figure size 640x480>
                 output.data = {"image/png": _in_256_colours(data["image/png"])}
@@ -84,11 +85,16 @@ def main(names: list[str]) -> None:
             refuse(f"there is no lesson {path.name}")
     try:
         import nbformat
+        from nbclient.exceptions import CellExecutionError
     except ImportError:
         refuse('running lessons needs nbclient and ipykernel: python -m pip install --editable ".[lessons]"')
     for path in chosen:
         start = time.perf_counter()
-        notebook = tidy(execute(nbformat.read(path, as_version=4)))
+        try:
+            notebook = tidy(execute(nbformat.read(path, as_version=4)))
+        except CellExecutionError as error:
+            print(f"execute.py: {path.name} stopped, and is left as it was.\n{error}", file=sys.stderr)
+            sys.exit(1)
         partial = path.with_suffix(".partial")
         nbformat.write(notebook, partial)
         os.replace(partial, path)
