@@ -275,8 +275,8 @@ def test_the_last_diagnosis_of_training_is_shown(run):
         assert row.layer in shown.section("doctor")
 
 
-def test_a_run_without_a_diagnosis_gets_one_of_its_training_pictures(shown):
-    assert "Examined now, with the weights shown here and 128 training pictures" in shown.section("doctor")
+def test_a_run_without_a_diagnosis_gets_one_with_the_pictures_that_it_was_trained_on(shown):
+    assert "Examined now, with the weights shown here and 64 training pictures" in shown.section("doctor")
 
 
 def test_verdicts_are_shown_with_their_advice():

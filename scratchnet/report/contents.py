@@ -20,8 +20,6 @@ from scratchnet.training import RunDirectory, RunError, doctor, make_engine, pre
 from scratchnet.training.cli import DEFAULTS
 from scratchnet.training.log import Progress, duration
 
-EXAMINED = 128  # training pictures for the doctor
-
 
 class Report:
     """The page of one run.
@@ -161,7 +159,7 @@ class Report:
         if self.pictures is None:
             return parts.absent("doctor", "Doctor", f"training made no diagnosis, and {self.no_pictures}")
         self.say("asking the doctor")
-        x, labels = next(self._loader(self._split()[0], EXAMINED).epoch(0))
+        x, labels = next(self._loader(self._split()[0]).epoch(0))
         loss = SoftmaxCrossEntropy(self.options["label_smoothing"])
         found = doctor.diagnose(net, x, labels, loss=loss, epochs=rows)
         return parts.diagnosis(found, f"now, with the weights shown here and {len(x)} training pictures")
@@ -175,7 +173,7 @@ class Report:
         self.say(f"naming {len(validation):,} validation pictures")
         engine, found = make_engine(net), []
         with Progress("validation pictures", len(validation)) as progress:
-            for x, _ in self._loader(validation, 128 if self.options["image_size"] <= 64 else 8).epoch(0):
+            for x, _ in self._loader(validation).epoch(0):
                 found.append(predict(net, x, engine))
                 progress.update(len(x))
         probabilities, labels = np.concatenate(found), self.pictures.train_labels[validation]
@@ -220,14 +218,17 @@ class Report:
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         """Return which pictures were trained on and which validated on, drawn again as training drew them."""
         labels = self.pictures.train_labels
-        n_validation = self.options["validation"] or len(labels) // 10
-        return data.split_validation(labels, n_validation, self.options["seed"])
+        n_validation, seed = self.options["validation"] or len(labels) // 10, self.options["seed"]
+        learn, validate = data.split_validation(labels, n_validation, seed)
+        if self.options["subset"]:
+            learn = data.subset(labels, learn, self.options["subset"], seed)
+        return learn, validate
 
-    def _loader(self, indices: np.ndarray, batch_size: int) -> data.Loader:
+    def _loader(self, indices: np.ndarray) -> data.Loader:
         return data.Loader(
             self.pictures.train_images,
             self.pictures.train_labels,
-            batch_size,
+            batch_size=128 if self.options["image_size"] <= 64 else 8,
             shuffle=False,
             normalisation=self.normalisation,
             image_size=self.options["image_size"],
@@ -235,7 +236,7 @@ class Report:
         )
 
     def _validation_picture(self, index: int) -> Shown:
-        x, (label,) = next(self._loader(np.array([index]), 1).epoch(0))
+        x, (label,) = next(self._loader(np.array([index])).epoch(0))
         return Shown(self.pictures.train_images[index], x, self.class_names[label])
 
     def _given_picture(self, image: str | os.PathLike) -> Shown:

@@ -33,6 +33,7 @@ h2 { font-size: 1.25rem; line-height: 1.2; margin: 0 0 .5rem; }
 section { margin-top: 2rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 section > div { min-width: 0; }
 .words { margin-bottom: .75rem; }
+footer { margin-top: 2rem; }
 p { max-width: 48rem; margin: 0 0 .75rem; }
 p, figcaption, dt { color: var(--muted); }
 a { color: var(--validation); }
