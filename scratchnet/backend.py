@@ -133,6 +133,10 @@ def array_module(x: Any) -> ModuleType:
 
     Never imports CuPy: where nobody imported it, nothing can be an array of it.
 
+    Parameters
+    ----------
+    x : array or anything else
+
     Examples
     --------
     >>> array_module(np.zeros(3)).__name__
@@ -144,6 +148,10 @@ def array_module(x: Any) -> ModuleType:
 
 def to_numpy(x: Any) -> np.ndarray:
     """Return ``x`` as a NumPy array on the host: a copy if it lies on a GPU, itself if it is one already.
+
+    Parameters
+    ----------
+    x : array or sequence
 
     Examples
     --------

@@ -124,6 +124,17 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
         If there is no such file.
     FormatError
         If it is not a safetensors file, or not one of a VGG.
+
+    Examples
+    --------
+    >>> from scratchnet.models import vgg11
+    >>> net = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "net.safetensors")
+    >>> save(path, net, class_names=["cat", "dog"])
+    >>> again = load(path)
+    >>> again.training, again.info["class_names"]
+    (False, ['cat', 'dog'])
     """
     backend = get(backend)
     with open_tensors(path) as file:
@@ -168,6 +179,18 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
         If there is no such file.
     FormatError
         If it is not a safetensors file, or does not fit. The network has not been changed then.
+
+    Examples
+    --------
+    >>> from scratchnet.models import vgg11
+    >>> net = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "net.safetensors")
+    >>> save(path, net)
+    >>> other = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16, seed=1)
+    >>> load_weights(path, other)
+    >>> bool((other.features[0].weight.data == net.features[0].weight.data).all())
+    True
     """
     with open_tensors(path) as file:
         _put(path, net, file)
@@ -176,12 +199,25 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
     """Read all tensors of a safetensors file, and the JSON of ours in its header, ``"{}"`` if there is none.
 
+    Parameters
+    ----------
+    path : path
+
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     FormatError
         If it is not one, is cut short, or holds something that NumPy has no type for.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> tensors, header = read_tensors(path)
+    >>> tensors["a"], header
+    (array([0., 1., 2.]), '{"step": 7}')
     """
     with open_tensors(path) as file:
         return {name: file.read(name) for name in file.shapes}, file.metadata.get(HEADER, "{}")
@@ -195,6 +231,15 @@ class TensorFile:
     path : path
     stack : ExitStack
         Closes it.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> with ExitStack() as stack:
+    ...     TensorFile(path, stack).read("a")
+    array([0., 1., 2.])
     """
 
     def __init__(self, path: str | os.PathLike, stack: ExitStack):
@@ -224,7 +269,21 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: str | os.PathLike) -> Iterator[TensorFile]:
-    """Open a safetensors file, to read a tensor or a part of one at a time; else as ``read_tensors``."""
+    """Open a safetensors file, to read a tensor or a part of one at a time; else as ``read_tensors``.
+
+    Parameters
+    ----------
+    path : path
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> with open_tensors(path) as file:
+    ...     file.shapes["b"], file.read_rows("a", slice(1, 3))
+    ((2, 2), array([1., 2.]))
+    """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
     if not os.path.isfile(path):
@@ -251,6 +310,21 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], he
     """Write a safetensors file, whole or not at all, with one entry of JSON in its header.
 
     One and no more: safetensors writes several in random order, and the same run shall leave the same bytes.
+
+    Parameters
+    ----------
+    path : path
+    tensors : mapping from name to array
+    header : str
+        JSON.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> sorted(read_tensors(path)[0])
+    ['a', 'b']
     """
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
@@ -261,6 +335,10 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], he
 def replacing(path: str | os.PathLike) -> Any:
     """Yield a temporary name in the same folder; afterwards rename it to ``path``, or remove it after an
     error.
+
+    Parameters
+    ----------
+    path : path
 
     Examples
     --------
@@ -316,7 +394,8 @@ def _to_file(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
         return array.transpose(3, 2, 0, 1)  # (O, C, KH, KW)
     if isinstance(layer, Linear) and array.ndim == 2:
         if shape := _flattened(net, name):
-            array = array.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(array.shape)  # (c, h, w) rows
+            # Copied once, to (out, c, h, w), rather than twice: it may be most of a network.
+            return array.reshape(*shape, -1).transpose(3, 2, 0, 1).reshape(array.T.shape)
         return array.T  # (out, in)
     return array
 

@@ -85,6 +85,8 @@ class Row:
     tier : {"elements", "directions"}
     checked, kinks, wrong : int
         How many elements (or directions) were compared, met a kink, disagree.
+    visible : int
+        In how many a value stood out of the rounding.
     worst : Measurement or None
         The comparison with the largest error.
     where : tuple of int or int or None
@@ -140,6 +142,8 @@ class Report:
         What else the layer does wrong, in sentences: a gradient that is missing, an input that is written to.
     tolerance : float
         The largest relative error that counts as right.
+    cause : Exception or None
+        What the layer raised, if it did.
     """
 
     subject: str

@@ -67,6 +67,13 @@ def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     Returns
     -------
     fill_weight, fill_bias : callable
+
+    Examples
+    --------
+    >>> weight = np.empty((9, 100))
+    >>> pytorch(fan_in=9, rng=np.random.default_rng(0))[0](weight)
+    >>> bool(abs(weight).max() <= 1 / 3)
+    True
     """
     fill = partial(_draw_uniform, bound=1.0 / sqrt(fan_in), rng=rng)
     return fill, fill
@@ -87,17 +94,50 @@ def normal(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     Returns
     -------
     fill_weight, fill_bias : callable
+
+    Examples
+    --------
+    >>> weight = np.empty((9, 100))
+    >>> normal(fan_in=9, rng=np.random.default_rng(0))[0](weight)
+    >>> bool(abs(weight.std() - 0.01) < 0.001)
+    True
     """
     return partial(_draw_normal, std=0.01, rng=rng), zeros
 
 
 def zeros(out: np.ndarray) -> None:
-    """Fill with zeros."""
+    """Fill with zeros.
+
+    Parameters
+    ----------
+    out : array
+        Written to, in place.
+
+    Examples
+    --------
+    >>> bias = np.empty(2)
+    >>> zeros(bias)
+    >>> bias
+    array([0., 0.])
+    """
     out[...] = 0.0
 
 
 def ones(out: np.ndarray) -> None:
-    """Fill with ones."""
+    """Fill with ones.
+
+    Parameters
+    ----------
+    out : array
+        Written to, in place.
+
+    Examples
+    --------
+    >>> bias = np.empty(2)
+    >>> ones(bias)
+    >>> bias
+    array([1., 1.])
+    """
     out[...] = 1.0
 
 

@@ -331,6 +331,10 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
 def in_order(net: Layer) -> list[tuple[str, Layer]]:
     """Return the layers that a picture goes through, one after the other, each with its path.
 
+    Parameters
+    ----------
+    net : Layer
+
     Examples
     --------
     >>> from scratchnet.layers import Sequential

@@ -62,6 +62,21 @@ class Layer:
         True at first; see ``train`` and ``eval``.
     path : str
         Where the layer stands in its network, as in ``features.0``; error messages name it.
+
+    Examples
+    --------
+    A layer of one's own needs no more than a forward and a backward pass:
+
+    >>> class Double(Layer):
+    ...     def forward(self, x):
+    ...         return self.keep(2 * x, None)
+    ...
+    ...     def backward(self, dy):
+    ...         self.recall(dy)
+    ...         return 2 * dy
+    >>> layer = Double()
+    >>> layer.forward(np.ones(3)), layer.backward(np.ones(3))
+    (array([2., 2., 2.]), array([2., 2., 2.]))
     """
 
     training = True
@@ -474,6 +489,11 @@ class Linear(Layer):
 class ReLU(Layer):
     """max(x, 0), for arrays of any shape (``functional/relu.py``).
 
+    Parameters
+    ----------
+    dtype, rng
+        As of every ``Layer``.
+
     Examples
     --------
     >>> ReLU().forward(np.array([-1.0, 2.0]))
@@ -540,6 +560,11 @@ class MaxPool2d(Layer):
 class GlobalAvgPool2d(Layer):
     """The mean of each channel over the picture, (N, H, W, C) to (N, C) (``functional/pool.py``).
 
+    Parameters
+    ----------
+    dtype, rng
+        As of every ``Layer``.
+
     Examples
     --------
     >>> GlobalAvgPool2d().forward(np.ones((8, 7, 7, 512), "float32")).shape
@@ -561,6 +586,11 @@ class GlobalAvgPool2d(Layer):
 
 class Flatten(Layer):
     """Everything of an image in a row: (N, H, W, C) to (N, H*W*C).
+
+    Parameters
+    ----------
+    dtype, rng
+        As of every ``Layer``.
 
     Examples
     --------

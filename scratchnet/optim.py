@@ -20,6 +20,12 @@ def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
 
     For ``SGD(..., no_decay=is_bias_or_norm)``.
 
+    Parameters
+    ----------
+    name : str
+        As in ``net.parameters()``.
+    parameter : Parameter
+
     Examples
     --------
     >>> is_bias_or_norm("features.0.bias", Parameter([0.0, 0.0]))
@@ -197,6 +203,10 @@ class SGD:
 class Constant:
     """The same learning rate from beginning to end.
 
+    Parameters
+    ----------
+    lr : float
+
     Examples
     --------
     >>> Constant(0.1)(1000)
@@ -213,6 +223,14 @@ class Constant:
 @dataclass(frozen=True)
 class Step:
     """Multiply the learning rate by ``gamma`` at each milestone (He et al. 2016 divide by ten, twice).
+
+    Parameters
+    ----------
+    lr : float
+        Before the first milestone.
+    milestones : tuple of int
+        Steps, counted from 0.
+    gamma : float
 
     Examples
     --------
@@ -237,6 +255,14 @@ class Cosine:
     The warm-up of Goyal et al. 2017, sec. 2.2, and the cosine of Loshchilov and Hutter 2017, eq. 5, without
     restarts.
 
+    Parameters
+    ----------
+    lr : float
+        The highest learning rate.
+    steps : int
+        Of the whole run, warm-up included.
+    warmup : int
+
     Examples
     --------
     >>> schedule = Cosine(0.1, steps=110, warmup=10)
@@ -260,6 +286,15 @@ class Cosine:
 class OneCycle:
     """Rise from ``lr / 25`` to ``lr`` and fall to almost nothing, both along half a cosine (Smith 2018, sec.
     4).
+
+    Parameters
+    ----------
+    lr : float
+        The highest learning rate.
+    steps : int
+        Of the whole run.
+    rise : float
+        The share of the run in which it rises.
 
     Examples
     --------

@@ -156,6 +156,17 @@ class FlatBuffer:
         Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, and when batch
         normalisation tracks its statistics, so that whatever was derived from them (a plan's transformed
         weights) can tell that it is stale.
+
+    Examples
+    --------
+    >>> weight, bias = Parameter([1.0, 2.0]), Parameter([3.0])
+    >>> buffer = FlatBuffer([weight, bias])
+    >>> buffer.fill()
+    >>> buffer.data
+    array([1., 2., 3.])
+    >>> bias.data = np.array([4.0])
+    >>> buffer.data
+    array([1., 2., 4.])
     """
 
     def __init__(self, parameters: Iterable[Parameter]):

@@ -131,7 +131,22 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
 
 
 def pictures_in(folder: str | os.PathLike) -> list[str]:
-    """Return the files in a folder, by their names' endings, that Pillow may be able to read, sorted."""
+    """Return the files in a folder, by their names' endings, that Pillow may be able to read, sorted.
+
+    Parameters
+    ----------
+    folder : path
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> for name in ("cat.png", "ant.jpg", "notes.txt"):
+    ...     Path(folder.name, name).touch()
+    >>> [Path(path).name for path in pictures_in(folder.name)]
+    ['ant.jpg', 'cat.png']
+    """
     endings = Image.registered_extensions()
     kinds = {
         ending: kind for ending, kind in endings.items() if kind in Image.OPEN and kind not in NO_PICTURES

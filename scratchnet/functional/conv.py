@@ -39,6 +39,14 @@ COLUMNS_ON_GPU = 512 << 20
 def conv_output_size(size: int, kernel_size: int, stride: int = 1, padding: int = 0) -> int:
     """Return how many steps a kernel can take along an axis of ``size`` pixels, rounded down.
 
+    Parameters
+    ----------
+    size : int
+        H or W.
+    kernel_size : int
+        KH or KW.
+    stride, padding : int
+
     Examples
     --------
     >>> conv_output_size(32, kernel_size=3, stride=1, padding=1)
@@ -230,6 +238,19 @@ def conv2d_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any
     dx : array (N, H, W, C), or None
     dweight : array (KH, KW, C, O)
     dbias : array (O,), or None where there was no bias
+
+    Examples
+    --------
+    Nine patches hold the pixel in the middle, four the one in a corner:
+
+    >>> y, cache = conv2d_forward(np.ones((1, 3, 3, 1)), np.ones((3, 3, 1, 1)), np.zeros(1), padding=1)
+    >>> dx, dweight, dbias = conv2d_backward(np.ones_like(y), cache)
+    >>> dx[0, :, :, 0]
+    array([[4., 6., 4.],
+           [6., 9., 6.],
+           [4., 6., 4.]])
+    >>> dweight.shape, dbias
+    ((3, 3, 1, 1), array([9.]))
     """
     x, weight, has_bias, stride, padding = cache
     xp = array_module(dy)

@@ -52,6 +52,15 @@ def dropout_backward(dy: Any, cache: Any) -> Any:
     Returns
     -------
     dx : array, shape of y
+
+    Examples
+    --------
+    What was dropped gets no gradient, and the rest what it was scaled by:
+
+    >>> import numpy as np
+    >>> y, cache = dropout_forward(np.ones(4), np.array([True, False, True, False]), p=0.5)
+    >>> dropout_backward(np.ones(4), cache)
+    array([2., 0., 2., 0.])
     """
     keep, scale = cache
     dx = dy * keep  # shape of x

@@ -60,6 +60,14 @@ def linear_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any
     dx : array (N, I), or None
     dweight : array (I, O)
     dbias : array (O,), or None where there was no bias
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> _, cache = linear_forward(np.array([[1.0, 2.0]]), np.array([[1.0], [10.0]]), np.array([0.5]))
+    >>> dx, dweight, dbias = linear_backward(np.array([[3.0]]), cache)
+    >>> dx, dweight.ravel(), dbias
+    (array([[ 3., 30.]]), array([3., 6.]), array([3.]))
     """
     x, weight, has_bias = cache
     dx = dy @ weight.T if need_dx else None  # (N, I)

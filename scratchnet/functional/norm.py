@@ -12,14 +12,26 @@ from scratchnet.functional.sums import channel_sum
 
 
 class BatchNormCache(NamedTuple):
-    """What the backward pass needs, and the statistics that the layer tracks."""
+    """What the backward pass needs, and the statistics that the layer tracks.
 
-    x: Any  # (..., C)
-    weight: Any  # (C,)
-    mean: Any  # (C,)
-    var: Any  # (C,), biased: divided by M
-    inv_std: Any  # (C,), 1 / sqrt(var + eps)
-    of_batch: bool  # whether mean and var were computed from x
+    Attributes
+    ----------
+    x : array (..., C)
+    weight : array (C,)
+    mean, var : array (C,)
+        The variance is the biased one: divided by M.
+    inv_std : array (C,)
+        1 / sqrt(var + eps).
+    of_batch : bool
+        Whether mean and var were computed from x.
+    """
+
+    x: Any
+    weight: Any
+    mean: Any
+    var: Any
+    inv_std: Any
+    of_batch: bool
 
 
 def batch_norm_forward(
@@ -90,6 +102,16 @@ def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Any, Any, Any]:
     -------
     dx : array, shape of y
     dweight, dbias : array (C,)
+
+    Examples
+    --------
+    The same gradient for a whole channel has no effect, since the mean takes it off again:
+
+    >>> import numpy as np
+    >>> _, cache = batch_norm_forward(np.array([[1.0], [3.0], [8.0]]), np.ones(1), np.zeros(1))
+    >>> dx, dweight, dbias = batch_norm_backward(np.ones((3, 1)), cache)
+    >>> bool(abs(dx).max() < 1e-12), dbias
+    (True, array([3.]))
     """
     x, weight, mean, _, inv_std, of_batch = cache
     h = x - mean  # (..., C)

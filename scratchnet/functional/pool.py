@@ -66,6 +66,14 @@ def max_pool2d_backward(dy: Any, cache: Any) -> Any:
     Returns
     -------
     dx : array (N, H, W, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> _, cache = max_pool2d_forward(np.array([[4.0, 9.0], [9.0, 1.0]]).reshape(1, 2, 2, 1))
+    >>> max_pool2d_backward(np.full((1, 1, 1, 1), 5.0), cache)[0, :, :, 0]
+    array([[0., 5.],
+           [0., 0.]])
     """
     winner, x_shape, K, S = cache
     dx = array_module(dy).zeros(x_shape, dtype=dy.dtype)
@@ -120,6 +128,14 @@ def global_avg_pool2d_backward(dy: Any, cache: Any) -> Any:
     Returns
     -------
     dx : array (N, H, W, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> _, cache = global_avg_pool2d_forward(np.zeros((1, 2, 2, 1)))
+    >>> global_avg_pool2d_backward(np.array([[8.0]]), cache)[0, :, :, 0]
+    array([[2., 2.],
+           [2., 2.]])
     """
     N, H, W, C = cache
     dx = array_module(dy).empty(cache, dtype=dy.dtype)

@@ -47,6 +47,13 @@ def relu_backward(dy: Any, cache: Any) -> Any:
     Returns
     -------
     dx : array, shape of y
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> _, cache = relu_forward(np.array([-1.0, 0.0, 2.0]))
+    >>> relu_backward(np.array([5.0, 5.0, 5.0]), cache)
+    array([0., 0., 5.])
     """
     y = cache
     return dy * (y > 0)  # shape of x

@@ -99,6 +99,15 @@ def softmax_cross_entropy_backward(cache: Any) -> Any:
     Returns
     -------
     dlogits : array (N, K)
+
+    Examples
+    --------
+    Where all classes are equally likely, the right one is to become likelier and all others less likely:
+
+    >>> import numpy as np
+    >>> _, cache = softmax_cross_entropy_forward(np.zeros((1, 4)), np.array([2]))
+    >>> softmax_cross_entropy_backward(cache)
+    array([[ 0.25,  0.25, -0.75,  0.25]])
     """
     log_p, labels, label_smoothing = cache
     xp = array_module(log_p)

@@ -77,12 +77,23 @@ class Plan:
     net : Layer
     input_shape, output_shape : tuple of int
     training : bool
+    precision, algorithm : str
+        As they were given to ``compile``.
     groups : list of Group
         What is computed together.
     kernels : list
         For each group, what computes it.
     maps : list
         What goes into each group, then what comes out of the last one.
+
+    Examples
+    --------
+    >>> from scratchnet.layers import Flatten, Linear, ReLU, Sequential
+    >>> plan = compile(Sequential(Flatten(), Linear(12, 5), ReLU()), (4, 2, 2, 3), training=True)
+    >>> plan.forward(np.zeros((4, 2, 2, 3), "float32")).shape
+    (4, 5)
+    >>> [group.title for group in plan.groups]
+    ['Flatten', 'Linear+ReLU']
     """
 
     precisions: tuple[str, ...] = ("fp32",)

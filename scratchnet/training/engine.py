@@ -14,6 +14,10 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class Layers:
     """The network's own ``forward`` and ``backward``: slow, plain, on every backend.
 
+    Parameters
+    ----------
+    net : Layer
+
     Examples
     --------
     >>> import numpy as np

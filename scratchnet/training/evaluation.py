@@ -17,12 +17,22 @@ from scratchnet.training.log import Progress
 
 
 class Evaluation(NamedTuple):
-    """The result of ``evaluate``."""
+    """The result of ``evaluate``.
+
+    Attributes
+    ----------
+    loss, accuracy : float
+        Means over all images.
+    predictions : array (N,)
+        The likeliest class of each image, in the loader's order.
+    labels : array (N,)
+        The right ones.
+    """
 
     loss: float
     accuracy: float
-    predictions: np.ndarray  # (N,), the likeliest class of each image, in the loader's order
-    labels: np.ndarray  # (N,), the right ones
+    predictions: np.ndarray
+    labels: np.ndarray
 
 
 def evaluate(net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None) -> Evaluation:
@@ -84,6 +94,14 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None) -> np.ndarray:
     Returns
     -------
     numpy array (N, K)
+
+    Examples
+    --------
+    >>> from scratchnet.models import vgg11
+    >>> net = vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=16)
+    >>> p = predict(net, np.zeros((2, 32, 32, 3), "float32"))
+    >>> p.shape, p.sum(axis=1).round(4).tolist()
+    ((2, 10), [1.0, 1.0])
     """
     was_training = net.training
     net.eval()
@@ -96,6 +114,11 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None) -> np.ndarray:
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
     """Count how often each class (row) was taken for each (column).
 
+    Parameters
+    ----------
+    labels, predictions : integer array (N,)
+    num_classes : int
+
     Examples
     --------
     >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
@@ -107,6 +130,12 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 
 def confusion_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
     """Write a confusion matrix as text, with the accuracy of each class.
+
+    Parameters
+    ----------
+    matrix : integer array (K, K)
+        From ``confusion_matrix``.
+    class_names : sequence of str
 
     Examples
     --------

@@ -37,7 +37,16 @@ BATCHES = 4  # that are in memory at once: the one in work, the next, and what i
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured, and how often it will be done in an epoch."""
+    """What was measured, and how often it will be done in an epoch.
+
+    Attributes
+    ----------
+    step, validation_step : float
+        Seconds of a batch.
+    steps, validation_steps : int
+        Batches in an epoch.
+    epochs : int
+    """
 
     step: float  # seconds
     steps: int
@@ -371,6 +380,17 @@ def available_bytes(net: Layer) -> int | None:
 
     On a CPU it is what Linux counts as available, or what a container may still take where that is less. On a
     GPU it is the free memory.
+
+    Parameters
+    ----------
+    net : Layer
+
+    Examples
+    --------
+    >>> from scratchnet.layers import Linear
+    >>> available = available_bytes(Linear(4, 2))
+    >>> available is None or available > 0
+    True
     """
     if net.backend.name != "numpy":
         free, _ = net.backend.xp.cuda.runtime.memGetInfo()
@@ -411,6 +431,10 @@ def _kilobytes(path: Path, name: str) -> int | None:
 def count(n: int) -> str:
     """Write a large number with a thousand, a million or a billion as its unit.
 
+    Parameters
+    ----------
+    n : int
+
     Examples
     --------
     >>> count(313_478_154), count(15_470_264_320), count(950)
@@ -425,6 +449,10 @@ def count(n: int) -> str:
 def megabytes(size: float) -> str:
     """Write a number of bytes in megabytes, as whole numbers where they are large.
 
+    Parameters
+    ----------
+    size : float
+
     Examples
     --------
     >>> megabytes(1_234_567_890), megabytes(3_107_560)
@@ -435,6 +463,10 @@ def megabytes(size: float) -> str:
 
 def seconds(value: float) -> str:
     """Write a short time.
+
+    Parameters
+    ----------
+    value : float
 
     Examples
     --------

@@ -17,13 +17,27 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def say(line: str = "") -> None:
-    """Print a line on standard output, at once, above a progress bar that is there."""
+    """Print a line on standard output, at once, above a progress bar that is there.
+
+    Parameters
+    ----------
+    line : str
+
+    Examples
+    --------
+    >>> say("Epoch 1/15")
+    Epoch 1/15
+    """
     with tqdm.external_write_mode(sys.stdout):
         print(line, flush=True)
 
 
 def duration(seconds: float) -> str:
     """Write a time as the article does.
+
+    Parameters
+    ----------
+    seconds : float
 
     Examples
     --------
