@@ -30,10 +30,14 @@ THREADS = 256  # of a block, unless a kernel says otherwise
 WIDE = 4  # numbers in a 16-byte access
 # At most so many blocks along the rows, however many rows there are: eight of 256 threads fill each of an
 # H100's 132 multiprocessors once. Threads go on to further rows, and fetch what belongs to a channel once.
+# (Chosen by calculation, as all numbers here; not yet tuned on a GPU.)
 BLOCKS = 1056
 # Sums over rows are made in so many parts at most, of so many rows at least.
 PARTS, ROWS_OF_A_PART = 512, 64
 NOTHING = np.uintp(0)  # a null pointer
+OPERANDS = ("float32", "uint16")
+# Without -use_fast_math, which flushes the smallest numbers to zero and approximates division and square root.
+OPTIONS = ("--std=c++17",)
 
 
 def operand_dtype(precision: str) -> np.dtype:
@@ -717,11 +721,6 @@ def _kernel(cupy: Any, file: str, name: str, macros: tuple[str, ...]) -> Any:
 @cache
 def _module(cupy: Any, file: str, macros: tuple[str, ...]) -> Any:
     return cupy.RawModule(code=source(file), options=OPTIONS + macros, backend="nvrtc")
-
-
-# No -use_fast_math: it would flush the smallest numbers to zero and approximate division and square root.
-OPTIONS = ("--std=c++17",)
-OPERANDS = ("float32", "uint16")
 
 
 def _launch(
