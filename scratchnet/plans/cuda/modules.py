@@ -36,7 +36,7 @@ BLOCKS = 1056
 PARTS, ROWS_OF_A_PART = 512, 64
 NOTHING = np.uintp(0)  # a null pointer
 OPERANDS = ("float32", "uint16")
-# Without -use_fast_math, which flushes the smallest numbers to zero and approximates division and square root.
+# Without -use_fast_math, which makes zeros of the smallest numbers and approximates division and square root.
 OPTIONS = ("--std=c++17",)
 
 
