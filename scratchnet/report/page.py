@@ -71,8 +71,8 @@ td.text, #settings td { text-align: left; }
 .narrow { max-width: 24rem; }
 .tiny { max-width: 8rem; }
 .confusion th, .confusion td { padding: .25rem .3rem; border: 0; }
-.confusion thead th { vertical-align: bottom; }
-.confusion thead th span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.confusion thead th { vertical-align: bottom; white-space: normal; }
+.confusion thead th span { white-space: nowrap; writing-mode: vertical-rl; transform: rotate(180deg); }
 .confusion tbody th { position: sticky; left: 0; background: var(--paper); }
 .confusion td { min-width: 1.8rem; background: rgba(var(--wrong), var(--share)); }
 .confusion td.right { background: rgba(var(--right), var(--share)); }
@@ -81,7 +81,8 @@ td.text, #settings td { text-align: left; }
   section { display: grid; grid-template-columns: 20rem 1fr; gap: 2.5rem; }
 }
 @media (max-width: 32rem) {
-  table.confusion { font-size: .7rem; }
+  table { font-size: .72rem; }
+  th, td { padding: .2rem .3rem; }
   .confusion th, .confusion td { padding: .25rem .1rem; }
   .confusion td { min-width: 1.35rem; }
 }
