@@ -394,3 +394,33 @@ def test_a_layer_is_told_what_is_wrong_with_it(lesson, capsys, layer, begins, co
     text = capsys.readouterr().out
     assert text.startswith(begins) and contains in text
     assert right == begins.startswith("Right")
+
+
+@pytest.mark.parametrize("n, exercise", [(1, "leaky_relu"), (2, "prelu"), (3, "avg_pool")])
+def test_the_usual_mistakes_of_lesson_9_are_named(lesson, capsys, n, exercise):
+    import answers
+
+    arguments = getattr(answers, exercise)
+    scope = {"np": np, "Layer": Layer, "Parameter": Parameter}
+    before = set(scope)
+    exec(solution(cells(FOLDER / "9-your-own-layer.ipynb")[f"solution-{n}"]), scope)
+    solved = scope[(set(scope) - before - {"__builtins__"}).pop()]
+
+    for sentence, wrong in arguments["mistakes"].items():
+
+        class Mistaken(solved):
+            def forward(self, x):
+                self.x = x.copy()
+                return super().forward(x)
+
+            def backward(self, dy, wrong=wrong):
+                dx = super().backward(dy)
+                parameters = list(self.parameters().values())
+                gradient = np.asarray(wrong(self.x, dy, *(p.data for p in parameters)), dtype=dy.dtype)
+                if gradient.shape == dx.shape:
+                    return gradient
+                parameters[0].grad = gradient
+                return dx
+
+        assert not lesson.check_layer(lambda: Mistaken(3) if n == 2 else Mistaken(), **arguments)  # noqa: B023
+        assert f"Hint: {sentence}\n" in capsys.readouterr().out
