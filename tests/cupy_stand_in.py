@@ -475,7 +475,9 @@ def _make_module():
     stride_tricks = SimpleNamespace(sliding_window_view=sliding_window_view, as_strided=as_strided)
     module.lib = SimpleNamespace(stride_tricks=stride_tricks)
     module.RawModule = RawModule
-    module.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
+    module.get_default_memory_pool = lambda: SimpleNamespace(
+        free_all_blocks=lambda: None, total_bytes=lambda: 0
+    )
     module.cuda = SimpleNamespace(
         get_current_stream=lambda: streams[-1],
         Stream=Stream,

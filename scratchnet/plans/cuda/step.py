@@ -140,6 +140,10 @@ class Steps:
             self._of_size[count] = _Step(self, (count, *shape))
         self._of_size[count](x, labels)
 
+    def plan(self, count: int) -> CudaPlan:
+        """Return the plan of steps with so many pictures, of which there has been one."""
+        return self._of_size[count].plan
+
     def totals(self) -> Totals:
         """Return what has been added up since ``begin``. Waits for the GPU."""
         loss, hits, images = self.net.backend.to_numpy(self.totals_there)
