@@ -29,7 +29,8 @@ that, by moving the biases and weights below zero for every input; the loss befo
 **Update over weight.** The step, lr |v| / |w| with momentum v, is by how much of themselves weights change.
 Until there is a momentum, v is what equal gradients add up to, g / (1 - momentum). Near 0.001 is usual. At
 0.2 five steps make a new network, faster than the other layers can follow (measured here on plain VGG11 and
-VGG16 of several widths: those above 0.2 in the median layer did not learn, those below 0.17 did). Weights
+VGG16 of several widths: those above 0.2 in the median layer did not learn, nor those in which one step tripled
+the loss). Weights
 before a batch normalisation bear more, up to 1: it takes their scale away, and a step at right angles to w
 lengthens w, which makes the next smaller. Below 1e-5 weights need 100,000 steps to become others.
 
@@ -304,6 +305,11 @@ def read(run_path: str | os.PathLike) -> list[Diagnosis]:
     ------
     RunError
         If the file is damaged.
+
+    Examples
+    --------
+    >>> read("no such run")
+    []
     """
     path = Path(run_path, FILE)
     try:
@@ -338,6 +344,24 @@ class Doctor:
         Of this run, those before a resume included.
     highest_lr : float or None
         Of the schedule, where it is known.
+
+    Examples
+    --------
+    >>> from scratchnet import data
+    >>> from scratchnet.models import vgg11
+    >>> pictures = data.shapes10(n_train=64, n_test=10)
+    >>> normalisation = data.Normalisation.of(pictures.train_images)
+    >>> train = data.Loader(
+    ...     pictures.train_images, pictures.train_labels, 32, shuffle=True, normalisation=normalisation
+    ... )
+    >>> net = vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=16)
+    >>> doctor = Doctor(net, SGD(net.parameters(), lr=0.01), train, SoftmaxCrossEntropy())
+    >>> doctor.look(step=0, epochs=[])  # doctest: +ELLIPSIS
+    Diagnosis at step 0: loss ..., 9.4 % of 64 images right
+    ...
+    Healthy: nothing stands out.
+    >>> len(doctor.diagnoses)
+    1
     """
 
     def __init__(
@@ -363,9 +387,9 @@ class Doctor:
 
     def hear(self, step: int, loss: float, epochs: Sequence[Mapping[str, float]]) -> None:
         """Take note of the loss of a step, before its backward, and look where it is time to, or not finite."""
-        self.losses.append(loss)
         if step % self.every == 0 or not isfinite(loss):
             self.look(step, epochs)
+        self.losses.append(loss)
 
     def look(self, step: int, epochs: Sequence[Mapping[str, float]]) -> None:
         """Examine the network, say what was found, and write it down, once for each step.
@@ -645,8 +669,14 @@ class _Case:
         return self.accuracy < chance + 3.0 * sqrt(chance * (1.0 - chance) / len(self.labels))
 
     @property
-    def learning(self) -> bool:
-        return not self.by_chance and self.loss < 0.95 * self.ignorance
+    def stuck(self) -> bool:
+        """Whether the network knows nothing about these images."""
+        return self.by_chance and self.loss > 0.95 * self.ignorance
+
+    @property
+    def sure(self) -> float:
+        """How likely softmax calls its answers, in the mean."""
+        return float(F.softmax(self.logits).max(axis=1).mean())
 
     @property
     def momentum(self) -> float:
@@ -743,10 +773,9 @@ def _not_normalised(case: _Case) -> Iterator[Verdict]:
 
 def _classes_missing(case: _Case) -> Iterator[Verdict]:
     counts = np.bincount(case.labels, minlength=case.classes)
-    if counts.mean() < 12.0:  # a class may well be missing by chance
-        return
     missing = [str(k) for k in np.flatnonzero(counts == 0)]
-    if missing:
+    by_chance = case.classes * (1.0 - 1.0 / case.classes) ** len(case.labels)
+    if (missing and counts.mean() > 12.0) or len(missing) > by_chance + 4.0 * sqrt(by_chance) + 1.0:
         yield Verdict(
             "classes missing",
             "",
@@ -782,19 +811,47 @@ def _equal_weights(case: _Case) -> Iterator[Verdict]:
             )
 
 
+def _squashed(case: _Case) -> Iterator[Verdict]:
+    smallest, sums = case.logits.min(), case.logits.sum(axis=1)
+    what = ""
+    if smallest >= 0.0 and abs(sums - 1.0).max() < 1e-3:
+        what = "The outputs are probabilities already, and softmax of them is never far from 1 / K"
+    elif isinstance(case.heard[-1].layer, ReLU):
+        what = (
+            f"The outputs went through a ReLU, so that {100 * (case.logits == 0).mean():.0f} % of them are 0"
+        )
+    if what:
+        yield Verdict(
+            "output squashed",
+            case.heard[-1].path,
+            f"{what}: the loss takes logits, and does its softmax itself.",
+            "Remove what follows the last layer with weights.",
+        )
+
+
 def _dead(case: _Case) -> Iterator[Verdict]:
-    stuck = not case.learning and case.loss > 0.95 * case.ignorance
+    # What has vanished from the start comes to rest at the biases, which may leave most units dead, too.
+    yield from _dying(case, 0.75 if case.leap and case.stuck else 1.0)
+
+
+def _mostly_dead(case: _Case) -> Iterator[Verdict]:
+    if case.stuck:
+        yield from _dying(case, 0.75)
+
+
+def _dying(case: _Case, share: float) -> Iterator[Verdict]:
     relus = [sign for sign in case.heard if sign.dead is not None]
     sign = max(relus, key=lambda sign: sign.dead, default=None)  # the first of those that are worst
-    if sign is not None and (sign.dead == 1.0 or (sign.dead >= 0.75 and stuck)):
-        share = "All" if sign.dead == 1.0 else f"{100 * sign.dead:.0f} % of the"
-        reason = f"{share} units are zero for every image, so neither signal nor gradient passes them"
-        if case.leap:
-            reason += f", after the loss had leapt to {case.leap[1]:.3g} at step {case.leap[0]}"
-        advice = f"{_sentence(RATE)[:-1]}, and begin anew: dead units do not come back."
-        if not case.step and not case.leap:
-            advice = f"Look at its biases and at what comes in. If the network was trained: {RATE}."
-        yield Verdict("dead", sign.path, f"{reason}; the loss is {case.loss:.4f}.", advice)
+    if sign is None or sign.dead < share:
+        return
+    units = "All" if sign.dead == 1.0 else f"{100 * sign.dead:.0f} % of the"
+    reason = f"{units} units are zero for every image, so neither signal nor gradient passes them"
+    if case.leap:
+        reason += f", after the loss had leapt to {case.leap[1]:.3g} at step {case.leap[0]}"
+    advice = f"{_sentence(RATE)[:-1]}, and begin anew: dead units do not come back."
+    if not case.step and not case.leap:
+        advice = f"Look at its biases and at what comes in. If the network was trained: {RATE}."
+    yield Verdict("dead", sign.path, f"{reason}; the loss is {case.loss:.4f}.", advice)
 
 
 def _exploding(case: _Case) -> Iterator[Verdict]:
@@ -842,7 +899,7 @@ def _vanishing(case: _Case) -> Iterator[Verdict]:
 
 
 def _saturated_softmax(case: _Case) -> Iterator[Verdict]:
-    sure = float(F.softmax(case.logits).max(axis=1).mean())
+    sure = case.sure
     if not (case.loss > 4.0 * case.ignorance and sure > 0.9 and case.by_chance):
         return
     sign = max(case.layers, key=_next_to_he)
@@ -939,7 +996,8 @@ def _wrong_gradient(case: _Case) -> Iterator[Verdict]:
     directions: dict[str, tuple[int, Any]] = {}
     for name, p in parameters.items():
         scale = 1.0 if p.ndim == 1 else _rms(p.data)
-        if size <= 0.02 * scale * sqrt(p.size) * norms[name]:  # short enough for a slope
+        above_noise = norms[name] > 1e-4 * max(norms.values())
+        if above_noise and size <= 0.02 * scale * sqrt(p.size) * norms[name]:  # short enough for a slope
             directions[name] = (id(p), p.grad / norms[name] / norms[name])
 
     def slope(names: Sequence[str]) -> float:
@@ -962,13 +1020,13 @@ def _wrong_gradient(case: _Case) -> Iterator[Verdict]:
 
 def _running_statistics(case: _Case) -> Iterator[Verdict]:
     norms = [sign for sign in case.heard if isinstance(sign.layer, BatchNorm2d)]
-    if not norms or case.loss > 0.7 * case.ignorance:
+    if not norms or case.loss > 0.5 * case.ignorance:
         return
     for _, layer in case.net.walk():
         layer.training = False
     logits = case.net.forward(case.x)
     loss = float(case.criterion.forward(logits, case.labels))
-    if not loss < case.ignorance:
+    if not loss < 0.9 * case.ignorance:
         yield Verdict(
             "running statistics off",
             norms[0].path,
@@ -1019,7 +1077,20 @@ def _rate_too_high(case: _Case) -> Iterator[Verdict]:
             f"{largest.update:.2g} in this one.",
             f"{_sentence(RATE)[:-1]}: a hundredth is a good step.",
         )
-    elif case.leap and not case.learning and case.loss > 0.95 * case.ignorance:
+        return
+    if not normalised and case.lr:
+        shift = {id(p): p.grad for p in case.net.parameters().values() if p.has_grad}
+        case._set_mode()
+        after = case.loss_at(shift, -case.lr)
+        if not after < 3.0 * max(case.loss, case.ignorance):
+            yield Verdict(
+                "learning rate too high",
+                "",
+                f"One step takes the loss of the very same images from {case.loss:.3g} to {after:.3g}.",
+                _sentence(RATE),
+            )
+            return
+    if case.leap and case.stuck:
         yield Verdict(
             "learning rate too high",
             "",
@@ -1121,10 +1192,12 @@ FLOORS: tuple[tuple[Rule, ...], ...] = (
     (_images_alike,),
     (_not_normalised, _classes_missing),
     (_zero_weights, _equal_weights),
+    (_squashed,),
     (_dead,),
+    (_saturated_activation,),
     (_exploding,),
     (_vanishing,),
-    (_saturated_activation,),
+    (_mostly_dead,),
     (_renumbered,),
     (_saturated_softmax,),
     (_vanishing_gradient,),
@@ -1179,6 +1252,14 @@ def why_not_finite(net: Layer, x: Any) -> str:
     -------
     str
         Half a sentence, with what to do.
+
+    Examples
+    --------
+    >>> from scratchnet.layers import Linear, ReLU, Sequential
+    >>> net = Sequential(Linear(2, 2), ReLU())
+    >>> net[0].bias.data = np.array([0.0, np.inf])
+    >>> why_not_finite(net, np.ones((1, 2), "float32"))
+    'it first appeared in 0.bias, which is not finite: lower the learning rate, or warm it up'
     """
     advice = "lower the learning rate, or warm it up"
     parameters = net.parameters()
@@ -1199,7 +1280,17 @@ def why_not_finite(net: Layer, x: Any) -> str:
 
 
 def is_finite(x: Any) -> bool:
-    """Tell whether an array has neither NaN nor infinity."""
+    """Tell whether an array has neither NaN nor infinity.
+
+    Parameters
+    ----------
+    x : array
+
+    Examples
+    --------
+    >>> is_finite(np.array([1.0, np.nan]))
+    False
+    """
     return bool(array_module(x).isfinite(x).all())
 
 
