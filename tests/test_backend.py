@@ -52,8 +52,8 @@ FAILURES = {
         r"installed but broken \(libcublas.so.12: cannot open shared object",
     ),
     "a module is missing": (
-        "import cupy_backends",
-        "installed but broken, since cupy_backends is missing: rei",
+        "import nowhere_to_be_found",
+        "installed but broken, since nowhere_to_be_found is missing: rei",
     ),
     "any other error": (
         "raise AttributeError('no np.bool8')",
