@@ -45,6 +45,7 @@ def build_network(task: dict[str, Any]) -> models.VGG:
         image_size=task["image_size"],
         batch_norm=task["batch_norm"],
         width=task["width"],
+        classifier_width=task.get("classifier_width", 4096),
         dropout=0.0,
         seed=task.get("seed", 0),
     )

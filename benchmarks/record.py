@@ -231,7 +231,7 @@ def page(measured: dict[str, Any]) -> str:
         "",
         *table(["", "test accuracy, %", "training, s"], rows),
         "",
-        f"- Mean, standard deviation, range over {task['seeds']} seeds; the test images were read once a seed",
+        f"- Mean, standard deviation, range over {task['seeds']} seeds; test images were read once a seed",
         f"- Batch {task['batch_size']}, {recipe}, cosine with warm-up, {AUGMENTATION}, no dropout",
         f"- {'; '.join(versions)}; Python {measured['python']}; {measured['system']}; driver "
         f"{measured['driver']}; {measured['date']}",

@@ -18,6 +18,8 @@ TINY = {
     "batch_size": 2,
     "turns": 1,
     "turn": 0.0,
+    "repeats": 1,
+    "classifier_width": 8,
     "large": 16,
     "copied": 1024,
 }
