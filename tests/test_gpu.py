@@ -7,11 +7,12 @@ pytest -m gpu`` runs both.
 import numpy as np
 import pytest
 
-from scratchnet import backend
+from scratchnet import backend, plans
 from scratchnet import functional as F
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg16
 from scratchnet.optim import SGD
+from scratchnet.plans.cuda.step import Steps
 
 pytestmark = pytest.mark.gpu
 
@@ -80,6 +81,85 @@ def test_the_same_seed_gives_the_same_bits(gpu):
 
     for first, second in zip(run(), run(), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+# Plans: the small cases are in test_plans_cuda.py and test_training_device.py
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_plan_of_vgg16_equals_the_layers_on_the_cpu(gpu, batch_norm):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, 32, 32, 3), dtype="float32")
+    here, there = (vgg16(10, 32, batch_norm=batch_norm, dropout=0.0) for _ in range(2))
+    there.to(gpu)
+    plan = plans.compile(there, x.shape, training=True)
+    y = here.forward(x)
+    assert np.linalg.norm(gpu.to_numpy(plan.forward(gpu.asarray(x))) - y) < 1e-4 * np.linalg.norm(y)
+    dy = rng.standard_normal(y.shape, dtype="float32")
+    here.backward(dy)
+    plan.backward(gpu.asarray(dy))
+    pairs = list(zip(there.parameters().items(), here.parameters().values(), strict=True))
+    largest = max(np.linalg.norm(p.grad) for _, p in pairs)
+    for (name, ours), right in pairs:
+        # Decisions of ReLU and pooling that hang on rounding: a per cent of a gradient. A mistake is more.
+        far = np.linalg.norm(gpu.to_numpy(ours.grad) - right.grad)
+        assert far < 2e-2 * max(np.linalg.norm(right.grad), 0.02 * largest), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_steps_of_vgg16_have_the_same_bits_replayed_or_not_and_again(gpu, precision):
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((64, 32, 32, 3), dtype="float32"), rng.integers(0, 10, 64)
+
+    def run(graphs):
+        net = vgg16(10, 32, batch_norm=True).to(gpu)
+        sgd = SGD(net.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
+        steps = Steps(net, sgd, SoftmaxCrossEntropy(), 64, precision, graphs=graphs)
+        steps.begin(np.full(6, 0.01))
+        for _ in range(6):
+            steps.step(64, x, labels)
+        return steps.totals(), [gpu.to_numpy(p.data) for p in net.parameters().values()]
+
+    (first, values), *others = run(True), run(True), run(False)
+    assert np.isfinite(first.loss)
+    for totals, again in others:
+        assert totals == first
+        for a, b in zip(values, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_plan_at_224_pixels_in_several_chunks(gpu):
+    x = np.random.default_rng(0).standard_normal((4, 224, 224, 3), dtype="float32")
+    net = vgg16(10, 224, classifier_width=64).eval()
+    expected = net.forward(x)
+    net.to(gpu)
+    plan = plans.compile(net, x.shape)
+    assert plan.kernels[1].n < 4
+    for _ in range(3):
+        y = gpu.to_numpy(plan.forward(gpu.asarray(x)))
+        assert np.linalg.norm(y - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_whole_steps_do_not_leak_memory(gpu):
+    net = vgg16(10, 32, width=0.25, classifier_width=256).to(gpu)
+    sgd = SGD(net.parameters(), 1.0, momentum=0.9)
+    steps = Steps(net, sgd, SoftmaxCrossEntropy(), 32)
+    images, labels = gpu.xp.ones((32, 32, 32, 3), "float32"), gpu.asarray(np.arange(32) % 10)
+    used = []
+    for _ in range(5):
+        steps.begin(np.full(4, 0.01))
+        for _ in range(4):
+            steps.step(32, images, labels)
+        used.append(gpu.xp.get_default_memory_pool().used_bytes())
+    assert used[4] == used[1]
+
+
+def test_too_little_memory_names_a_batch_that_then_fits(gpu):
+    net = vgg16(10, 224, width=0.25, classifier_width=64).eval().to(gpu)
+    with pytest.raises(backend.BackendError, match="images a batch would fit") as caught:
+        plans.compile(net, (1_000_000, 224, 224, 3))
+    fits = int(str(caught.value).split(": ")[-1].split()[0])
+    plans.compile(net, (fits, 224, 224, 3))
 
 
 def test_training_does_not_leak_memory(gpu):

@@ -745,6 +745,29 @@ def test_cublas_that_is_missing(stand_in, monkeypatch):
         products.load(stand_in)
 
 
+def test_the_real_cublas_has_these_names_and_numbers():
+    """No GPU is needed for it, only CuPy and NVIDIA's library."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        library = real_load(cupy)
+    except backend.BackendError as error:
+        pytest.skip(str(error))
+    assert all(hasattr(library, name) for name in products.SIGNATURES)
+    from cupy_backends.cuda.libs import cublas
+
+    runtime = cupy.cuda.runtime
+    numbers = {
+        "OP_N": cublas.CUBLAS_OP_N,
+        "OP_T": cublas.CUBLAS_OP_T,
+        "R_32F": runtime.CUDA_R_32F,
+        "R_16BF": runtime.CUDA_R_16BF,
+        "COMPUTE_32F": cublas.CUBLAS_COMPUTE_32F,
+        "COMPUTE_32F_FAST_TF32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32,
+        "GEMM_DEFAULT": cublas.CUBLAS_GEMM_DEFAULT,
+    }
+    assert {name: getattr(products, name) for name in numbers} == numbers
+
+
 def test_cublas_that_fails():
     with pytest.raises(MemoryError, match="no memory is left"):
         products._check(3)
