@@ -299,6 +299,29 @@ def other_numbers():
     return net, {"labels": (Y + 1) % 10, "step": 60}
 
 
+def trained_on_other_labels():
+    net = quick(batch_norm=True)
+    train(net, 60, 0.02)
+    return net, {"labels": np.random.default_rng(8).permutation(Y), "step": 60}
+
+
+class Softmax(Layer):
+    def forward(self, x):
+        return self.keep(*[softmax(x)] * 2)
+
+    def backward(self, dy):
+        p = self.recall(dy)
+        return p * (dy - (dy * p).sum(axis=1, keepdims=True))
+
+
+def two_softmaxes():
+    return Sequential(*perceptron(32), Softmax()), {}
+
+
+def relu_at_the_end():
+    return Sequential(*perceptron(32), ReLU()), {}
+
+
 def overfitted():
     validation = [1.2, 0.9, 0.8, 0.95, 1.1, 1.3]
     rows = [
@@ -336,6 +359,9 @@ FAULTS = {
     labels_that_nothing_tells: "labels shuffled",
     learned_by_heart: "labels shuffled",
     other_numbers: "labels renumbered",
+    trained_on_other_labels: "labels shuffled",
+    two_softmaxes: "output squashed",
+    relu_at_the_end: "output squashed",
     overfitted: "overfitting",
 }
 
@@ -378,6 +404,12 @@ def test_neither_warm_up_nor_the_end_of_a_schedule_is_too_low():
     assert names(diagnose(plain(), X, Y, lr=1e-7)) == ["learning rate too low"]
     assert diagnose(plain(), X, Y, lr=1e-7, highest_lr=0.01).healthy
     assert diagnose(plain(), X, Y, lr=0.0, highest_lr=0.01).healthy
+
+
+def test_a_step_that_triples_the_loss_is_too_large_before_it_is_made():
+    net = plain(width=0.25, classifier_width=64)
+    verdict = diagnose(net, X, Y, lr=0.1).verdicts[0]
+    assert verdict.name == "learning rate too high" and "the very same images" in verdict.reason
 
 
 def test_labels_are_not_judged_from_few_images_nor_from_noise():

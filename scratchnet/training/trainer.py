@@ -13,9 +13,10 @@ from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.training.device import DeviceEpochs
-from scratchnet.training.doctor import Doctor, is_finite, why_not_finite
+from scratchnet.training.doctor import Doctor
 from scratchnet.training.engine import Plans, make_engine
 from scratchnet.training.evaluation import evaluate
+from scratchnet.training.examination import is_finite, why_not_finite
 from scratchnet.training.log import Progress, duration, say
 from scratchnet.training.rundir import RunDirectory
 
