@@ -102,7 +102,7 @@ def test_the_peak_of_a_training_in_its_own_process_is_within_15_percent(engine, 
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert result.returncode == 0, result.stderr
     total, peak, memory = json.loads(result.stdout.splitlines()[-1])
-    assert memory["program"] < 0.5 * peak, "there should be something to forecast"
+    assert memory["program"] < 0.6 * peak, "there should be something to forecast"
     assert total == pytest.approx(peak, rel=0.15), memory
 
 
@@ -193,12 +193,12 @@ class Sleep(Layer):
     """As slow as it says, whatever else the machine does."""
 
     def forward(self, x):
-        time.sleep(0.02 if self.training else 0.01)
+        time.sleep(0.04 if self.training else 0.02)
         return self.keep(x, x)
 
     def backward(self, dy):
         self.recall(dy)
-        time.sleep(0.02)
+        time.sleep(0.04)
         return dy
 
 
@@ -208,14 +208,14 @@ def test_time_is_that_of_the_steps_and_of_validation(monkeypatch):
     train, validation = loader(100 * 8, 8), loader(50 * 8, 8, shuffle=False)
     timing = forecast(net, 8, 32, train=train, validation=validation, epochs=3, measure=True).timing
     assert (timing.steps, timing.validation_steps, timing.epochs) == (100, 50, 3)
-    assert timing.step == pytest.approx(0.04, rel=0.3) and timing.step > 0.04
-    assert timing.validation_step == pytest.approx(0.01, rel=0.5) and timing.validation_step > 0.01
+    assert 0.08 < timing.step < 0.12
+    assert 0.02 < timing.validation_step < 0.04
 
 
 def test_time_is_within_15_percent_of_the_epoch_that_follows(monkeypatch):
     monkeypatch.setattr(FORECAST, "SECONDS", 0.2)
     net = Sequential(Sleep(), Flatten(), Linear(32 * 32 * 3, 10))
-    train, validation = loader(40 * 8, 8), loader(20 * 8, 8, shuffle=False)
+    train, validation = loader(20 * 8, 8), loader(10 * 8, 8, shuffle=False)
     timing = forecast(net, 8, 32, train=train, validation=validation, measure=True).timing
     trainer = Trainer(net, SGD(net.parameters(), 0.0), Constant(0.0), train, validation)
     trainer.fit(1)

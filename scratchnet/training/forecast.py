@@ -12,7 +12,7 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -152,6 +152,7 @@ class Forecast:
         return "\n".join(f"{a.ljust(left)}  {b.rjust(right)}  {c}".rstrip() for a, b, c in rows)
 
 
+VARYING = ("activations", "workspace", "batches")  # with the batch
 NOTES = {
     "activations": "what the backward pass will need",
     "workspace": "gradients of activations and scratch, which take turns",
@@ -259,10 +260,14 @@ def forecast(
     available = available_bytes(net)
     largest = None
     if available is not None:
-        # Memory grows in a straight line, more or less, and less steeply the larger the batch is.
-        other = batch_size // 2 or 2
-        slope = (sum(own.values()) - sum(memory(other).values())) / (batch_size - other)
-        largest = max(0, int(batch_size + (available + held - sum(own.values())) / slope))
+        total = sum(own.values())
+        varying = sum(own[name] for name in VARYING)
+        largest = _largest(
+            lambda n: sum(memory(n)[name] for name in VARYING),
+            batch_size,
+            varying,
+            room=available + held - (total - varying),
+        )
         largest = min(largest, train.n_samples) if train is not None else largest
     timing = None
     if measure:
@@ -272,6 +277,21 @@ def forecast(
     own = {name: size for name, size in own.items() if size}
     count_ = sum(p.size for p in parameters)
     return Forecast(batch_size, count_, forward, own, available, held, largest, timing)
+
+
+def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
+    """Return a number of pictures for which there is room, near the largest.
+
+    What varies with the batch grows in a straight line, more or less, which goes through this batch and half
+    of it. Where that leads is looked at again, unless it is far above: there many more buffers would have to
+    be placed, and memory grows less steeply than the line.
+    """
+    other = batch_size // 2 or 2
+    slope = (own - varying(other)) / (batch_size - other)
+    n = max(0, int(batch_size + (room - own) / slope))
+    while 0 < n <= 4 * batch_size and (size := varying(n)) > room:
+        n = min(n - 1, int(n * room / size)) if room > 0 else 0
+    return n
 
 
 def _computing(net: Layer, shape: tuple[int, ...], engine: str | None, precision: str) -> tuple[int, int]:
@@ -334,7 +354,7 @@ def _measured(
     return Timing(step, len(train), validation_step, 0 if validation is None else len(validation), epochs)
 
 
-def _median(run: Any, part: Loader, whole: Loader) -> float:
+def _median(run: Callable[[], Any], part: Loader, whole: Loader) -> float:
     """Return the seconds of a batch, the median of a few measurements after a warm-up.
 
     ``part`` is given so many batches of ``whole`` that a measurement takes about SECONDS.
@@ -350,7 +370,7 @@ def _median(run: Any, part: Loader, whole: Loader) -> float:
     return statistics.median(measured)
 
 
-def _time(run: Any) -> float:
+def _time(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
