@@ -1,4 +1,4 @@
-"""What the exercises of lessons 1, 2, 3, 5 and 9 are checked against. Solve them first, then look.
+"""What the exercises are checked against. Solve them first, then look.
 
 Each is a dict of arguments for ``lesson.check`` or ``lesson.check_layer``: what is right, on which inputs,
 and the mistakes that one usually makes, each as a function that makes it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet import functional as F
+from scratchnet.plans.cpu import winograd
 
 _rng = np.random.default_rng(0)
 
@@ -197,6 +198,32 @@ my_pool_backward = dict(
 )
 
 
+# ---- 4: ten per cent -----------------------------------------------------------------------------------
+
+
+weight_std = dict(
+    right=lambda k, c, slope: np.sqrt(2 / ((1 + slope**2) * k * k * c)),
+    inputs=[(3, 64, 0.0), (3, 512, 0.2), (5, 16, 1.0)],
+    mistakes={
+        "That is the variance; its square root is wanted.": lambda k, c, s: 2 / ((1 + s**2) * k * k * c),
+        "A patch has its height times its width times the channels in it.": lambda k, c, s: np.sqrt(
+            2 / ((1 + s**2) * k * c)
+        ),
+        "Each output adds up all input channels.": lambda k, c, s: np.sqrt(2 / ((1 + s**2) * k * k)),
+        "The ReLU halves the mean square: a 2 is missing.": lambda k, c, s: np.sqrt(
+            1 / ((1 + s**2) * k * k * c)
+        ),
+    },
+)
+
+verdicts = {
+    ("pytorch", 0.01): "vanished",
+    ("he", 0.1): "dead",
+    ("he", 0.01): "learns",
+    ("he", 1.0): "not finite",
+}
+
+
 # ---- 5: batch normalisation ----------------------------------------------------------------------------
 
 
@@ -269,6 +296,166 @@ fold = dict(
             W * gamma / (var + 1e-5),
             (b - mean) * gamma / (var + 1e-5) + beta,
         ),
+    },
+)
+
+
+# ---- 6: Winograd ---------------------------------------------------------------------------------------
+
+
+saving = dict(
+    right=lambda m, r: (m * r) ** 2 / (m + r - 1) ** 2,
+    inputs=[(2, 3), (4, 3), (1, 3), (6, 5)],
+    mistakes={
+        "That is one dimension; here are two.": lambda m, r: m * r / (m + r - 1),
+        "That is the other way round.": lambda m, r: (m + r - 1) ** 2 / (m * r) ** 2,
+        "There are m x m outputs, and each takes r x r.": lambda m, r: m * r**2 / (m + r - 1) ** 2,
+    },
+)
+
+_BT, _G, _AT = winograd.matrices(winograd.POINTS)
+
+
+def _winograd(tiles, U, BT, AT):
+    V = np.einsum("ij,tjkc,lk->iltc", BT, tiles, BT)  # (6, 6, T, C)
+    return np.einsum("ij,jkto,lk->tilo", AT, V @ U, AT)
+
+
+winograd_convolution = dict(
+    right=_winograd,
+    inputs=[
+        (_normal(5, 6, 6, 3), _normal(6, 6, 3, 2), _BT, _AT),
+        (_normal(1, 6, 6, 1), _normal(6, 6, 1, 1), _BT, _AT),
+    ],
+    mistakes={
+        "The tiles are to come first: (T, 4, 4, O).": lambda *a: np.moveaxis(_winograd(*a), 0, 2),
+        "The input transform is missing.": lambda tiles, U, BT, AT: _winograd(tiles, U, np.eye(6), AT),
+    },
+)
+
+share_of_direct = dict(
+    right=lambda C, O: (36 * C * O + 432 * C + 240 * O) / (144 * C * O),
+    inputs=[(3, 64), (64, 64), (512, 512)],
+    mistakes={
+        "The transforms are missing.": lambda C, O: 0.25,
+        "The input transform is two products of (6, 6) by (6, 6), 216 multiplications each.": lambda C, O: (
+            (36 * C * O + 216 * C + 240 * O) / (144 * C * O)
+        ),
+        "The inverse is (4, 6) by (6, 6), then (4, 6) by (6, 4): 144 + 96 multiplications.": lambda C, O: (
+            (36 * C * O + 432 * C + 288 * O) / (144 * C * O)
+        ),
+        "Not all of them but their share: divide by 144 C O.": lambda C, O: 36 * C * O + 432 * C + 240 * O,
+    },
+)
+
+
+# ---- 7: CuPy -------------------------------------------------------------------------------------------
+
+
+def _gradient(probabilities, labels):
+    return (probabilities - np.eye(probabilities.shape[1])[labels]) / len(labels)
+
+
+gradient = dict(  # of what runs the answer on both libraries and counts copies
+    right=lambda p, t: (_gradient(p, t), _gradient(p, t), 0),
+    inputs=[(F.softmax(_normal(n, 10)), np.arange(n) % 10) for n in (2, 13)],
+    results=("on NumPy", "on the device", "copies to the host"),
+    mistakes={
+        "The loss is a mean: divide by N.": lambda p, t: (
+            _gradient(p, t) * len(t),
+            _gradient(p, t) * len(t),
+            0,
+        ),
+        "The result is right, but it went by the host: leave out .get() and float().": lambda p, t: (
+            _gradient(p, t),
+            _gradient(p, t),
+            1,
+        ),
+    },
+)
+
+bytes_up = dict(
+    right=256 * (32 * 32 * 3 + 8),
+    name="bytes_up",
+    mistakes={
+        "The labels are missing.": 256 * 32 * 32 * 3,
+        "A pixel has three bytes here: it becomes float32 on the device only.": 256 * (32 * 32 * 3 * 4 + 8),
+        "An int64 has eight bytes.": 256 * (32 * 32 * 3 + 1),
+        "A whole batch, not one picture.": 32 * 32 * 3 + 8,
+    },
+)
+
+operations_per_byte = dict(
+    right=lambda N, I, O: 2 * N * I * O / (4 * (N * I + I * O + N * O)),
+    inputs=[(128, 512, 4096), (1, 4096, 4096), (8, 100, 10)],
+    mistakes={
+        "Bytes, not numbers: a float32 has four.": lambda N, I, O: 2 * N * I * O / (N * I + I * O + N * O),
+        "A multiply-add is two operations.": lambda N, I, O: N * I * O / (4 * (N * I + I * O + N * O)),
+        "The result has to be written, too.": lambda N, I, O: 2 * N * I * O / (4 * (N * I + I * O)),
+        "The weights have to be read, too.": lambda N, I, O: 2 * N * I * O / (4 * (N * I + N * O)),
+    },
+)
+
+
+# ---- 8: a trained network ------------------------------------------------------------------------------
+
+
+def _grad_cam(maps, weights):
+    return np.maximum((maps * weights).sum(axis=3), 0)
+
+
+def _mean(gradient):
+    return gradient.mean(axis=(1, 2), keepdims=True)
+
+
+my_grad_cam = dict(
+    right=lambda maps, gradient: _grad_cam(maps, _mean(gradient)),
+    inputs=[(_normal(2, 4, 4, 8), _normal(2, 4, 4, 8)), (_normal(1, 8, 8, 3), _normal(1, 8, 8, 3))],
+    mistakes={
+        "Only what speaks for the class is kept: the maximum with 0 is missing.": lambda A, g: (
+            A * _mean(g)
+        ).sum(axis=3),
+        "The weight of a channel is the mean over the pixels, not the sum.": lambda A, g: _grad_cam(
+            A, g.sum(axis=(1, 2), keepdims=True)
+        ),
+        "First the mean of the gradient, then the product with the maps.": _grad_cam,
+        "Add up the channels, do not average them.": lambda A, g: _grad_cam(A, _mean(g)) / A.shape[3],
+    },
+)
+
+
+def occlusion(picture, score, patch, step):
+    """Return how much the score falls where a patch covers a picture, (rows, columns)."""
+    tops = range(0, picture.shape[0] - patch + 1, step)
+    lefts = range(0, picture.shape[1] - patch + 1, step)
+    covered = np.stack([picture] * (len(tops) * len(lefts)))
+    for n, (i, j) in enumerate(np.ndindex(len(tops), len(lefts))):
+        covered[n, tops[i] : tops[i] + patch, lefts[j] : lefts[j] + patch] = 0
+    return (score(picture[None])[0] - score(covered)).reshape(len(tops), len(lefts))
+
+
+def _total(pictures):  # a score that is easily computed by hand
+    return pictures.sum(axis=(1, 2, 3))
+
+
+my_occlusion = dict(
+    right=occlusion,
+    inputs=[(np.arange(90.0).reshape(5, 6, 3) + 1, _total, patch, step) for patch, step in ((2, 1), (3, 2))],
+    mistakes={
+        "A fall counts as positive: score before minus score after.": lambda *a: -occlusion(*a),
+        "That is the score of the covered picture; the fall is the difference.": lambda picture, score, *a: (
+            score(picture[None])[0] - occlusion(picture, score, *a)
+        ),
+        "Rows first: the result is (rows, columns).": lambda *a: occlusion(*a).T,
+    },
+)
+
+fool = dict(
+    right=lambda x, gradient, amount: x + amount * np.sign(gradient),
+    inputs=[(_normal(2, 4, 4, 3), _normal(2, 4, 4, 3), 0.1)],
+    mistakes={
+        "The loss is to grow: go with the gradient, not against it.": lambda x, g, a: x - a * np.sign(g),
+        "Each pixel moves by the same amount: take the sign only.": lambda x, g, a: x + a * g,
     },
 )
 
