@@ -40,9 +40,7 @@ def main() -> int:
         "--data-dir", default="data", metavar="DIR", help="the folder of CIFAR-10 (default data)"
     )
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto")
-    parser.add_argument(
-        "--engine", choices=("plan", "layers"), help="a plan (the default on a CPU), or the layers"
-    )
+    parser.add_argument("--engine", choices=("plan", "layers"), help="a plan (the default), or the layers")
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")

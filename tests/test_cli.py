@@ -318,3 +318,11 @@ def test_the_demos_pictures_are_one_of_each_class(tmp_path):
     assert sorted(os.listdir(tmp_path / "pictures")) == ["cat.png", "dog.png"]
     with Image.open(tmp_path / "pictures" / "cat.png") as image:
         assert image.size == (256, 256) and image.getpixel((9, 9)) == (100, 100, 100)
+
+
+def test_precision_is_asked_for_by_name(capsys):
+    assert cli.parse_training([]).precision == "fp32"
+    assert cli.parse_training(["--precision", "bf16"]).precision == "bf16"
+    with pytest.raises(SystemExit):
+        cli.parse_training(["--precision", "fp8"])
+    assert "fp32" in capsys.readouterr().err
