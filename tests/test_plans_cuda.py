@@ -191,6 +191,9 @@ def test_a_batch_in_several_chunks(device, monkeypatch):
     monkeypatch.setattr(conv, "COLUMN_BYTES", 1 << 30)
     whole = plans.compile(make().to(device), shape, training=True)
     assert [kernel.n for kernel in whole.kernels if kernel.algorithm == "im2col"] == [5, 5, 5]
+    monkeypatch.setattr(conv, "COLUMN_BYTES", 4 * 4 * 8 * 9 * 27)
+    cut = plans.compile(make().to(device), shape, training=True)
+    assert cut.kernels[0].n == 3, "four would fit, but three and two are more alike"
 
 
 def test_ties_in_pooling_go_to_the_first(device):

@@ -47,7 +47,8 @@ class Convolution(Kernel):
         _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
         self.size = conv.kernel_size, conv.stride, conv.padding
         self.row = prod(conv.weight.shape[:-1])  # numbers in a row of the column matrix
-        self.n = max(1, min(self.N, COLUMN_BYTES // (4 * self.OH * self.OW * self.row)))  # images at a time
+        most = max(1, COLUMN_BYTES // (4 * self.OH * self.OW * self.row))
+        self.n = -(-self.N // -(-self.N // most))  # images at a time: in as few chunks, but of like size
         self.pools = self.group.pool is not None
         self.keeps_output = self.group.relu is not None and not self.pools
 
