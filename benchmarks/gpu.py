@@ -3,7 +3,7 @@
 ::
 
     python benchmarks/gpu.py                    everything; prints one table, and writes it to results/
-    python benchmarks/gpu.py --only 32 bf16     what has all of these words in its name
+    python benchmarks/gpu.py --only 32 bf16     what has these words in its name; beside the day's others
 
 A training step of VGG16 and VGG16-BN, and inference, at 32 and 224 pixels, in each precision. scratchnet
 makes whole steps as CUDA graphs; PyTorch runs eagerly and compiled with CUDA graphs
@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -436,6 +437,23 @@ def page(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def keep(result: dict[str, Any], path: Path) -> str:
+    """Write a result beside those that this day has already, so that a run may go on another time.
+
+    Returns the page of all of them.
+    """
+    data, name = path.with_suffix(".json"), name_of(result["task"])
+    before = json.loads(data.read_text(encoding="utf-8"))["results"] if data.exists() else []
+    results = [other for other in before if name_of(other["task"]) != name] + [result]
+    order = [name_of(task) for task in all_tasks()]
+    results.sort(key=lambda other: order.index(name_of(other["task"])))
+    measured = {"results": results, "driver": driver(), **machine()}
+    text = page(measured)
+    save(json.dumps(measured, indent=1) + "\n", data)
+    save(text, path.with_suffix(".md"))
+    return text
+
+
 def driver() -> str:
     """Return the version of NVIDIA's driver, and the clocks that it lets the GPU have."""
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
@@ -471,21 +489,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         backend.get("cupy")
-        results = []
+        path = HERE / "results" / f"{machine()['date']}-gpu"
         for task in tqdm(tasks, unit="", file=sys.stderr):
-            results.append(measure({**task, "turns": options.turns}, contenders))
+            text = keep(measure({**task, "turns": options.turns}, contenders), path)
     except (WorkerError, backend.BackendError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    measured = {"results": results, "driver": driver(), **machine()}
-    text = page(measured)
     print(text)
-    path = HERE / "results" / f"{measured['date']}-gpu"
-    save(json.dumps(measured, indent=1) + "\n", path.with_suffix(".json"))
-    save(text, path.with_suffix(".md"))
     return 0
 
 

@@ -20,7 +20,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -36,8 +36,14 @@ CONTENDERS = {"scratchnet": "scratchnet", "pytorch": "PyTorch, compiled, channel
 EVALUATION = 1000  # test images at a time
 
 
-def measure(task: Mapping[str, Any], contenders: Sequence[str], progress: Any, worker: Any = apart) -> dict:
-    """Train with every seed.
+def measure(
+    task: Mapping[str, Any],
+    contenders: Sequence[str],
+    progress: Any,
+    worker: Any = apart,
+    keep: Callable[[dict], None] = lambda measured: None,
+) -> dict:
+    """Train with every seed, and let ``keep`` keep what there is after each run.
 
     Returns
     -------
@@ -49,14 +55,15 @@ def measure(task: Mapping[str, Any], contenders: Sequence[str], progress: Any, w
     WorkerError
         If a run fails.
     """
-    runs = []
+    measured = {"task": dict(task), "runs": (runs := []), "driver": driver(), **machine()}
     for seed in range(task["seeds"]):
         for contender in contenders:
             progress.set_description(f"seed {seed}, {CONTENDERS[contender]}")
             answer = worker("record.py", {**task, "seed": seed, "contender": contender})
             runs.append({"contender": contender, "seed": seed, **answer})
+            keep(measured)
             progress.update()
-    return {"task": dict(task), "runs": runs, "driver": driver(), **machine()}
+    return measured
 
 
 # The worker's side
@@ -217,6 +224,7 @@ def summary(values: Sequence[float], digits: int) -> str:
 def page(measured: dict[str, Any]) -> str:
     """Write what came out."""
     task, runs = measured["task"], measured["runs"]
+    seeds = len({run["seed"] for run in runs})
     rows = []
     for contender, title in CONTENDERS.items():
         own = [run for run in runs if run["contender"] == contender]
@@ -231,7 +239,7 @@ def page(measured: dict[str, Any]) -> str:
         "",
         *table(["", "test accuracy, %", "training, s"], rows),
         "",
-        f"- Mean, standard deviation, range over {task['seeds']} seeds; test images were read once a seed",
+        f"- Mean, standard deviation, range over {seeds} seeds; the test images were read once a seed",
         f"- Batch {task['batch_size']}, {recipe}, cosine with warm-up, {AUGMENTATION}, no dropout",
         f"- {'; '.join(versions)}; Python {measured['python']}; {measured['system']}; driver "
         f"{measured['driver']}; {measured['date']}",
@@ -268,20 +276,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend.get("cupy")
         data.cifar10(options.data_dir)  # downloaded now if need be, and not in a worker
         with tqdm(total=options.seeds * len(options.contenders), unit="", file=sys.stderr) as progress:
-            measured = measure(task, options.contenders, progress)
+            measured = measure(task, options.contenders, progress, keep=write)
     except (WorkerError, backend.BackendError, data.DataError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    del measured["task"]["data_dir"]
-    text = page(measured)
-    print(text)
-    path = HERE / "results" / f"{measured['date']}-record-{options.precision}"
-    save(json.dumps(measured, indent=1) + "\n", path.with_suffix(".json"))
-    save(text, path.with_suffix(".md"))
+    print(page(measured))
     return 0
+
+
+def write(measured: dict[str, Any]) -> None:
+    """Write the results so far."""
+    path = HERE / "results" / f"{measured['date']}-record-{measured['task']['precision']}"
+    task = {name: value for name, value in measured["task"].items() if name != "data_dir"}
+    save(json.dumps({**measured, "task": task}, indent=1) + "\n", path.with_suffix(".json"))
+    save(page(measured), path.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,17 @@ def test_cuda_benchmark_table(load):
     assert "driver 580; 2026-01-31" in text and "`python x`" in text
 
 
+def test_cuda_benchmark_keeps_what_there_is_after_every_task(load, tmp_path):
+    gpu = load("gpu")
+    for words in (["1024", "tf32"], ["512", "bf16"], ["512", "bf16"]):
+        task = gpu.chosen(["training", "vgg16", *words])[0]
+        result = gpu.measure(task, ["scratchnet"], lambda program, t: answer_of(t, 1.0))
+        text = gpu.keep(result, tmp_path / "day-gpu")
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| training")]
+    assert rows == [f"training vgg16 32 px batch {rest}" for rest in ("512 bf16", "1024 tf32")]
+    assert (tmp_path / "day-gpu.md").read_text(encoding="utf-8") == text
+
+
 def test_cuda_benchmark_leaves_out_who_computes_something_else(load):
     gpu, race = load("gpu"), load("race")
     task = gpu.chosen(["training", "512", "vgg16", "fp32"])[0]
@@ -155,7 +166,15 @@ def test_cuda_record_runs_on_the_emulator_and_its_twin_sees_the_same(stand_in, l
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     progress = SimpleNamespace(set_description=lambda text: None, update=lambda: None)
-    measured = record.measure(task, list(record.CONTENDERS), progress, lambda program, t: record.work(t))
+    kept = []
+
+    def keep(so_far):
+        kept.append(len(so_far["runs"]))
+
+    measured = record.measure(
+        task, list(record.CONTENDERS), progress, lambda program, t: record.work(t), keep
+    )
+    assert kept == [1, 2, 3, 4]
     ours, twin = measured["runs"][:2]
     assert ours["losses"] == pytest.approx(twin["losses"], rel=1e-3)
     text = record.page({**measured, **MACHINE})
