@@ -240,7 +240,7 @@ def test_the_configuration_says_what_ran_where_and_how():
 
 
 def test_auto_says_in_three_lines_that_it_trains_on_something_else(monkeypatch, capsys):
-    def missing(folder):
+    def missing(folder, download=True):
         raise data.MissingDataError(f"{folder} has no CIFAR-10")
 
     monkeypatch.setattr(data, "cifar10", missing)
@@ -255,12 +255,24 @@ def test_auto_says_in_three_lines_that_it_trains_on_something_else(monkeypatch, 
 
 
 def test_auto_does_not_hide_damaged_data(monkeypatch):
-    def damaged(folder):
+    def damaged(folder, download=True):
         raise data.DataError("data_batch_1.bin is too short")
 
     monkeypatch.setattr(data, "cifar10", damaged)
     with pytest.raises(data.DataError, match="too short"):
         cli.load_data("auto", "D")
+
+
+@pytest.mark.parametrize("name", ["auto", "cifar10"])
+def test_a_dry_run_downloads_nothing_and_takes_grey_pictures(name, monkeypatch, capsys):
+    def missing(folder, download=True):
+        assert not download
+        raise data.MissingDataError(f"{folder} has no CIFAR-10")
+
+    monkeypatch.setattr(data, "cifar10", missing)
+    pictures = cli.load_data(name, "D", dry_run=True)
+    assert pictures.train_images.shape == (50_000, 32, 32, 3) and len(pictures.test_labels) == 10_000
+    assert "grey pictures" in capsys.readouterr().err
 
 
 # How a program fails
