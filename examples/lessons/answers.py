@@ -424,13 +424,14 @@ my_grad_cam = dict(
 )
 
 
-def occlusion(picture, score, patch, step):
-    """Return how much the score falls where a patch covers a picture, (rows, columns)."""
+def occlusion(picture, score, patch, step, colour=None):
+    """Return how much the score falls where a patch of the mean colour covers a picture, (rows, columns)."""
+    colour = picture.mean(axis=(0, 1)) if colour is None else colour
     tops = range(0, picture.shape[0] - patch + 1, step)
     lefts = range(0, picture.shape[1] - patch + 1, step)
     covered = np.stack([picture] * (len(tops) * len(lefts)))
     for n, (i, j) in enumerate(np.ndindex(len(tops), len(lefts))):
-        covered[n, tops[i] : tops[i] + patch, lefts[j] : lefts[j] + patch] = 0
+        covered[n, tops[i] : tops[i] + patch, lefts[j] : lefts[j] + patch] = colour
     return (score(picture[None])[0] - score(covered)).reshape(len(tops), len(lefts))
 
 
@@ -447,6 +448,7 @@ my_occlusion = dict(
             score(picture[None])[0] - occlusion(picture, score, *a)
         ),
         "Rows first: the result is (rows, columns).": lambda *a: occlusion(*a).T,
+        "The patch has the picture's own mean colour, not zero.": lambda *a: occlusion(*a, colour=0),
     },
 )
 
