@@ -46,6 +46,7 @@ def main() -> None:
         dropout=options.dropout,
         head=options.head,
         init=options.init,
+        output_scale=options.output_scale,
         seed=seed,
     )
     say(f"Network: {net}")

@@ -102,6 +102,9 @@ class VGG(Layer):
         Of the initial weights and of dropout, each with a generator of its own.
     init : {"he", "pytorch", "normal"}
         How the weights begin, see ``initialise.py``.
+    output_scale : float
+        Multiplies the weights that the last layer begins with. Below 1 the first logits are nearly equal, and
+        so the first steps are small; see ``initialise.py``.
 
     Attributes
     ----------
@@ -135,6 +138,7 @@ class VGG(Layer):
         dtype: Any = "float32",
         seed: int = 0,
         init: str = "he",
+        output_scale: float = 1.0,
     ):
         super().__init__(dtype=dtype)
         layers = _scaled(architecture, width)
@@ -145,6 +149,8 @@ class VGG(Layer):
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be between 0 and 1, not {dropout}")
+        if not 0 <= output_scale < float("inf"):
+            raise ValueError(f"output_scale must be a number of at least zero, not {output_scale}")
         self.shrink = 2 ** layers.count("M")
         whole = _is_whole(image_size) and image_size >= self.shrink
         if not whole or (head == "flatten" and image_size % self.shrink):
@@ -192,6 +198,8 @@ class VGG(Layer):
             dtype=dtype,
         )
         self.parameters()
+        if output_scale != 1.0:
+            self.classifier[-1].weight.data[...] *= output_scale
 
     @property
     def layers(self) -> list[Layer]:

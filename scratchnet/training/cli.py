@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "classifier_width": 4096,
     "dropout": 0.5,
     "init": "he",
+    "output_scale": 1.0,
     "subset": None,
     "validation": None,
     "epochs": 15,
@@ -186,6 +187,7 @@ def _training_parser() -> Parser:
     add(net, "classifier-width", "of the hidden linear layers", type=positive(int), metavar="N")
     add(net, "dropout", "after the hidden linear layers", type=at_least_zero(float), metavar="P")
     add(net, "init", "how weights begin; all but he are there to fail", choices=tuple(INITIALISATIONS))
+    add(net, "output-scale", "multiplies the last layer's first weights", type=at_least_zero(float), metavar="S")
     how = parser.add_argument_group("the training")
     add(how, "epochs", "how many", type=positive(int), metavar="N")
     add(how, "batch-size", "images a step", type=positive(int), metavar="N")
