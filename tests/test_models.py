@@ -379,3 +379,17 @@ def test_backward_can_skip_the_gradient_of_the_picture_and_sets_the_same_others(
     assert without.backward(dy, need_input_gradient=False) is None
     for p, q in zip(with_dx.parameters().values(), without.parameters().values(), strict=True):
         assert (p.grad == q.grad).all()
+
+
+def test_output_scale_multiplies_the_last_layers_first_weights_and_nothing_else():
+    settings = {"num_classes": 10, "image_size": 32, "width": 0.125, "classifier_width": 16, "seed": 3}
+    usual, quiet = vgg11(**settings).parameters(), vgg11(**settings, output_scale=0.25).parameters()
+    for name, parameter in usual.items():
+        factor = 0.25 if name == "classifier.6.weight" else 1.0
+        np.testing.assert_array_equal(quiet[name].data, np.float32(factor) * parameter.data, err_msg=name)
+
+
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+def test_output_scale_must_be_a_number_of_at_least_zero(scale):
+    with pytest.raises(ValueError, match="output_scale must be a number of at least zero"):
+        vgg11(10, 32, output_scale=scale)

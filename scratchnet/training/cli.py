@@ -83,8 +83,25 @@ DEMO: dict[str, Any] = {
 
 # The full runs whose results README shows: 15 epochs on CIFAR-10.
 RECIPES: dict[str, dict[str, Any]] = {
-    "vgg16-bn": {"batch_norm": True, "lr": 0.05, "dropout": 0.0},
-    "vgg16": {"lr": 0.02, "dropout": 0.0},
+    "vgg16-bn": {
+        "batch_norm": True,
+        "lr": 0.06,
+        "weight_decay": 1e-3,
+        "nesterov": True,
+        "label_smoothing": 0.1,
+        "dropout": 0.0,
+        "output_scale": 0.1,
+        "validation": 2500,
+    },
+    "vgg16": {
+        "batch_size": 64,
+        "lr": 0.02,
+        "weight_decay": 1e-3,
+        "nesterov": True,
+        "label_smoothing": 0.1,
+        "dropout": 0.3,
+        "validation": 2500,
+    },
     "article": {"lr": 0.001, "schedule": "constant"},  # what our article trains with
 }
 RECIPES = {name: {"data": "cifar10", "arch": "vgg16", "epochs": 15, **own} for name, own in RECIPES.items()}
@@ -187,7 +204,13 @@ def _training_parser() -> Parser:
     add(net, "classifier-width", "of the hidden linear layers", type=positive(int), metavar="N")
     add(net, "dropout", "after the hidden linear layers", type=at_least_zero(float), metavar="P")
     add(net, "init", "how weights begin; all but he are there to fail", choices=tuple(INITIALISATIONS))
-    add(net, "output-scale", "multiplies the last layer's first weights", type=at_least_zero(float), metavar="S")
+    add(
+        net,
+        "output-scale",
+        "multiplies the last layer's first weights",
+        type=at_least_zero(float),
+        metavar="S",
+    )
     how = parser.add_argument_group("the training")
     add(how, "epochs", "how many", type=positive(int), metavar="N")
     add(how, "batch-size", "images a step", type=positive(int), metavar="N")

@@ -3,9 +3,10 @@
 What differs from step to step lies in device memory. At the start of an epoch the host uploads it all at
 once, and from then on only says "again"::
 
-    rates     float32 (steps,)        the learning rate of each step choices   int32 (pictures, 6)     which
-    pictures, in which order, and how each is changed counters  int64 (1 + dropouts,)   the step within the
-    epoch; then what says which numbers each dropout drops
+    rates       float32 (steps,)         the learning rate of each step
+    choices     int32 (pictures, 6)      which pictures, in which order, and how each is changed
+    counters    int64 (1 + dropouts,)    the step within the epoch; then what says which numbers each
+                                         dropout drops
 
     the graph:  pictures -> x, labels    forward    loss, its gradient    backward    SGD    counters += 1
                                                           |
