@@ -41,6 +41,7 @@ def main() -> int:
     )
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto")
     parser.add_argument("--engine", choices=("plan", "layers"), help="a plan (the default), or the layers")
+    parser.add_argument("--mirror", action="store_true", help="look at the mirror image of each picture, too")
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")
@@ -73,7 +74,9 @@ def name(net, engine, normalisation, options) -> int:
     pictures = decode_ahead(images, size, ahead=2 * batch)
     while some := take(pictures, batch):
         read = [pixels for _, pixels in some if not isinstance(pixels, DataError)]
-        likely = iter(predict(net, normalisation.apply(np.stack(read)), engine) if read else [])
+        likely = iter(())
+        if read:
+            likely = iter(predict(net, normalisation.apply(np.stack(read)), engine, options.mirror))
         for image, pixels in some:
             if isinstance(pixels, DataError):
                 print(f"evaluate.py: {pixels}", file=sys.stderr, flush=True)
@@ -122,7 +125,7 @@ def measure(net, engine, normalisation, options) -> int:
         normalisation=normalisation,
         image_size=size,
     )
-    result = evaluate(net, test, pictures.name, engine)
+    result = evaluate(net, test, pictures.name, engine, options.mirror)
     say(f"Accuracy: {result.accuracy:.4f} ({pictures.name}, {test.n_samples:,} official test images)")
     say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
     return 0

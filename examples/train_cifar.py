@@ -93,6 +93,9 @@ def main() -> None:
     say(f"Best model: {run.best}")
     accuracy = evaluate(net, test, "testing", trainer.engine).accuracy
     say(f"Test Acc: {accuracy:.6f} ({pictures.name}, {test.n_samples:,} official test images)")
+    if options.mirror:
+        accuracy = evaluate(net, test, "testing", trainer.engine, mirror=True).accuracy
+        say(f"Test Acc: {accuracy:.6f}, each together with its mirror image")
 
 
 if __name__ == "__main__":

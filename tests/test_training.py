@@ -529,6 +529,20 @@ def test_evaluation_changes_nothing_and_does_not_depend_on_the_batch_size():
     assert (result.labels == trainer.validation.labels).all()
 
 
+def test_with_mirror_images_the_mean_of_both_logits_counts():
+    trainer = prepare()
+    net = trainer.net
+    x = next(iter(trainer.validation.epoch(0)))[0]
+    net.eval()
+    logits = 0.5 * (net.forward(x) + net.forward(x[:, :, ::-1].copy()))
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = exp / exp.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(predict(net, x, mirror=True), expected, rtol=1e-4)
+    assert np.abs(predict(net, x) - expected).max() > 1e-4
+    result = evaluate(net, trainer.validation, mirror=True)
+    assert (result.predictions[: len(x)] == expected.argmax(axis=1)).all()
+
+
 def test_evaluation_of_no_images_is_refused():
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
         evaluate(prepare().net, Loader(*pictures(20, 2), 16, shuffle=False, indices=[]))

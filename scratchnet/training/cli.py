@@ -59,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
     "resume": False,
     "dry_run": False,
     "diagnose": False,
+    "mirror": False,
     "demo": False,
     "recipe": None,
 }
@@ -92,6 +93,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "output_scale": 0.1,
         "validation": 2500,
+        "mirror": True,
     },
     "vgg16": {
         "batch_size": 64,
@@ -101,13 +103,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "dropout": 0.3,
         "validation": 2500,
+        "mirror": True,
     },
     "article": {"lr": 0.001, "schedule": "constant"},  # what our article trains with
 }
 RECIPES = {name: {"data": "cifar10", "arch": "vgg16", "epochs": 15, **own} for name, own in RECIPES.items()}
 
 # What a resumed run may change: where it computes, where the data lie, and how long it goes on.
-MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose"}
+MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose", "mirror"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -190,6 +193,7 @@ def _training_parser() -> Parser:
         metavar="N",
     )
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
+    add(where, "mirror", "test with the mirror image of each picture, too", **flag)
     add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "dry-run", "say what memory and time it will take, with a step that is measured; stop", **flag)
     add(where, "diagnose", "say every few hundred steps how each layer does, and what is wrong", **flag)

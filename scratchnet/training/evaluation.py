@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.backend import to_numpy
+from scratchnet.backend import array_module, to_numpy
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
@@ -35,7 +35,9 @@ class Evaluation(NamedTuple):
     labels: np.ndarray
 
 
-def evaluate(net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None) -> Evaluation:
+def evaluate(
+    net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None, mirror: bool = False
+) -> Evaluation:
     """Return mean loss and accuracy over a data set, in evaluation mode; the mode is restored afterwards.
 
     Parameters
@@ -47,6 +49,9 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", engine: Any 
         For the progress bar.
     engine : Layers or Plans, optional
         What computes the logits, see ``make_engine``; by default a new one.
+    mirror : bool
+        Take the mean of the logits of each picture and of its mirror image (Krizhevsky et al. 2012, sec. 4.1,
+        average over ten crops and reflections).
 
     Returns
     -------
@@ -69,7 +74,7 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", engine: Any 
     try:
         with Progress(title, loader.n_samples) as progress:
             for x, y in loader.epoch(0):
-                logits = engine.forward(net.backend.asarray(x))
+                logits = _logits(engine, net.backend.asarray(x), mirror)
                 loss += float(criterion.forward(logits, y)) * len(y)
                 predictions.append(to_numpy(logits.argmax(axis=1)))
                 labels.append(y)
@@ -80,7 +85,15 @@ def evaluate(net: Layer, loader: Loader, title: str = "evaluating", engine: Any 
     return Evaluation(loss / len(right), float((guessed == right).mean()), guessed, right)
 
 
-def predict(net: Layer, x: np.ndarray, engine: Any = None) -> np.ndarray:
+def _logits(engine: Any, x: Any, mirror: bool) -> Any:
+    logits = engine.forward(x)
+    if not mirror:
+        return logits
+    mirrored = array_module(x).ascontiguousarray(x[:, :, ::-1])
+    return 0.5 * (logits + engine.forward(mirrored))
+
+
+def predict(net: Layer, x: np.ndarray, engine: Any = None, mirror: bool = False) -> np.ndarray:
     """Return the probabilities of each class, in evaluation mode; the mode is restored afterwards.
 
     Parameters
@@ -90,6 +103,8 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None) -> np.ndarray:
         Normalised pictures, on the host.
     engine : Layers or Plans, optional
         What computes, see ``make_engine``; by default the layers, which need no preparation.
+    mirror : bool
+        As for ``evaluate``.
 
     Returns
     -------
@@ -106,7 +121,7 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None) -> np.ndarray:
     was_training = net.training
     net.eval()
     try:
-        return to_numpy(F.softmax((engine or net).forward(net.backend.asarray(x))))
+        return to_numpy(F.softmax(_logits(engine or net, net.backend.asarray(x), mirror)))
     finally:
         net.train(was_training)
 
