@@ -18,6 +18,7 @@ import scratchnet
 from scratchnet.plans.cuda import modules
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"]  # Ampere, twice; Ada; Hopper
+CUPYS = ("-ftz=true", "--device-as-default-execution-space")  # which it adds to ours
 SOURCES = sorted(path.stem for path in modules.FOLDER.glob("*.cu"))
 PACKAGE = Path(scratchnet.__file__).parent
 
@@ -93,7 +94,7 @@ def test_nvrtc_compiles_every_cuda_source(nvrtc, name, architecture):
     for macros in variants(name):
         program = nvrtc.createProgram(modules.source(name), f"{name}.cu", (), ())
         try:
-            nvrtc.compileProgram(program, (f"-arch={architecture}", *modules.OPTIONS, *macros))
+            nvrtc.compileProgram(program, (f"-arch={architecture}", *modules.OPTIONS, *macros, *CUPYS))
         except nvrtc.NVRTCError:
             pytest.fail(f"{name}.cu {macros}:\n{nvrtc.getProgramLog(program)}")
         assert nvrtc.getProgramLog(program).strip("\0 \n") == "", "a warning"
@@ -103,11 +104,16 @@ def test_nvrtc_compiles_every_cuda_source(nvrtc, name, architecture):
         nvrtc.destroyProgram(program)
 
 
+def test_cupy_still_adds_these_options(cupy):
+    text = Path(cupy.cuda.compiler.__file__).read_text(encoding="utf-8")
+    assert all(f"options += ('{option}',)" in text for option in CUPYS)
+
+
 @pytest.mark.parametrize("name", [name for name in SOURCES if len(variants(name)) > 1])
 def test_packs_are_moved_whole(nvrtc, name):
     """In one access of 16 bytes, as the compiler's assembly says, and never by way of local memory."""
     program = nvrtc.createProgram(modules.source(name), f"{name}.cu", (), ())
-    nvrtc.compileProgram(program, ("-arch=compute_80", *modules.OPTIONS, "-DWIDE=4"))
+    nvrtc.compileProgram(program, ("-arch=compute_80", *modules.OPTIONS, "-DWIDE=4", *CUPYS))
     assembly = nvrtc.getPTX(program)
     assembly = assembly.decode() if isinstance(assembly, bytes) else assembly
     for entry in assembly.split(".visible .entry ")[1:]:
