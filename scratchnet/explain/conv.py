@@ -62,7 +62,8 @@ def walk(
     page.show(page.matrix("columns", columns, rows=labels, columns=heads, shape=shape))
     patches = [_patch(x, oh, ow, S, P).ravel() for oh, ow in places]
     page.same("the patches, cut out one by one", columns, np.array(patches))
-    page.say(f"The picture has {x.size} numbers, the column matrix {columns.size}: most pixels are copied.")
+    many = ": pixels under several patches are copied" if columns.size > x.size else ""
+    page.say(f"The picture has {x.size} numbers, the column matrix {columns.size}{many}.")
 
     page.heading("2. One matrix product")
     page.say("The weight as a matrix, W2, in the same order i, j, c. It is the same memory, seen otherwise.")
