@@ -112,6 +112,8 @@ class SGD:
         for name, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}.items():
             if not value >= 0.0:
                 raise ValueError(f"{name} must not be negative, and is {value}")
+        if momentum >= 1.0:
+            raise ValueError(f"momentum must be below 1, and is {momentum}: what it adds up would never fade")
         if nesterov and momentum == 0.0:
             raise ValueError("nesterov needs a momentum above zero")
         self.parameters = dict(parameters)

@@ -166,7 +166,7 @@ def test_going_on_without_a_run_says_so():
     with pytest.raises(RunError, match="there is no run to go on with: nowhere is no folder"):
         parse("--resume --run-dir nowhere")
     os.mkdir("empty")
-    with pytest.raises(RunError, match="empty holds no run to go on with: it has no config.json"):
+    with pytest.raises(RunError, match="empty holds no run: it has no config.json"):
         parse("--resume --run-dir empty")
     begun("first-epoch", state=False)
     with pytest.raises(RunError, match="first-epoch holds no finished epoch to go on from: begin a new run"):

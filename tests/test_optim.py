@@ -145,6 +145,7 @@ def test_a_step_raises_the_buffers_version():
     [
         ({"lr": -0.1}, "lr must not be negative"),
         ({"lr": 0.1, "momentum": -1.0}, "momentum must not be negative"),
+        ({"lr": 0.1, "momentum": 1.0}, "momentum must be below 1, and is 1.0"),
         ({"lr": 0.1, "weight_decay": float("nan")}, "weight_decay must not be negative"),
         ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
     ],

@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write to the folder .*file.run"):
         RunDirectory(tmp_path / "file" / "run")
-    with pytest.raises(RunError, match="cannot write to the folder .*file"):
+    with pytest.raises(RunError, match="cannot write to the folder .*file: it is a file"):
         RunDirectory(tmp_path / "file")
 
 
@@ -377,7 +377,17 @@ def test_the_log_is_read_as_it_was_written(uninterrupted, tmp_path):
     assert run.read_log() == rows
 
 
-@pytest.mark.parametrize("text", ["epoch,loss\n1,2\n", f"{','.join(COLUMNS)}\n1,2,three\n", "\xff\xfe"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no log at all",
+        "epoch,loss\n1,2\n",
+        f"{','.join(COLUMNS)}\n1,2,three\n",
+        f"{','.join(COLUMNS)}\nnan{',1' * (len(COLUMNS) - 1)}\n",
+        f"{','.join(COLUMNS)}\ninf{',1' * (len(COLUMNS) - 1)}\n",
+        "\xff\xfe",
+    ],
+)
 def test_a_damaged_log_is_named(tmp_path, text):
     (tmp_path / "log.csv").write_text(text, encoding="latin-1")
     with pytest.raises(RunError, match="log.csv is damaged"):

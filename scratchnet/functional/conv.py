@@ -134,7 +134,7 @@ def col2im(
     """Add every row of the matrix back to the patch that it came from: the adjoint of ``im2col``.
 
     im2col is linear: it copies pixel p into some places of the column matrix, as many as patches hold p. Its
-    adjoint therefore takes what stands in those places and adds it up: the gradient of a copy is the sum of
+    adjoint therefore takes what stands in those places and adds it up: the gradient of a pixel is the sum of
     the gradients of its copies. That is <im2col(x), c> = <x, col2im(c)> for all x and c. What falls on the
     padding is dropped.
 

@@ -88,7 +88,8 @@ class RunDirectory:
                 pass
             (self.path / ".writable").unlink()
         except OSError as error:
-            raise RunError(f"cannot write to the folder {self.path}: {error.strerror or error}") from error
+            reason = "it is a file" if self.path.is_file() else error.strerror or error
+            raise RunError(f"cannot write to the folder {self.path}: {reason}") from error
 
     @property
     def has_state(self) -> bool:
@@ -142,7 +143,7 @@ class RunDirectory:
                 raise ValueError("not a JSON object")
             return config
         except FileNotFoundError:
-            raise RunError(f"{self.path} holds no run to go on with: it has no {self.config.name}") from None
+            raise RunError(f"{self.path} holds no run: it has no {self.config.name}") from None
         except (ValueError, RecursionError) as error:
             raise RunError(f"{self.config} is damaged: {error}") from error
 
@@ -163,12 +164,15 @@ class RunDirectory:
         """
         try:
             with open(self.log, newline="", encoding="utf-8") as file:
-                rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+                reader = csv.DictReader(file)
+                if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                    raise ValueError(f"its first line does not name {', '.join(COLUMNS)}")
+                rows = [{name: float(row[name]) for name in COLUMNS} for row in reader]
+                return [row | {"epoch": int(row["epoch"])} for row in rows]
         except FileNotFoundError:
             return []
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
+        except (KeyError, OverflowError, TypeError, ValueError, csv.Error) as error:
             raise RunError(f"{self.log} is damaged: {error}") from error
-        return [row | {"epoch": int(row["epoch"])} for row in rows]
 
     def write_diagnoses(self, diagnoses: list[dict[str, Any]]) -> None:
         """Write ``diagnosis.json``, all of it."""
