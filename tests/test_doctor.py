@@ -126,6 +126,14 @@ def test_networks_that_learn_and_have_learned_are_healthy(batch_norm, steps):
     assert diagnosis.accuracy > (0.9 if steps == 150 else 0.1)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.1])
+def test_a_small_last_layer_is_healthy(batch_norm, scale):
+    """It learns at the first step, and from then on lets the gradient through."""
+    diagnosis = diagnose(plain(batch_norm=batch_norm, output_scale=scale), X, Y, lr=0.01)
+    assert diagnosis.healthy, str(diagnosis)
+
+
 def test_labels_that_fit_many_images_are_healthy():
     assert diagnose(plain(), IMAGES, LABELS).healthy
 

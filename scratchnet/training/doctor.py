@@ -11,14 +11,15 @@ input's from first layer to last. A layer that multiplies it by q each time leav
 *vanishing* for q < 1, *exploding* for q > 1.
 
 **Loss.** With K outputs that are all alike softmax says 1/K, and the loss is ln K whatever the labels are.
-Logits of size s move it by no more than s, so a signal of 0.001 at the output means that the loss is ln K to
+Logits of size s move it by 2 s at most, so a signal of 0.001 at the output means that the loss is ln K to
 three digits. Logits beyond some ten make softmax say 0 or 1, and where that is wrong the loss is their size:
 far above ln K is worse than knowing nothing (*exploding*, or *saturated* where one layer alone does it).
 
 **Gradient over weight.** A ReLU network without biases is homogeneous in the weights w of each layer: twice w
 is twice the logits z. Euler's theorem says then <w, dL/dw> = <z, dL/dz>, for every layer the same. So where
-the logits vanish every gradient does, and since even a learning rate of 1 over 10,000 steps moves w by 10,000
-times its gradient at most, nothing can be learned from |g| / |w| below 1e-5 (*vanishing*). It is counted
+the signal vanishes layer by layer every gradient does, and since even a learning rate of 1 over 10,000 steps
+moves w by 10,000 times its gradient at most, nothing can be learned from |g| / |w| below 1e-5 (*vanishing*).
+Where the last layer alone makes logits small its own gradient stays, and it learns. A gradient is counted
 next to the error |p - t| at the output, as a network that has learned everything has no gradient either. A
 gradient of exactly zero, where signal and error are not, is a mistake in the code (*frozen*).
 

@@ -158,7 +158,7 @@ def _exploding(case: Case) -> Iterator[Verdict]:
 
 def _vanishing(case: Case) -> Iterator[Verdict]:
     out = float(np.sqrt(((case.logits - case.logits.mean(axis=0)) ** 2).mean()))
-    if out > 1e-3 or case.error < 0.1:
+    if out > 1e-3 or case.error < 0.1 or _ends_small(case):
         return
     signals = [case.input_signal, *(sign.signal for sign in case.layers)]
     at, alone = _culprit(signals, lambda signal: signal < 0.01 * case.input_signal)
@@ -225,7 +225,7 @@ def _saturated_activation(case: Case) -> Iterator[Verdict]:
 
 
 def _vanishing_gradient(case: Case) -> Iterator[Verdict]:
-    if case.error < 1e-3:
+    if case.error < 1e-3 or _ends_small(case):
         return
     weak = [sign for sign in case.layers if sign.gradient < 1e-5 * case.error]
     if weak and any(sign.gradient > 0.0 for sign in weak):
@@ -281,7 +281,7 @@ def _frozen(case: Case) -> Iterator[Verdict]:
 
 
 def _wrong_gradient(case: Case) -> Iterator[Verdict]:
-    if case.step:  # a backward that is wrong is so from the beginning
+    if case.step or _ends_small(case):  # a backward that is wrong is so from the beginning
         return
     case.set_mode()
     parameters = {name: p for name, p in case.net.parameters().items() if p.has_grad}
@@ -397,7 +397,7 @@ def _rate_too_high(case: Case) -> Iterator[Verdict]:
 
 
 def _rate_too_low(case: Case) -> Iterator[Verdict]:
-    if not case.lr or case.error < 0.1:
+    if not case.lr or case.error < 0.1 or _ends_small(case):
         return
     update = median(sign.update for sign in case.layers) * case.highest_lr / case.lr
     stuck = len(case.losses) >= 300 and fmean(case.losses[-100:]) > 0.99 * case.ignorance
@@ -527,6 +527,13 @@ def _next_to_he(sign: Heard) -> float:
     """Return how large the weights are, as a multiple of He's."""
     w = max(sign.weights, key=lambda p: p.size)
     return rms(w.data) * sqrt(prod(w.shape[:-1]) / 2.0)
+
+
+def _ends_small(case: Case) -> bool:
+    """Whether the last layer alone makes logits small: it learns at once, and then lets the gradient back."""
+    *before, last = case.layers
+    arrives = bool(before) and before[-1].signal > 0.01 * case.input_signal
+    return arrives and 0.0 < _next_to_he(last) < 0.03
 
 
 def _sentence(text: str) -> str:
