@@ -629,3 +629,8 @@ def test_transformed_weights_follow_the_parameters(monkeypatch, megabytes):
         assert_close(plan.forward(x), net.forward(x), 2e-5)
         for parameter in net.parameters().values():
             parameter.data = parameter.data * np.float32(1.1)
+
+
+def test_a_cpu_has_one_precision():
+    with pytest.raises(ValueError, match="precision must be fp32 on a CPU, not 'bf16'"):
+        plans.compile(Linear(4, 2), (8, 4), precision="bf16")

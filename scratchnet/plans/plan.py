@@ -105,8 +105,8 @@ class Plan:
         if not shape or min(shape) < 1:
             raise ValueError(f"input_shape must be the shape of a batch, as in (128, 32, 32, 3), not {shape}")
         if precision not in self.precisions:
-            one_of = "one of " if len(self.precisions) > 1 else "on a CPU "
-            raise ValueError(f"precision must be {one_of}{', '.join(self.precisions)}, not {precision!r}")
+            choice = f"one of {', '.join(self.precisions)}" if len(self.precisions) > 1 else "fp32 on a CPU"
+            raise ValueError(f"precision must be {choice}, not {precision!r}")
         if algorithm not in choosing.ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(choosing.ALGORITHMS)}, not {algorithm!r}")
         self.net, self.input_shape, self.training = net, shape, bool(training)
