@@ -211,7 +211,7 @@ def _training_parser() -> Parser:
     add(
         net,
         "output-scale",
-        "multiplies the last layer's first weights",
+        "multiplies the last layer's initial weights",
         type=at_least_zero(float),
         metavar="S",
     )
