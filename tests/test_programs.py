@@ -62,6 +62,8 @@ def process(text, **keywords):
     name, *arguments = text.split()
     command = [sys.executable, str(EXAMPLES / name), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if os.name == "posix":  # what a shell started in the background ignores Ctrl-C, and so do its children
+        keywords["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, **pipes, **keywords)
 
 
