@@ -469,7 +469,8 @@ def test_a_picture_that_cannot_be_read_is_named_before_anything_is_done(run, cap
 
 def test_a_page_that_cannot_be_written_is_named(run, capsys):
     done = report(capsys, run, "--output", run / "no" / "page.html")
-    assert done.status == 2 and f"{run / 'no' / 'page.html'} cannot be written" in done.last
+    sentence = f"{run / 'no' / 'page.html'} cannot be written: there is no folder {run / 'no'}"
+    assert done.status == 2 and done.err == f"report.py: {sentence}\n"  # and no word of work before it
 
 
 def test_without_matplotlib_the_program_says_how_to_install_it(run, capsys, monkeypatch):

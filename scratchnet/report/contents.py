@@ -76,6 +76,9 @@ class Report:
         self.class_names = self.config["class_names"]
         self.normalisation = data.Normalisation(self.config["mean"], self.config["std"])
         self.output = Path(output or self.run.path / "report.html")
+        if self.output.is_dir() or not self.output.parent.is_dir():  # before all the work, not after it
+            where = "it is a folder" if self.output.is_dir() else f"there is no folder {self.output.parent}"
+            raise RunError(f"{self.output} cannot be written: {where}")
         self.data_dir = data_dir or self.options["data_dir"]
         self.given = self._given_picture(image) if image else None
         self.say = say
