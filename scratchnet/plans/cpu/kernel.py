@@ -11,8 +11,8 @@ from scratchnet.plans.choosing import cut_for
 from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
 from scratchnet.plans.cpu.maps import Map, Pair
 from scratchnet.plans.grouping import Group
-from scratchnet.plans.memory import Arena, Buffer
-from scratchnet.plans.running import BLOCK, Phase, Steps
+from scratchnet.plans.memory import Arena, Buffer, in_planes
+from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ class Kernel:
         matrix : array (P*P, 9)
             kron(m, m), for m (P, 3).
         w : array (3, 3, C, k)
-        scratch : array (9 * C * k,), or more
+        scratch : array of ``room_for(9, C * k)`` numbers, or more
         out : array (P, P, C, k)
         """
         C, k = w.shape[2:]
-        packed = scratch[: 9 * C * k].reshape(3, 3, C, k)
+        packed = in_planes(scratch, 3, 3, C, k)
         do.copy(w, out=packed)
-        combine(do, matrix, packed.reshape(9, C * k), out=out.reshape(-1, C * k))
+        combine(do, matrix, reshaped(packed, 9, C * k), out=reshaped(out, -1, C * k))
 
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all lanes."""

@@ -41,8 +41,8 @@ from scratchnet.plans.cpu.blocks import COLUMNS, combine
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
-from scratchnet.plans.memory import Arena
-from scratchnet.plans.running import Phase, Steps, share
+from scratchnet.plans.memory import Arena, in_planes, room_for
+from scratchnet.plans.running import Phase, Steps, reshaped, share
 
 K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
 K2 = np.kron(K, K).astype(np.float32)  # (9, 9): both dimensions at once
@@ -106,11 +106,11 @@ class Toeplitz(Kernel):
         self.M = arena.request("M", (3, 3, N, O), kind, forward, forward)
         self.rows = self.per_lane(arena, "rows", (3 * 2 * n * max(C, O),), forward)
         self.y = self.per_lane(arena, "y", (4 * n * O,), forward)
-        self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)
+        self.w = self.per_lane(arena, "w", (room_for(9, C * COLUMNS),), forward)
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
             self.U = [np.empty((3, 3, C, b.stop - b.start), kind) for b in self.columns]
         else:
-            self.lane_U = self.per_lane(arena, "U", (9 * C * COLUMNS,), forward)
+            self.lane_U = self.per_lane(arena, "U", (room_for(9, C * COLUMNS),), forward)
         blocks = [block for block in self.blocks if block.images]
         self.epilogue.request(arena, blocks, forward, backward)
         if backward is None:
@@ -120,9 +120,9 @@ class Toeplitz(Kernel):
         self.dM = arena.request("dM", (3, 3, N, O), kind, backward, backward)
         self.back_rows = self.per_lane(arena, "rows", (3 * 2 * n * max(C, O),), backward)
         self.dy = self.per_lane(arena, "dy", (4 * n * O,), backward)
-        self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
-        self.UT = self.per_lane(arena, "UT", (9 * O * COLUMNS,), backward)
-        self.dU = self.per_lane(arena, "dU", (9 * O * COLUMNS,), backward)
+        self.back_w = self.per_lane(arena, "w", (room_for(9, O * COLUMNS),), backward)
+        self.UT = self.per_lane(arena, "UT", (room_for(9, O * COLUMNS),), backward)
+        self.dU = self.per_lane(arena, "dU", (room_for(9, O * COLUMNS),), backward)
         self.mask = self.mask_scratch(arena, backward)
 
     @property
@@ -163,7 +163,7 @@ class Toeplitz(Kernel):
             if self.U:
                 U = self.U[b]
             else:
-                U = first_of(self.lane_U[lane], 3, 3, self.C, columns.stop - columns.start)
+                U = in_planes(self.lane_U[lane].array, 3, 3, self.C, columns.stop - columns.start)
                 self._derive(do, lane, columns, U)
             self.product(do, V, U, out=M[..., columns])
             if self.fold.bias is not None:
@@ -197,12 +197,12 @@ class Toeplitz(Kernel):
             lane = self.lane_of(b, len(self.back_columns))
             k = c.stop - c.start
             do = second.lanes[lane]
-            dU = first_of(self.dU[lane], 3, 3, k, self.O)
+            dU = in_planes(self.dU[lane].array, 3, 3, k, self.O)
             self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
-            combine(do, K2T, dU.reshape(9, k * self.O), out=dweight[:, c].reshape(9, k * self.O))
+            combine(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight[:, c], 9, k * self.O))
 
             do = third.lanes[lane]  # dV over V, which has served
-            U = first_of(self.UT[lane], 3, 3, self.O, k)
+            U = in_planes(self.UT[lane].array, 3, 3, self.O, k)
             w = self.conv.weight.data[:, :, c].transpose(0, 1, 3, 2)  # (3, 3, O, k)
             self.transform_weights(do, K2, w, self.back_w[lane].array, U)
             self.product(do, dM, U, out=V[..., c])

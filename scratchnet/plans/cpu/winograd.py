@@ -93,7 +93,7 @@ from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_lanes
 from scratchnet.plans.cpu.maps import Tiles
-from scratchnet.plans.memory import Arena
+from scratchnet.plans.memory import Arena, in_planes, room_for
 from scratchnet.plans.running import Phase, Steps, reshaped, share
 
 POINTS = 0, 5 / 8, -5 / 8, 3 / 2, -3 / 2
@@ -223,57 +223,63 @@ class Winograd(Kernel):
 
     @property
     def weight_bytes(self) -> int:  # noqa: D102
-        return 4 * 36 * self.C * self.O
+        return 4 * sum(room_for(36, self.C * (b.stop - b.start)) for b in column_blocks(self.O))
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, O, T = self.C, self.O, self.largest
         kind = np.float32
-        self.t = self.per_lane(arena, "t", (36 * T * C,), forward)  # B^T x, (R, 6, 6 slots, run)
-        self.s = self.per_lane(arena, "s", (24 * T * O,), forward)  # A^T M, (R, 4, 6, run)
+        self.t = self.per_lane(arena, "t", (self._room(6, 6, C),), forward)  # B^T x, (R, 6, 6 slots, run)
+        self.s = self.per_lane(arena, "s", (self._room(4, 6, O),), forward)  # A^T M, (R, 4, 6, run)
         self.y = self.per_lane(arena, "y", (16 * T * O,), forward)  # (R, 4, 4, run)
         blocks = [part.block for part in self.parts]
         self.epilogue.request(arena, blocks, forward, backward)
         self.columns = column_blocks(O)
         if self.by_rows:
-            self.V = self.per_lane(arena, "V", (36 * T * C,), forward)
-            self.M = self.per_lane(arena, "M", (36 * T * O,), forward)
+            self.V = self.per_lane(arena, "V", (room_for(36, T * C),), forward)
+            self.M = self.per_lane(arena, "M", (room_for(36, T * O),), forward)
         else:
             until = forward if backward is None else backward  # it makes dW, too
-            self.V = [arena.request("V", (36 * self.T * C,), kind, forward, until)]
-            self.M = [arena.request("M", (36 * self.T * O,), kind, forward, forward)]
-        self.w = self.per_lane(arena, "w", (9 * C * COLUMNS,), forward)  # some columns of the weights, packed
+            self.V = [arena.request("V", (room_for(36, self.T * C),), kind, forward, until)]
+            self.M = [arena.request("M", (room_for(36, self.T * O),), kind, forward, forward)]
+        self.w = self.per_lane(arena, "w", (room_for(9, C * COLUMNS),), forward)  # some columns of the weights, packed
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
-            self.U = [np.empty((6, 6, C, b.stop - b.start), kind) for b in self.columns]
+            self.U = _cut(np.empty(self.weight_bytes // 4, kind), C, self.columns)
         elif self.by_rows:
-            self.all_U = arena.request("U", (36 * C * O,), kind, forward, forward)
+            self.all_U = arena.request("U", (self.weight_bytes // 4,), kind, forward, forward)
         else:
-            self.lane_U = self.per_lane(arena, "U", (36 * C * COLUMNS,), forward)
+            self.lane_U = self.per_lane(arena, "U", (room_for(36, C * COLUMNS),), forward)
         if backward is None:
             return
 
         self.back_columns = column_blocks(C)
-        self.a = self.per_lane(arena, "a", (24 * T * O,), backward)  # A dy, (R, 6, 4, run)
+        self.a = self.per_lane(arena, "a", (self._room(6, 4, O),), backward)  # A dy, (R, 6, 4, run)
         self.dy = self.per_lane(arena, "dy", (16 * T * O,), backward)
         run = max(self.input.TW * len(images) * C for images in self.input.chunks)
         self.b = self.per_lane(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)  # dV B^T of a chunk
         self.mask = self.mask_scratch(arena, backward)
-        self.back_w = self.per_lane(arena, "w", (9 * O * COLUMNS,), backward)
+        self.back_w = self.per_lane(arena, "w", (room_for(9, O * COLUMNS),), backward)
         self.db = arena.request("db", (len(self.parts), O), kind, backward, backward)
         if self.by_rows:
-            self.back_t = self.per_lane(arena, "t", (36 * T * C,), backward)
-            self.dV = self.per_lane(arena, "dV", (6 * self.slots * T * C,), backward)
-            self.dM = self.per_lane(arena, "dM", (36 * T * O,), backward)
-            self.dU = self.per_lane(arena, "dU", (2, 36, C * O), backward)
-            self.UT = [arena.request("UT", (36 * C * O,), kind, backward, backward)]
+            self.back_t = self.per_lane(arena, "t", (self._room(6, 6, C),), backward)
+            self.dV = self.per_lane(arena, "dV", (room_for(6 * self.slots, T * C),), backward)
+            self.dM = self.per_lane(arena, "dM", (room_for(36, T * O),), backward)
+            self.dU = self.per_lane(arena, "dU", (2, room_for(36, C * O)), backward)
+            room = sum(room_for(36, O * (b.stop - b.start)) for b in self.back_columns)
+            self.UT = [arena.request("UT", (room,), kind, backward, backward)]
         else:
-            self.dV = [arena.request("dV", (6 * self.slots * self.T * C,), kind, backward, backward)]
-            self.dM = [arena.request("dM", (36 * self.T * O,), kind, backward, backward)]
+            room = room_for(6 * self.slots, self.T * C)
+            self.dV = [arena.request("dV", (room,), kind, backward, backward)]
+            self.dM = [arena.request("dM", (room_for(36, self.T * O),), kind, backward, backward)]
             self.rows_of_dU = max(1, min(64, -(-C // self.setting.lanes)))
             self.packed = self.per_lane(
                 arena, "some channels of V", (36 * self.T * self.rows_of_dU,), backward
             )
-            self.dU = self.per_lane(arena, "dU", (36, self.rows_of_dU * O), backward)
-            self.UT = self.per_lane(arena, "UT", (36 * O * COLUMNS,), backward)
+            self.dU = self.per_lane(arena, "dU", (room_for(36, self.rows_of_dU * O),), backward)
+            self.UT = self.per_lane(arena, "UT", (room_for(36, O * COLUMNS),), backward)
+
+    def _room(self, planes: int, runs: int, channels: int) -> int:
+        """Return the size of scratch for the parts' arrays (R, planes, runs, run)."""
+        return max(room_for(part.R * planes, runs * part.T // part.R * channels) for part in self.parts)
 
     # The transforms of one part
 
@@ -290,11 +296,11 @@ class Winograd(Kernel):
         windows = windows.transpose(0, 2, 1)  # (R, 6, 4*run): the six rows of pixels of each row of tiles
         V = V.transpose(2, 0, 1, 3)  # (R, 6, 6, run)
         if TW == 1:
-            t = first_of(t[lane], R, 6, 4, run)
+            t = in_planes(t[lane].array, R, 6, 4, run)
             combine(do, BT, windows, out=reshaped(t, R, 6, 4 * run))
             combine(do, BT_INNER, t, out=V)
             return
-        t = first_of(t[lane], R, 6, 6, run)  # by row, transformed row, and slot
+        t = in_planes(t[lane].array, R, 6, 6, run)  # by row, transformed row, and slot
         combine(do, BT, windows, out=reshaped(t[:, :, 1:5], R, 6, 4 * run))
         if fresh:
             do.copy(0, out=t[:, :, 0, :one_tile])
@@ -306,7 +312,7 @@ class Winograd(Kernel):
     def _transform_output(self, do: Steps, lane: int, part: Part, M: np.ndarray) -> None:
         """Write down y = A^T M A, and what follows; M has the axes (6, 6, R, run)."""
         R, run = part.R, M.shape[-1]
-        s = first_of(self.s[lane], R, 4, 6, run)
+        s = in_planes(self.s[lane].array, R, 4, 6, run)
         combine(
             do, AT, M.transpose(2, 1, 0, 3), out=s.transpose(0, 2, 1, 3)
         )  # (R, 6, 6, run) to (R, 6, 4, run)
@@ -332,8 +338,8 @@ class Winograd(Kernel):
         if self.conv.bias is not None:
             pixels = reshaped(dy, -1, self.O)  # (16*T, O)
             do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=db)
-        a = first_of(self.a[lane], R, 6, 4, run)
-        combine(do, A, reshaped(dy, R, 4, 4 * run), out=a.reshape(R, 6, 4 * run))
+        a = in_planes(self.a[lane].array, R, 6, 4, run)
+        combine(do, A, reshaped(dy, R, 4, 4 * run), out=reshaped(a, R, 6, 4 * run))
         combine(do, A, a, out=dM.transpose(2, 0, 1, 3))
 
     def _transform_dV(self, do: Steps, lane: int, part: Part, dV: np.ndarray, fresh: bool) -> None:
@@ -424,8 +430,8 @@ class Winograd(Kernel):
         for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
             do = phase.lanes[lane]
             for part, fresh in _and_whether_new(self.parts[k] for k in some):
-                V = first_of(self.V[lane], 6, 6, part.T, self.C)
-                M = first_of(self.M[lane], 6, 6, part.T, self.O)
+                V = in_planes(self.V[lane].array, 6, 6, part.T, self.C)
+                M = in_planes(self.M[lane].array, 6, 6, part.T, self.O)
                 self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t, fresh)
                 for columns, U in zip(self.columns, self.U, strict=True):
                     self.product(do, V, U, out=M[..., columns])
@@ -434,8 +440,8 @@ class Winograd(Kernel):
 
     def _forward_by_phases(self) -> list[Phase]:
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
-        V = first_of(self.V[0], 6, 6, self.T, self.C)
-        M = first_of(self.M[0], 6, 6, self.T, self.O)
+        V = in_planes(self.V[0].array, 6, 6, self.T, self.C)
+        M = in_planes(self.M[0].array, 6, 6, self.T, self.O)
         for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
             for part, fresh in _and_whether_new(self.parts[k] for k in some):
                 shape = (6, 6, part.R, -1)
@@ -449,7 +455,7 @@ class Winograd(Kernel):
             if self.U:
                 U = self.U[b]
             else:
-                U = first_of(self.lane_U[lane], 6, 6, self.C, columns.stop - columns.start)
+                U = in_planes(self.lane_U[lane].array, 6, 6, self.C, columns.stop - columns.start)
                 self._derive(do, lane, columns, U)
             self.product(do, V, U, out=M[..., columns])
         return [first, second, third]
@@ -471,18 +477,17 @@ class Winograd(Kernel):
             self.transform_weights(weights.lanes[lane], G2, w, self.back_w[lane].array, UT[b])
         for lane, parts in enumerate(self._parts_by_lane()):
             do = main.lanes[lane]
-            total, one = self.dU[lane].array
+            total, one = (in_planes(dU, 6, 6, self.C, self.O) for dU in self.dU[lane].array)
             if not parts:
                 do.copy(0, out=total)
             for k, (part, fresh) in enumerate(_and_whether_new(parts)):
-                V = first_of(self.dV[lane], 6, self.slots, part.T, self.C)  # and dV, from the last product on
+                V = in_planes(self.dV[lane].array, 6, self.slots, part.T, self.C)  # later dV
                 inner = V[:, 1:7] if self.slots == 8 else V
-                dM = first_of(self.dM[lane], 6, 6, part.T, self.O)
+                dM = in_planes(self.dM[lane].array, 6, 6, part.T, self.O)
                 self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1), self._db(part))
                 mine = reshaped(inner, 6, 6, part.R, part.T // part.R * self.C)
                 self._transform_input(do, lane, part, mine, self.back_t, fresh)
-                dU = (one if k else total).reshape(6, 6, self.C, self.O)
-                self.product(do, inner.swapaxes(-1, -2), dM, out=dU)
+                self.product(do, inner.swapaxes(-1, -2), dM, out=one if k else total)
                 if k:
                     do(np.add, total, one, out=total)
                 for columns, U in zip(self.back_columns, UT, strict=True):  # dV over V, which has served
@@ -492,18 +497,18 @@ class Winograd(Kernel):
         for do, some in zip(last.lanes, share(self.C * self.O, self.setting.lanes), strict=True):
             part = slice(some.start, some.stop)
             if some:
-                total = self.dU[0].array[0][:, part]
-                sum_lanes(do, [total, *(dU.array[0][:, part] for dU in self.dU[1:])], out=total)
-                self._transform_dU(do, total, dweight[:, part])
+                dUs = [in_planes(dU.array[0], 6, 6, self.C * self.O)[..., part] for dU in self.dU]
+                sum_lanes(do, dUs, out=dUs[0])
+                self._transform_dU(do, reshaped(dUs[0], 36, -1), dweight[:, part])
         self._sum_db(last.lanes[0])
         return [weights, main, last]
 
     def _backward_by_phases(self) -> list[Phase]:
         first, second, third, fourth = (self.phase(name) for name in ("dy", "dW", "dx", "input gradient"))
-        V = first_of(self.V[0], 6, 6, self.T, self.C)  # as the forward pass has left it
-        dV = first_of(self.dV[0], 6, self.slots, self.T, self.C)
+        V = in_planes(self.V[0].array, 6, 6, self.T, self.C)  # as the forward pass has left it
+        dV = in_planes(self.dV[0].array, 6, self.slots, self.T, self.C)
         inner = dV[:, 1:7] if self.slots == 8 else dV
-        dM = first_of(self.dM[0], 6, 6, self.T, self.O)
+        dM = in_planes(self.dM[0].array, 6, 6, self.T, self.O)
         for lane, parts in enumerate(self._parts_by_lane()):
             for part in parts:
                 run = part.T // part.R
@@ -518,18 +523,18 @@ class Winograd(Kernel):
         for b, c in enumerate(blocks):
             lane = self.lane_of(b, len(blocks))
             do, k = second.lanes[lane], c.stop - c.start
-            dU = first_of(self.dU[lane], 36, k * self.O)
+            dU = in_planes(self.dU[lane].array, 6, 6, k, self.O)
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
             packed = first_of(self.packed[lane], 6, 6, self.T, k)
             do.copy(V[..., c], out=packed)
-            self.product(do, packed.swapaxes(-1, -2), dM, out=dU.reshape(6, 6, k, self.O))
-            self._transform_dU(do, dU, reshaped(dweight[:, c], 9, k * self.O))
+            self.product(do, packed.swapaxes(-1, -2), dM, out=dU)
+            self._transform_dU(do, reshaped(dU, 36, k * self.O), reshaped(dweight[:, c], 9, k * self.O))
         self._sum_db(second.lanes[-1])
 
         for b, columns in enumerate(self.back_columns):
             lane = self.lane_of(b, len(self.back_columns))
             do, k = third.lanes[lane], columns.stop - columns.start
-            U = first_of(self.UT[lane], 6, 6, self.O, k)
+            U = in_planes(self.UT[lane].array, 6, 6, self.O, k)
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
             self.transform_weights(do, G2, w, self.back_w[lane].array, U)
             self.product(do, dM, U, out=inner[..., columns])
@@ -554,8 +559,9 @@ def _and_whether_new(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
 
 def _cut(memory: np.ndarray, rows: int, blocks: list[slice]) -> list[np.ndarray]:
     """Return an array (6, 6, rows, k) for each block of k columns, one after the other in memory."""
-    arrays = []
+    arrays, start = [], 0
     for block in blocks:
         k = block.stop - block.start
-        arrays.append(memory[36 * rows * block.start :][: 36 * rows * k].reshape(6, 6, rows, k))
+        arrays.append(in_planes(memory[start:], 6, 6, rows, k))
+        start += room_for(36, rows * k)
     return arrays
