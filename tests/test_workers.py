@@ -1,9 +1,12 @@
 """One pool of worker threads: of the size that was asked for, asleep when idle, whole again after a fork."""
 
+import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -174,6 +177,58 @@ def test_together_raises_what_a_task_raised_and_leaves_none_running(failing):
     with pytest.raises(KeyError, match=str(failing)):
         workers.together([lambda n=n: task(n) for n in range(4)])
     assert running == [0]
+
+
+def test_together_lets_go_of_what_its_tasks_held():
+    class Large:
+        pass
+
+    def fail(large):
+        raise KeyError
+
+    large = Large()
+    gone = weakref.ref(large)
+    with pytest.raises(KeyError):
+        workers.together([int, lambda large=large: fail(large), int])
+    del large
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
+def test_together_waits_for_its_helpers_when_interrupted():
+    """Ctrl-C comes twice: while the caller works, and while it waits for its helper."""
+    code = """
+import signal, threading, time
+from scratchnet import workers
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main, done = threading.main_thread().ident, []
+def slow():
+    for _ in range(2):
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+    time.sleep(0.2)
+    done.append("helper")
+for _ in range(2):  # the pool is whole afterwards
+    try:
+        workers.together([lambda: time.sleep(0.3), slow])
+    except KeyboardInterrupt:
+        done.append("interrupted")
+print(*done)
+"""
+    assert run(code, SCRATCHNET_THREADS="2") == "helper interrupted helper interrupted"
+
+
+def test_together_uses_no_more_threads_than_it_was_given():
+    code = """
+import threading, time
+from scratchnet import workers
+for n in (2, 5, 3):
+    seen = set()
+    workers.together([lambda: (seen.add(threading.get_ident()), time.sleep(0.02))] * n)
+    print(len(seen), threading.active_count(), end=" ")
+"""
+    assert run(code, SCRATCHNET_THREADS="3") == "2 2 3 3 3 3"
 
 
 def blas_threads():

@@ -241,7 +241,7 @@ class Winograd(Kernel):
             until = forward if backward is None else backward  # it makes dW, too
             self.V = [arena.request("V", (room_for(36, self.T * C),), kind, forward, until)]
             self.M = [arena.request("M", (room_for(36, self.T * O),), kind, forward, forward)]
-        self.w = self.per_lane(arena, "w", (room_for(9, C * COLUMNS),), forward)  # some columns of the weights, packed
+        self.w = self.per_lane(arena, "w", (room_for(9, C * COLUMNS),), forward)  # some columns, packed
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
             self.U = _cut(np.empty(self.weight_bytes // 4, kind), C, self.columns)
         elif self.by_rows:
