@@ -143,9 +143,9 @@ def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
     return buffer.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
-def column_blocks(columns: int) -> list[slice]:
-    """Cut columns of a matrix into blocks of COLUMNS; a last one that is narrow stays narrow."""
-    return [slice(c, min(c + COLUMNS, columns)) for c in range(0, columns, COLUMNS)]
+def column_blocks(columns: int, width: int = COLUMNS) -> list[slice]:
+    """Cut columns of a matrix into blocks of ``width``; a last one that is narrow stays narrow."""
+    return [slice(c, min(c + width, columns)) for c in range(0, columns, width)]
 
 
 def copy_pairs(do: Steps, pairs: Any, *, to_map: bool) -> None:

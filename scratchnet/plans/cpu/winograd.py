@@ -88,7 +88,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS, combine
+from scratchnet.plans.cpu.blocks import COLUMNS, combine, rows_of_block
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_lanes
@@ -208,6 +208,7 @@ class Winograd(Kernel):
         self.largest = max(part.T for part in self.parts)
         phases = T * (48 * self.C + 36 * self.O) * 4
         self.by_rows = 36 * self.C * self.O * 4 <= WEIGHTS or phases > PHASES
+        self.columns = column_blocks(self.O, self._columns_at_once())
         self.slots = 6 if x.TW == 1 else 8  # of dV: its own six, and one from either neighbour
         # Direct: the output has tiles as well, so the inverse transform can write where the result belongs.
         self.direct = isinstance(self.output, Tiles) and self.group.pool is None
@@ -223,7 +224,7 @@ class Winograd(Kernel):
 
     @property
     def weight_bytes(self) -> int:  # noqa: D102
-        return 4 * sum(room_for(36, self.C * (b.stop - b.start)) for b in column_blocks(self.O))
+        return 4 * sum(room_for(36, self.C * (b.stop - b.start)) for b in self.columns)
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, O, T = self.C, self.O, self.largest
@@ -233,7 +234,6 @@ class Winograd(Kernel):
         self.y = self.per_lane(arena, "y", (16 * T * O,), forward)  # (R, 4, 4, run)
         blocks = [part.block for part in self.parts]
         self.epilogue.request(arena, blocks, forward, backward)
-        self.columns = column_blocks(O)
         if self.by_rows:
             self.V = self.per_lane(arena, "V", (room_for(36, T * C),), forward)
             self.M = self.per_lane(arena, "M", (room_for(36, T * O),), forward)
@@ -276,6 +276,16 @@ class Winograd(Kernel):
             )
             self.dU = self.per_lane(arena, "dU", (room_for(36, self.rows_of_dU * O),), backward)
             self.UT = self.per_lane(arena, "UT", (room_for(36, O * COLUMNS),), backward)
+
+    def _columns_at_once(self) -> int:
+        """Return how many columns a block of U has: half as many, where all tiles are then one block of rows.
+
+        U is read once for each block of rows, from memory if it was kept, and for a single picture that takes
+        a quarter of the time.
+        """
+        limit, T = self.setting.block_limit, self.largest if self.by_rows else self.T
+        whole = [rows_of_block(T, limit // (n * self.C)) == T for n in (COLUMNS, COLUMNS // 2)]
+        return COLUMNS // 2 if whole == [False, True] else COLUMNS
 
     def _room(self, planes: int, runs: int, channels: int) -> int:
         """Return the size of scratch for the parts' arrays (R, planes, runs, run)."""
