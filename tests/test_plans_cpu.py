@@ -8,7 +8,7 @@ import pytest
 from scratchnet import functional as F
 from scratchnet import layers, plans
 from scratchnet.plans.cpu import blocks, maps, toeplitz, winograd
-from scratchnet.plans.memory import Arena
+from scratchnet.plans.memory import Arena, in_planes, room_for
 from scratchnet.plans.running import Steps, in_blocks, rectify, share
 
 EPSILON = 1e-5  # relative error of one layer, which the project allows
@@ -350,3 +350,33 @@ def test_buffers_that_live_together_never_overlap():
             if a is not b and a.lives_with(b):
                 assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
     assert arena.size < 0.6 * sum(b.nbytes for b in arena.buffers)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 16, 512), (6, 8, 1, 1), (3, 3, 5, 7), (2, 4, 32), (2, 2, 17, 3)])
+def test_planes_lie_apart_for_the_cache_and_fill_no_more_than_their_room(shape):
+    rows, columns, *plane = shape
+    memory = np.zeros(room_for(rows * columns, int(np.prod(plane))), np.float32)
+    planes = in_planes(memory, *shape)
+    assert planes.shape == shape
+    planes[...] = np.arange(1, planes.size + 1).reshape(shape)
+    assert np.count_nonzero(memory) == planes.size, "no two numbers share a place"
+    lines, rest = divmod(planes.strides[1], 64)
+    assert rest == 0 and lines % 2 == 1 and planes.strides[0] == columns * planes.strides[1]
+    with pytest.raises(ValueError, match="reshape"):
+        in_planes(memory[:-1], *shape)
+
+
+def test_kept_weights_are_read_once_for_a_single_picture(monkeypatch):
+    net = layers.Sequential(layers.Conv2d(512, 128)).eval()
+    x = np.random.default_rng(0).standard_normal((1, 28, 28, 512)).astype(np.float32)
+    monkeypatch.setenv("SCRATCHNET_PLAN_MEMORY", "100")
+    monkeypatch.setattr("scratchnet.plans.choosing.block_limit", lambda: blocks.SMALL)
+    results, widths = [], []
+    for width in (None, 64):
+        if width:
+            monkeypatch.setattr(winograd.Winograd, "_columns_at_once", lambda kernel: width)
+        plan = plans.compile(net, x.shape)
+        results.append(plan.forward(x).copy())
+        widths.append({U.shape[-1] for U in plan.kernels[0].U})
+    assert widths == [{32}, {64}]
+    np.testing.assert_array_equal(*results)

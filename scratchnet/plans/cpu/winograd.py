@@ -51,7 +51,8 @@ the 36 places there is a matrix product, over all tiles at once, and that is nea
     M[i, j] (T, O)  =  V[i, j] (T, C)  U[i, j] (C, O)                36 T C O, where im2col has 144 T C O
 
 V[i, j] is seen in two ways, without a copy: by the transforms as runs, (R, run), and by the product as a
-matrix (T, C). It is the same memory, since run = TW * n * C and T = R * TW * n.
+matrix (T, C). It is the same memory, since run = TW * n * C and T = R * TW * n. The 36 matrices do not
+lie one straight after the other, see ``memory.in_planes``.
 
 **Backward.** Each step is linear in each of its operands, so its gradient is the adjoint (Lavin and Gray do
 another thing, a convolution with the turned kernel; this one shares a transform)::
