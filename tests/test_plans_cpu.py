@@ -372,11 +372,10 @@ def test_kept_weights_are_read_once_for_a_single_picture(monkeypatch):
     monkeypatch.setenv("SCRATCHNET_PLAN_MEMORY", "100")
     monkeypatch.setattr("scratchnet.plans.choosing.block_limit", lambda: blocks.SMALL)
     results, widths = [], []
-    for width in (None, 64):
-        if width:
-            monkeypatch.setattr(winograd.Winograd, "_columns_at_once", lambda kernel: width)
+    for _ in range(2):
         plan = plans.compile(net, x.shape)
         results.append(plan.forward(x).copy())
         widths.append({U.shape[-1] for U in plan.kernels[0].U})
+        monkeypatch.setattr(winograd.Winograd, "_columns_at_once", lambda kernel: blocks.COLUMNS)
     assert widths == [{32}, {64}]
-    np.testing.assert_array_equal(*results)
+    assert error(*results) < EPSILON
