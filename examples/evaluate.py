@@ -64,7 +64,7 @@ def name(net, engine, normalisation, options) -> int:
         try:
             found = pictures_in(given) if isdir(given) else []
         except OSError as error:
-            print(f"evaluate.py: {given} cannot be read: {error.strerror}", file=sys.stderr, flush=True)
+            complain(f"{given} cannot be read: {error.strerror}")
             status = 2
             continue
         in_folders.update(found)  # they are told apart by their names
@@ -79,7 +79,7 @@ def name(net, engine, normalisation, options) -> int:
             likely = iter(predict(net, normalisation.apply(np.stack(read)), engine, options.mirror))
         for image, pixels in some:
             if isinstance(pixels, DataError):
-                print(f"evaluate.py: {pixels}", file=sys.stderr, flush=True)
+                complain(str(pixels))
                 status = 2
                 continue
             probabilities = next(likely)
@@ -87,6 +87,11 @@ def name(net, engine, normalisation, options) -> int:
             found = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
             say((f"{image}: " if image in in_folders else "") + ", ".join(found))
     return status
+
+
+def complain(sentence) -> None:
+    """Print a sentence on standard error, on one line, whatever a file may be called."""
+    print("evaluate.py:", sentence.replace("\n", " "), file=sys.stderr, flush=True)
 
 
 def take(pictures, count) -> list:

@@ -152,7 +152,8 @@ def test_where_nothing_fits_it_says_so(limited):
 
 
 def test_the_largest_batch_is_no_larger_than_the_data_set():
-    assert forecast(small(), 16, train=loader(48)).largest_batch <= 48
+    f = forecast(small(), 16, train=loader(48))
+    assert f.largest_batch == 48 and "a batch of all 48 pictures would fit" in str(f)
 
 
 def test_without_a_word_from_the_system_everything_fits(monkeypatch):

@@ -87,6 +87,8 @@ class Forecast:
         At least so many pictures a step would fit.
     timing : Timing or None
         If steps were measured.
+    pictures : int or None
+        How many there are to train on, if that is known: no batch is larger.
     """
 
     batch_size: int
@@ -97,6 +99,7 @@ class Forecast:
     held: int
     largest_batch: int | None
     timing: Timing | None = None
+    pictures: int | None = None
 
     @property
     def total(self) -> int:
@@ -134,6 +137,8 @@ class Forecast:
         ]
         if self.available is not None:
             fit = f"batches of {self.largest_batch:,} would fit" if self.largest_batch else "no batch fits"
+            if self.largest_batch and self.largest_batch == self.pictures:
+                fit = f"a batch of all {self.pictures:,} pictures would fit"
             rows.append(("  available", megabytes(self.available + self.held), fit))
         if self.timing is not None:
             t = self.timing
@@ -269,6 +274,7 @@ def forecast(
             room=available + held - (total - varying),
         )
         largest = min(largest, train.n_samples) if train is not None else largest
+    pictures = train.n_samples if train is not None else None
     timing = None
     if measure:
         timing = _measured(net, optimizer, train, validation, loss, epochs, engine, precision)
@@ -276,7 +282,7 @@ def forecast(
     forward = net.multiply_adds(shape(1))
     own = {name: size for name, size in own.items() if size}
     count_ = sum(p.size for p in parameters)
-    return Forecast(batch_size, count_, forward, own, available, held, largest, timing)
+    return Forecast(batch_size, count_, forward, own, available, held, largest, timing, pictures)
 
 
 def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
