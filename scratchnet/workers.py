@@ -2,8 +2,8 @@
 
 NumPy releases Python's global lock inside its array operations, so threads compute at the same time.
 Everything that works beside the main thread asks this module for it: a loader that prepares the next batch
-(``submit``), a plan or a step of the optimizer, which spread their work over all cores (``together``). No
-more threads than the process was given cores are put to work.
+(``submit``), a plan or a step of the optimizer, which spread their work over all cores (``in_step``,
+``together``). No more threads than the process was given cores are put to work.
 
 How many is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores that the process may
 use. Idle workers wait on a lock; they never spin: a thread that spins in Python holds up all others, which
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
@@ -149,6 +150,113 @@ def together(tasks: Sequence[Callable[[], Any]]) -> None:
         raise error
 
 
+def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callable[[int], Any]) -> None:
+    """Run phases one after the other: each thread has its own task in each, and waits for the others then.
+
+    It does what a call of ``together`` for each phase does, but whoever is last goes on at once, and only the
+    others have to be woken up.
+
+    Parameters
+    ----------
+    phases : sequence of sequences of callables without arguments
+        Task k of each phase runs on thread k; task 0 on the caller's. None for nothing to do.
+    ended : callable
+        ``ended(k)`` is called on the caller's thread when phase k has.
+
+    Raises
+    ------
+    BaseException
+        What a task raised. Also then, and after Ctrl-C, none of them is still running.
+
+    Examples
+    --------
+    >>> x = [1, 2]
+    >>> double = [lambda: x.__setitem__(0, 2 * x[0]), lambda: x.__setitem__(1, 2 * x[1])]
+    >>> add = [lambda: x.append(x[0] + x[1]), None]
+    >>> in_step([double, double, add], ended=lambda k: None)
+    >>> x
+    [4, 8, 12]
+    """
+    threads = len(phases[0]) if phases else 0
+    helpers = _take_helpers(threads - 1)
+    if len(helpers) < threads - 1:  # the others have something else to do, perhaps not for long
+        _give_back(helpers)
+        for k, tasks in enumerate(phases):
+            together([task for task in tasks if task is not None])
+            ended(k)
+        return
+    barrier = _Barrier(threads)
+
+    def walk(thread: int) -> None:
+        try:
+            for k, tasks in enumerate(phases):
+                if tasks[thread] is not None:
+                    tasks[thread]()
+                barrier.wait(thread)
+                if thread == 0:
+                    ended(k)
+        except _Broken:  # by another thread, whose error will be raised
+            pass
+        except BaseException:
+            barrier.break_off()
+            raise
+
+    try:
+        for thread, helper in enumerate(helpers, 1):
+            helper.begin(partial(walk, thread))
+        walk(0)
+    except BaseException:
+        barrier.break_off()
+        raise
+    finally:
+        error = _wait_for(helpers)
+    if error is not None:
+        raise error
+
+
+class _Broken(Exception):
+    pass
+
+
+class _Barrier:
+    """Where threads wait for each other; those of ``threading`` take three times as long."""
+
+    def __init__(self, threads: int):
+        self._lock, self._arrived, self._broken = threading.Lock(), 0, False
+        self._gates = [threading.Lock() for _ in range(threads)]
+        for gate in self._gates:
+            gate.acquire()
+
+    def wait(self, thread: int) -> None:
+        """Return when all have come."""
+        with self._lock:
+            if self._broken:
+                raise _Broken
+            self._arrived += 1
+            if self._arrived == len(self._gates):
+                self._arrived = 0
+                for k, gate in enumerate(self._gates):
+                    if k != thread:
+                        gate.release()
+                return
+        self._gates[thread].acquire()
+        if self._broken:
+            raise _Broken
+
+    def break_off(self) -> None:
+        """Let all go, who then find ``_Broken`` raised; also if Ctrl-C comes meanwhile."""
+        while True:
+            try:
+                with self._lock:
+                    self._broken = True
+                    for gate in self._gates:
+                        if gate.locked():
+                            gate.release()
+                return
+            except KeyboardInterrupt:
+                continue
+
+
 class _Helper:
     """A thread that works for ``together``, and waits on a lock in between.
 
@@ -190,7 +298,7 @@ class _Helper:
 
 def _take_helpers(wanted: int) -> list[_Helper]:
     global _helping
-    if not wanted:
+    if wanted < 1:
         return []
     with _lock:
         most = _size_in_use()
@@ -202,7 +310,6 @@ def _take_helpers(wanted: int) -> list[_Helper]:
 
 def _wait_for(helpers: list[_Helper]) -> BaseException | None:
     """Wait for all, also where Ctrl-C comes meanwhile; return the first error, if there was one."""
-    global _helping
     first = None
     for helper in helpers:
         while True:
@@ -212,11 +319,16 @@ def _wait_for(helpers: list[_Helper]) -> BaseException | None:
             except KeyboardInterrupt as interruption:
                 first = interruption
         first = first or error
+    _give_back(helpers)
+    return first
+
+
+def _give_back(helpers: list[_Helper]) -> None:
+    global _helping
     if helpers:
         with _lock:
             _helping -= len(helpers)
             _idle.extend(helpers)
-    return first
 
 
 def _size_in_use() -> int:

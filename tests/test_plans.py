@@ -505,8 +505,8 @@ def test_fault_a_buffer_freed_too_early(monkeypatch):
 def test_fault_a_missing_barrier(monkeypatch):
     from scratchnet.plans.cpu import plan
 
-    def all_at_once(phases, clock, group, direction):
-        for phase in sorted(phases, key=lambda phase: phase.name == "input"):  # the product does not wait
+    def all_at_once(phases, clock, direction):
+        for _, phase in sorted(phases, key=lambda p: p[1].name == "input"):  # the product does not wait
             for lane in phase.lanes:
                 lane.run()
 

@@ -266,3 +266,112 @@ def test_one_blas_thread_from_any_thread():
     thread.join()
     assert seen[0] <= {1}
     assert blas_threads() == before
+
+
+# in_step
+
+
+def test_in_step_runs_phases_in_order_and_the_tasks_of_each_at_once():
+    code = """
+import threading
+from scratchnet import workers
+meet = threading.Barrier(3, timeout=20)  # passes when three wait at once
+order, lock = [], threading.Lock()
+def task(phase, thread):
+    meet.wait()
+    with lock:
+        order.append((phase, thread, threading.get_ident()))
+phases = [[lambda p=p, t=t: task(p, t) for t in range(3)] for p in range(50)]
+workers.in_step(phases, lambda k: order.append((k, 3, 0)))
+assert [phase for phase, *_ in order] == [p for p in range(50) for _ in range(4)]
+assert all(order[4 * p + 3] == (p, 3, 0) for p in range(50)), "ended comes when all have ended"
+print(len({(thread, ident) for _, thread, ident in order}))
+"""
+    assert run(code, SCRATCHNET_THREADS="3") == "4"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_in_step_with_tasks_that_are_missing(threads):
+    code = f"""
+import time
+from scratchnet import workers
+seen = []
+def task(k, t):
+    time.sleep(0.001 * ((k + t) % 3))
+    seen.append(k)
+threads = range({threads})
+phases = [[(lambda k=k, t=t: task(k, t)) if (k + t) % 2 else None for t in threads] for k in range(40)]
+workers.in_step(phases, lambda k: None)
+workers.in_step([], lambda k: None)
+assert seen == sorted(seen) and len(seen) == sum(task is not None for phase in phases for task in phase)
+print("done")
+"""
+    assert run(code, SCRATCHNET_THREADS=str(threads)) == "done"
+
+
+def test_in_step_helps_itself_when_the_others_are_busy():
+    code = """
+import threading
+from scratchnet import workers
+release, done = threading.Event(), []
+busy = [workers.submit(release.wait, 20) for _ in range(2)]
+tasks = [lambda k=k: done.append(k) for k in range(3)]
+workers.in_step([[task, None, task] for task in tasks], done.append)
+print(done, any(future.done() for future in busy))
+release.set()
+"""
+    assert run(code, SCRATCHNET_THREADS="3") == "[0, 0, 0, 1, 1, 1, 2, 2, 2] False"
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_in_step_raises_what_a_task_raised_and_leaves_none_running(failing):
+    code = f"""
+import threading
+from scratchnet import workers
+running, later = [], []
+def task(k, thread):
+    running.append(thread)
+    try:
+        if k == 2 and thread == {failing}:
+            raise KeyError(thread)
+        threading.Event().wait(0.02)
+        if k > 2:
+            later.append(thread)
+    finally:
+        running.remove(thread)
+phases = [[lambda k=k, t=t: task(k, t) for t in range(3)] for k in range(5)]
+for _ in range(3):  # the pool is whole afterwards
+    try:
+        workers.in_step(phases, lambda k: None)
+    except KeyError as error:
+        print(error, running, later, end=" ")
+"""
+    assert run(code, SCRATCHNET_THREADS="3").split("[] []") == [
+        *[f"{failing} ", f" {failing} ", f" {failing} "],
+        "",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
+@pytest.mark.parametrize("long", [0, 1])  # which thread is working; the other waits for it
+def test_in_step_ends_when_interrupted(long):
+    code = f"""
+import signal, threading, time
+from scratchnet import workers
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main, ended = threading.main_thread().ident, []
+def work():
+    time.sleep(0.3)
+def phases():
+    yield from [[work if t == {long} else None for t in range(2)] for _ in range(2)]
+for _ in range(3):  # the pool is whole afterwards
+    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    start = time.monotonic()
+    try:
+        workers.in_step(list(phases()), ended.append)
+    except KeyboardInterrupt:
+        ended.append("interrupted")
+    assert 0.05 < time.monotonic() - start < 0.5
+print(*ended, threading.active_count())
+"""
+    assert run(code, SCRATCHNET_THREADS="2") == "interrupted interrupted interrupted 2"

@@ -18,7 +18,7 @@ the same order every time, and the same machine gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import setitem
 from time import perf_counter
@@ -117,17 +117,20 @@ class Clock:
         self.runs.clear()
 
 
-def run(phases: Iterable[Phase], clock: Clock, group: int, direction: str) -> None:
-    """Run phases one after the other, each on all workers."""
-    for phase in phases:
-        start = perf_counter()
-        tasks = [lane.run for lane in phase.lanes if lane]
-        if len(tasks) == 1:
-            tasks[0]()
-        else:
-            workers.together(tasks)
+def run(phases: Sequence[tuple[int, Phase]], clock: Clock, direction: str) -> None:
+    """Run phases, each of a group with this number, one after the other, each on all workers."""
+    phases = [(group, phase) for group, phase in phases if any(phase.lanes)]
+    start = perf_counter()
+
+    def ended(k: int) -> None:
+        nonlocal start
+        now = perf_counter()
+        group, phase = phases[k]
         key = group, direction, phase.name
-        clock.seconds[key] = clock.seconds.get(key, 0.0) + perf_counter() - start
+        clock.seconds[key] = clock.seconds.get(key, 0.0) + now - start
+        start = now
+
+    workers.in_step([[lane.run if lane else None for lane in phase.lanes] for _, phase in phases], ended)
 
 
 def in_blocks(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,9 @@ class CpuPlan(Plan):
     def _run_forward(self, x: np.ndarray, derive: bool) -> np.ndarray:
         with workers.one_blas_thread():
             self.maps[0].put(x)
-            for i in range(len(self.kernels)):
-                if derive:
-                    run(self._weights[i], self.clock, i, "forward")
-                run(self._forward[i], self.clock, i, "forward")
+            weights = self._weights if derive else [[] for _ in self.kernels]
+            both = enumerate(zip(weights, self._forward, strict=True))
+            run([(i, phase) for i, parts in both for phase in chain(*parts)], self.clock, "forward")
         return self.maps[-1].data.reshape(self.output_shape).copy()
 
     def _run_backward(self, dy: Any, need_input_gradient: bool) -> np.ndarray | None:
@@ -140,9 +140,9 @@ class CpuPlan(Plan):
             last.grad[...] = np.asarray(dy).reshape(last.grad.shape)
             if last.rectified:  # no group reads this map, so nobody else masks its gradient
                 last.grad[...] *= (last.data > 0) * last.dtype.type(last.scale)
-            for i in reversed(range(len(self.kernels))):
-                phases = [p for p in self._backward[i] if need_input_gradient or not p.for_input_gradient]
-                run(phases, self.clock, i, "backward")
+            phases = [(i, p) for i in reversed(range(len(self.kernels))) for p in self._backward[i]]
+            phases = [(i, p) for i, p in phases if need_input_gradient or not p.for_input_gradient]
+            run(phases, self.clock, "backward")
         return self.maps[0].take_gradient() if need_input_gradient else None
 
     def _how(self) -> str:
