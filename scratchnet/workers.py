@@ -258,7 +258,7 @@ class _Barrier:
 
 
 class _Helper:
-    """A thread that works for ``together``, and waits on a lock in between.
+    """A thread that works for ``together`` and ``in_step``, and waits on a lock in between.
 
     A phase of a small layer takes a tenth of a millisecond. To hand it to a ``ThreadPoolExecutor`` and to
     wait for its ``Future`` costs 70 microseconds; two locks cost half of that, most of it the thread's waking
