@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -126,9 +125,11 @@ class CpuPlan(Plan):
     def _run_forward(self, x: np.ndarray, derive: bool) -> np.ndarray:
         with workers.one_blas_thread():
             self.maps[0].put(x)
-            weights = self._weights if derive else [[] for _ in self.kernels]
-            both = enumerate(zip(weights, self._forward, strict=True))
-            run([(i, phase) for i, parts in both for phase in chain(*parts)], self.clock, "forward")
+            phases = []
+            for i, forward in enumerate(self._forward):
+                phases += [(i, phase) for phase in (self._weights[i] if derive else [])]
+                phases += [(i, phase) for phase in forward]
+            run(phases, self.clock, "forward")
         return self.maps[-1].data.reshape(self.output_shape).copy()
 
     def _run_backward(self, dy: Any, need_input_gradient: bool) -> np.ndarray | None:
