@@ -11,7 +11,7 @@ import numpy as np
 from scratchnet import backend, checkpoint
 from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, pictures_in
 from scratchnet.training import cli, confusion_matrix, evaluate, make_engine, predict
-from scratchnet.training.evaluation import confusion_table
+from scratchnet.training.evaluation import VIEWS, confusion_table
 from scratchnet.training.log import say
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what torchvision's weights expect
@@ -41,7 +41,13 @@ def main() -> int:
     )
     parser.add_argument("--backend", choices=("auto", "numpy", "cupy"), default="auto")
     parser.add_argument("--engine", choices=("plan", "layers"), help="a plan (the default), or the layers")
-    parser.add_argument("--mirror", action="store_true", help="look at the mirror image of each picture, too")
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=VIEWS,
+        default=1,
+        help="look at so many views of each picture: 2 with its mirror image, 10 shifted, too (default 1)",
+    )
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")
@@ -76,7 +82,7 @@ def name(net, engine, normalisation, options) -> int:
         read = [pixels for _, pixels in some if not isinstance(pixels, DataError)]
         likely = iter(())
         if read:
-            likely = iter(predict(net, normalisation.apply(np.stack(read)), engine, options.mirror))
+            likely = iter(predict(net, normalisation.apply(np.stack(read)), engine, options.views))
         for image, pixels in some:
             if isinstance(pixels, DataError):
                 complain(str(pixels))
@@ -130,7 +136,7 @@ def measure(net, engine, normalisation, options) -> int:
         normalisation=normalisation,
         image_size=size,
     )
-    result = evaluate(net, test, pictures.name, engine, options.mirror)
+    result = evaluate(net, test, pictures.name, engine, options.views)
     say(f"Accuracy: {result.accuracy:.4f} ({pictures.name}, {test.n_samples:,} official test images)")
     say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
     return 0

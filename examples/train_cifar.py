@@ -91,11 +91,10 @@ def main() -> None:
         cli.write_pictures(run.path / "pictures", pictures)
     checkpoint.load_weights(run.best, net)
     say(f"Best model: {run.best}")
-    accuracy = evaluate(net, test, "testing", trainer.engine).accuracy
-    say(f"Test Acc: {accuracy:.6f} ({pictures.name}, {test.n_samples:,} official test images)")
-    if options.mirror:
-        accuracy = evaluate(net, test, "testing", trainer.engine, mirror=True).accuracy
-        say(f"Test Acc: {accuracy:.6f}, each together with its mirror image")
+    for views in sorted({1, options.views}):
+        accuracy = evaluate(net, test, "testing", trainer.engine, views).accuracy
+        of_each = f", {views} views of each" if views > 1 else ""
+        say(f"Test Acc: {accuracy:.6f} ({pictures.name}, {test.n_samples:,} official test images{of_each})")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from scratchnet.training import (
     predict,
 )
 from scratchnet.training import log as training_log
-from scratchnet.training.evaluation import confusion_table
+from scratchnet.training.evaluation import confusion_table, views_of
 from scratchnet.training.log import Progress, duration
 from scratchnet.training.rundir import COLUMNS
 from scratchnet.training.trainer import why_not_finite
@@ -539,18 +539,40 @@ def test_evaluation_changes_nothing_and_does_not_depend_on_the_batch_size():
     assert (result.labels == trainer.validation.labels).all()
 
 
-def test_with_mirror_images_the_mean_of_both_logits_counts():
+def test_the_ten_views_are_the_picture_and_four_shifts_of_a_32nd_each_with_its_mirror_image():
+    x = np.random.default_rng(0).normal(size=(2, 64, 48, 3))
+    found = list(views_of(x))
+    assert len(found) == 10 and found[0] is x
+    assert all(view.flags.c_contiguous and view.shape == x.shape for view in found)
+    shifts = [(0, 0), (2, 2), (2, -2), (-2, 2), (-2, -2)]  # 64 / 32 pixels, down and right
+    for (down, right), view, mirrored in zip(shifts, found[::2], found[1::2], strict=True):
+        assert (mirrored == view[:, :, ::-1]).all()
+        for h, w in np.ndindex(64, 48):
+            inside = 0 <= h - down < 64 and 0 <= w - right < 48
+            assert (view[:, h, w] == (x[:, h - down, w - right] if inside else 0)).all()
+
+
+@pytest.mark.parametrize("views", [1, 2, 10])
+def test_the_mean_of_the_logits_of_all_views_counts(views):
     trainer = prepare()
     net = trainer.net
     x = next(iter(trainer.validation.epoch(0)))[0]
     net.eval()
-    logits = 0.5 * (net.forward(x) + net.forward(x[:, :, ::-1].copy()))
+    logits = np.mean([net.forward(view) for view in list(views_of(x))[:views]], axis=0)
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = exp / exp.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(predict(net, x, mirror=True), expected, rtol=1e-4)
-    assert np.abs(predict(net, x) - expected).max() > 1e-4
-    result = evaluate(net, trainer.validation, mirror=True)
+    np.testing.assert_allclose(predict(net, x, views=views), expected, rtol=1e-4)
+    assert views == 1 or np.abs(predict(net, x) - expected).max() > 1e-4
+    result = evaluate(net, trainer.validation, views=views)
     assert (result.predictions[: len(x)] == expected.argmax(axis=1)).all()
+
+
+def test_another_number_of_views_is_refused():
+    net = prepare().net
+    with pytest.raises(ValueError, match="views must be one of 1, 2, 10, not 3"):
+        predict(net, np.zeros((1, 32, 32, 3), "float32"), views=3)
+    with pytest.raises(ValueError, match="views must be one of 1, 2, 10, not 0"):
+        evaluate(net, Loader(*pictures(20, 2), 16, shuffle=False), views=0)
 
 
 def test_evaluation_of_no_images_is_refused():

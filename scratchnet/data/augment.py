@@ -173,10 +173,12 @@ class Augmentation:
     ValueError
         If a size is negative.
 
-    Notes ----- Padding and cutout need a colour. It is `fill` of `apply`, which the loader sets to the
-    training pictures' mean colour: that becomes zero by normalisation (to rounding: a colour is three whole
-    numbers), and zero is what a convolution's own padding adds as well, so the network sees no edge that is
-    not in the picture.
+    Notes
+    -----
+    Padding and cutout need a colour. It is `fill` of `apply`, which the loader sets to the mean colour of the
+    training pictures: that becomes zero by normalisation (to rounding: a colour is three whole numbers), and
+    zero is what a convolution's own padding adds as well, so the network sees no edge that is not in the
+    picture.
 
     Examples
     --------

@@ -25,6 +25,7 @@ from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
 from scratchnet.optim import SCHEDULES
 from scratchnet.training.engine import ENGINES, PRECISIONS
+from scratchnet.training.evaluation import VIEWS
 from scratchnet.training.rundir import RunDirectory, RunError
 from scratchnet.training.trainer import NotFinite
 
@@ -59,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "resume": False,
     "dry_run": False,
     "diagnose": False,
-    "mirror": False,
+    "views": 1,
     "demo": False,
     "recipe": None,
 }
@@ -93,7 +94,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "output_scale": 0.1,
         "validation": 2500,
-        "mirror": True,
+        "views": 10,
     },
     "vgg16": {
         "batch_size": 64,
@@ -103,14 +104,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "dropout": 0.3,
         "validation": 2500,
-        "mirror": True,
+        "views": 10,
     },
     "article": {"lr": 0.001, "schedule": "constant"},  # what our article trains with
 }
 RECIPES = {name: {"data": "cifar10", "arch": "vgg16", "epochs": 15, **own} for name, own in RECIPES.items()}
 
 # What a resumed run may change: where it computes, where the data lie, and how long it goes on.
-MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose", "mirror"}
+MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose", "views"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -193,7 +194,7 @@ def _training_parser() -> Parser:
         metavar="N",
     )
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
-    add(where, "mirror", "test with the mirror image of each picture, too", **flag)
+    add(where, "views", "test with N views of each picture, too", type=int, choices=VIEWS)
     add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "dry-run", "say what memory and time it will take, with a step that is measured; stop", **flag)
     add(where, "diagnose", "say every few hundred steps how each layer does, and what is wrong", **flag)

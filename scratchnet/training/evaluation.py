@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.training.engine import make_engine
 from scratchnet.training.log import Progress
+
+VIEWS = (1, 2, 10)  # of how many views of each picture the mean may be taken, see views_of
 
 
 class Evaluation(NamedTuple):
@@ -36,7 +39,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None, mirror: bool = False
+    net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None, views: int = 1
 ) -> Evaluation:
     """Return mean loss and accuracy over a data set, in evaluation mode; the mode is restored afterwards.
 
@@ -49,9 +52,9 @@ def evaluate(
         For the progress bar.
     engine : Layers or Plans, optional
         What computes the logits, see ``make_engine``; by default a new one.
-    mirror : bool
-        Take the mean of the logits of each picture and of its mirror image (Krizhevsky et al. 2012, sec. 4.1,
-        average over ten crops and reflections).
+    views : {1, 2, 10}
+        Take the mean of the logits of so many views of each picture: 2 are the picture and its mirror image,
+        10 are these and four shifted pairs, see ``views_of``.
 
     Returns
     -------
@@ -67,6 +70,7 @@ def evaluate(
     """
     if not loader.n_samples:
         raise ValueError("there are no images to evaluate on")
+    _check(views)
     was_training = net.training
     net.eval()
     loss, predictions, labels = 0.0, [], []
@@ -74,7 +78,7 @@ def evaluate(
     try:
         with Progress(title, loader.n_samples) as progress:
             for x, y in loader.epoch(0):
-                logits = _logits(engine, net.backend.asarray(x), mirror)
+                logits = _logits(engine, net.backend.asarray(x), views)
                 loss += float(criterion.forward(logits, y)) * len(y)
                 predictions.append(to_numpy(logits.argmax(axis=1)))
                 labels.append(y)
@@ -85,15 +89,57 @@ def evaluate(
     return Evaluation(loss / len(right), float((guessed == right).mean()), guessed, right)
 
 
-def _logits(engine: Any, x: Any, mirror: bool) -> Any:
+def views_of(x: Any) -> Iterator[Any]:
+    """Yield ten views of each picture: itself, shifted towards each of its corners, and all five mirrored.
+
+    They are the ten crops of Krizhevsky et al. 2012, sec. 4.1, here out of a picture with a border of a 32nd
+    of its height. The border is zero, the mean colour, as in training (see ``data.Augmentation``).
+
+    Parameters
+    ----------
+    x : array (N, H, W, 3)
+        Normalised pictures.
+
+    Yields
+    ------
+    array (N, H, W, 3)
+        The picture, its mirror image, and then the shifted pairs.
+
+    Examples
+    --------
+    >>> picture = np.arange(1.0, 5.0).reshape(1, 2, 2, 1)
+    >>> itself, mirrored, lower_right, *others = views_of(picture)
+    >>> lower_right[0, :, :, 0]
+    array([[0., 0.],
+           [0., 1.]])
+    """
+    xp = array_module(x)
+    _, H, W, _ = x.shape
+    border = max(1, round(H / 32))
+    yield x
+    yield xp.ascontiguousarray(x[:, :, ::-1])
+    bordered = xp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))  # (N, H + 2b, W + 2b, 3)
+    for top in (0, 2 * border):
+        for left in (0, 2 * border):
+            shifted = bordered[:, top : top + H, left : left + W]
+            yield xp.ascontiguousarray(shifted)
+            yield xp.ascontiguousarray(shifted[:, :, ::-1])
+
+
+def _check(views: int) -> None:
+    if views not in VIEWS:
+        raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views!r}")
+
+
+def _logits(engine: Any, x: Any, views: int) -> Any:
+    """Return the mean over the views, (N, K)."""
     logits = engine.forward(x)
-    if not mirror:
-        return logits
-    mirrored = array_module(x).ascontiguousarray(x[:, :, ::-1])
-    return 0.5 * (logits + engine.forward(mirrored))
+    for view in islice(views_of(x), 1, views):
+        logits = logits + engine.forward(view)
+    return logits / views if views > 1 else logits
 
 
-def predict(net: Layer, x: np.ndarray, engine: Any = None, mirror: bool = False) -> np.ndarray:
+def predict(net: Layer, x: np.ndarray, engine: Any = None, views: int = 1) -> np.ndarray:
     """Return the probabilities of each class, in evaluation mode; the mode is restored afterwards.
 
     Parameters
@@ -103,7 +149,7 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None, mirror: bool = False)
         Normalised pictures, on the host.
     engine : Layers or Plans, optional
         What computes, see ``make_engine``; by default the layers, which need no preparation.
-    mirror : bool
+    views : {1, 2, 10}
         As for ``evaluate``.
 
     Returns
@@ -118,10 +164,11 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None, mirror: bool = False)
     >>> p.shape, p.sum(axis=1).round(4).tolist()
     ((2, 10), [1.0, 1.0])
     """
+    _check(views)
     was_training = net.training
     net.eval()
     try:
-        return to_numpy(F.softmax(_logits(engine or net, net.backend.asarray(x), mirror)))
+        return to_numpy(F.softmax(_logits(engine or net, net.backend.asarray(x), views)))
     finally:
         net.train(was_training)
 
