@@ -9,18 +9,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
+from scratchnet.training import RunDirectory, RunError
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's ``log.csv``; ``path`` is the file, or the folder of the run."""
-    path = path / "log.csv" if path.is_dir() else path
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's ``log.csv``."""
+    rows = RunDirectory(folder).read_log()
     if not rows:
-        raise ValueError(f"{path} has no epochs")
+        raise RunError(f"{folder} has no epochs")
     return rows
 
 
@@ -51,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("curves.svg"), help="(%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        logs = {(run.parent if run.name == "log.csv" else run).name: read_log(run) for run in options.runs}
-        draw(logs, options.output)
+        folders = [run.parent if run.name == "log.csv" else run for run in options.runs]
+        draw({folder.name: read_log(folder) for folder in folders}, options.output)
     except ModuleNotFoundError:
         print("drawing needs matplotlib: pip install 'scratchnet[plot]'", file=sys.stderr)
         return 2
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RunError) as error:
         print(f"curves.py: this is no log of a run: {error}", file=sys.stderr)
         return 2
     return 0

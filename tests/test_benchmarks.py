@@ -545,9 +545,9 @@ def test_curves_of_runs_are_drawn_from_their_logs(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         rows = [
-            "epoch,train_loss,train_accuracy,val_loss,val_accuracy",
-            "1,2.3,0.1,2.2,0.15",
-            "2,1.9,0.3,1.8,0.35",
+            "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds,images_per_second",
+            "1,2.3,0.1,2.2,0.15,0.1,9,100",
+            "2,1.9,0.3,1.8,0.35,0.1,9,100",
         ]
         (tmp_path / name / "log.csv").write_text("\n".join(rows) + "\n")
     picture = tmp_path / "curves.svg"
