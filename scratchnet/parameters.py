@@ -2,9 +2,8 @@
 
 ::
 
-    buffer.data  [ features.0.weight | features.0.bias | features.2.weight | ...            |
-    classifier.6.bias ] buffer.grad  [ the same places, one gradient for each value
-    ]
+    buffer.data  [ features.0.weight | features.0.bias | features.2.weight | ... | classifier.6.bias ]
+    buffer.grad  [ the same places, one gradient for each value                                      ]
                    ^ parameter.data and parameter.grad are views into these
 
 So a step of the optimizer is one pass over memory, and moving to a GPU is one copy. Nothing is allocated

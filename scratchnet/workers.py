@@ -5,9 +5,15 @@ Everything that works beside the main thread asks this module for it: a loader t
 (``submit``), a plan or a step of the optimizer, which spread their work over all cores (``in_step``,
 ``together``). The latter take no more of them than what was submitted leaves free.
 
-How many there are is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores that the
-process may use. Idle workers wait on a lock; they never spin: a thread that spins in Python holds up all
-others, which need Python's global lock between two array operations.
+How many compute at a time is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores
+that the process may use; with the caller, who does not stop for what was submitted, it may be one more. Idle
+workers wait on a lock; they never spin: a thread that spins in Python holds up all others, which need
+Python's global lock between two array operations.
+
+**Ctrl-C** raises KeyboardInterrupt in the main thread between any two instructions, and so may the handler of
+any other signal; and what the garbage collector ends may cancel what it had submitted, at any allocation. So
+what is counted here is counted from what is there (jobs that have not finished), not up and down; what is
+handed over is handed over by a single call into C; and what may have been interrupted may be done again.
 """
 
 from __future__ import annotations
@@ -15,27 +21,28 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
-_submitted = 0  # functions that have not ended
+_submitted: set[Future] = set()  # what has not ended
 _limit = 0  # the size of the pool, once it is in use
-_idle: list[_Helper] = []
-_helping = 0
+_helpers: list[_Helper] = []
 _blas: ThreadpoolController | None = None
-_blas_users = 0
-_blas_limit: Any = None
+_blas_users: set[object] = set()
+_blas_before: list[tuple[Any, int]] = []  # the libraries that are limited now, and their threads before
 
 
 def size() -> int:
-    """Return how many worker threads the process uses.
+    """Return how many threads the process computes with; what it says when they are first used holds.
 
     Returns
     -------
@@ -83,20 +90,14 @@ def submit(function: Callable[..., Any], *arguments: Any) -> Future:
     >>> submit(pow, 2, 10).result()
     1024
     """
-    global _pool, _submitted
+    global _pool
     with _lock:
         if _pool is None:
             _pool = ThreadPoolExecutor(_size_in_use(), thread_name_prefix="scratchnet")
         future = _pool.submit(function, *arguments)
-        _submitted += 1
-    future.add_done_callback(_has_ended)
+    _submitted.add(future)
+    future.add_done_callback(_submitted.discard)
     return future
-
-
-def _has_ended(future: Future) -> None:
-    global _submitted
-    with _lock:
-        _submitted -= 1
 
 
 def together(tasks: Sequence[Callable[[], Any]]) -> None:
@@ -139,20 +140,20 @@ def together(tasks: Sequence[Callable[[], Any]]) -> None:
         tasks[0]()
         run_the_rest()
 
-    helpers = _take_helpers(len(rest))
-    _run_beside(helpers, [run_the_rest] * len(helpers), run_first, give_up=rest.clear)
+    _run_beside([run_the_rest] * len(rest), run_first, give_up=rest.clear)
 
 
 def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callable[[int], Any]) -> None:
     """Run phases one after the other: each thread has its own task in each, and waits for the others then.
 
     It does what a call of ``together`` for each phase does, but whoever is last goes on at once, and only the
-    others have to be woken up.
+    others have to be woken up. (Where there are not enough free workers, it is that.)
 
     Parameters
     ----------
     phases : sequence of sequences of callables without arguments
-        Task k of each phase runs on thread k; task 0 on the caller's. None for nothing to do.
+        All phases have equally many. Task k of each runs on thread k, task 0 on the caller's; where there are
+        not enough free workers, wherever there is time. None for nothing to do.
     ended : callable
         ``ended(k)`` is called on the caller's thread when phase k has.
 
@@ -171,13 +172,6 @@ def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callabl
     [4, 8, 12]
     """
     threads = len(phases[0]) if phases else 0
-    helpers = _take_helpers(threads - 1)
-    if len(helpers) < threads - 1:  # the others have something else to do, perhaps not for long
-        _give_back(helpers)
-        for k, tasks in enumerate(phases):
-            together([task for task in tasks if task is not None])
-            ended(k)
-        return
     barrier = _Barrier(threads)
 
     def walk(thread: int) -> None:
@@ -195,7 +189,11 @@ def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callabl
             raise
 
     theirs = [partial(walk, thread) for thread in range(1, threads)]
-    _run_beside(helpers, theirs, partial(walk, 0), give_up=barrier.break_off)
+    if _run_beside(theirs, partial(walk, 0), give_up=barrier.break_off, all_or_none=True):
+        return
+    for k, tasks in enumerate(phases):  # the others have something else to do, perhaps not for long
+        together([task for task in tasks if task is not None])
+        ended(k)
 
 
 class _Broken(Exception):
@@ -228,107 +226,138 @@ class _Barrier:
             raise _Broken
 
     def break_off(self) -> None:
-        """Let all go, who then find ``_Broken`` raised; also if Ctrl-C comes meanwhile."""
-        while True:
-            try:
-                with self._lock:
-                    self._broken = True
-                    for gate in self._gates:
-                        if gate.locked():
-                            gate.release()
-                return
-            except KeyboardInterrupt:
-                continue
+        """Let all go, who then find ``_Broken`` raised. It may be called again."""
+        with self._lock:
+            self._broken = True
+            for gate in self._gates:
+                if gate.locked():
+                    gate.release()
 
 
-class _Helper:
-    """A thread that works for ``together`` and ``in_step``, and waits on a lock in between.
+class _Job:
+    """A task that a helper runs, and what became of it."""
 
-    A phase of a small layer takes a tenth of a millisecond. To hand it to a ``ThreadPoolExecutor`` and to
-    wait for its ``Future`` costs 70 microseconds; with two locks it is 50, most of it the thread's waking up.
-    """
+    def __init__(self, helper: _Helper, task: Callable[[], Any]):
+        # In the caller's context, a copy of it, so that np.errstate, for one, holds for all threads.
+        self.helper, self._task = helper, partial(copy_context().run, task)
+        self.finished, self.error = False, None
+        self._ended = threading.Lock()
+        self._ended.acquire()
 
-    def __init__(self) -> None:
-        self._begins, self._ends = threading.Lock(), threading.Lock()
-        self._begins.acquire()
-        self._ends.acquire()
-        self._task: Callable[[], Any] | None = None
-        self._error: BaseException | None = None
-        threading.Thread(target=self._serve, name="scratchnet helper", daemon=True).start()
+    def begin(self) -> None:
+        """Hand the task to the helper. A second time changes nothing."""
+        self.helper.jobs.put(self)
 
-    def _serve(self) -> None:
-        while True:
-            self._begins.acquire()
-            try:
-                self._task()
-            except BaseException as error:  # raised again by whoever waits for this helper
-                self._error = error
-            self._ends.release()
+    def run(self) -> None:
+        """Run the task, on the helper's thread."""
+        try:
+            self._task()
+        except BaseException as error:  # raised again by whoever waits for this job
+            self.error = error
+        self._task = None  # let go of everything
+        self.finished = True
+        self._ended.release()
 
-    def begin(self, task: Callable[[], Any]) -> None:
-        """Run a task."""
-        self._task = task
-        self._begins.release()
+    def wait(self) -> None:
+        """Return when the task has ended."""
+        while not self.finished:
+            self._ended.acquire()
 
-    def end(self) -> BaseException | None:
-        """Wait until the task, if there is one, has ended, and return what it raised."""
-        if self._task is None:
-            return None
-        self._ends.acquire()
-        self._task, error, self._error = None, self._error, None  # let go of everything
+    def take_error(self) -> BaseException | None:
+        """Return what the task raised, and forget it: its frames hold arrays."""
+        error, self.error = self.error, None
         return error
 
 
-def _take_helpers(wanted: int) -> list[_Helper]:
-    global _helping
-    if wanted < 1:
-        return []
-    with _lock:
-        most = _size_in_use()
-        free = min(most - 1, most - _submitted) - _helping  # the caller works, too
-        helpers = [_idle.pop() if _idle else _Helper() for _ in range(min(wanted, free))]
-        _helping += len(helpers)
-    return helpers
+class _Helper:
+    """A thread that works for ``together`` and ``in_step``.
+
+    A phase of a small layer takes a tenth of a millisecond. To hand it to a ``ThreadPoolExecutor`` and to
+    wait for its ``Future`` costs 70 microseconds; this is 50, most of it the thread's waking up.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.job: _Job | None = None  # the latest
+        threading.Thread(target=self._serve, name="scratchnet helper", daemon=True).start()
+
+    @property
+    def is_free(self) -> bool:
+        return self.job is None or self.job.finished
+
+    def _serve(self) -> None:
+        while True:
+            job = self.jobs.get()
+            if not job.finished:
+                job.run()
 
 
 def _run_beside(
-    helpers: list[_Helper], theirs: list[Callable], own: Callable[[], Any], give_up: Callable[[], Any]
-) -> None:
-    """Run a task on each helper and our own here; call ``give_up`` if ours fails, and wait for theirs."""
+    theirs: Sequence[Callable[[], Any]],
+    own: Callable[[], Any],
+    give_up: Callable[[], Any],
+    all_or_none: bool = False,
+) -> bool:
+    """Run tasks on the helpers that are free, and our own here; return whether it was run.
+
+    Whatever is raised, none is running any more when this ends: nobody may still be writing into the caller's
+    arrays when the caller goes on. ``give_up`` is called so that none waits for another that does not come.
+    """
+    jobs: list[_Job] = []
+    well = False
     try:
-        for helper, task in zip(helpers, theirs, strict=True):
-            helper.begin(task)
-        own()
-    except BaseException:
-        give_up()
-        raise
-    finally:  # nobody may still be writing into the caller's arrays when the caller goes on
-        error = _wait_for(helpers)
-    if error is not None:
-        raise error
+        try:
+            _begin(theirs, all_or_none, jobs)
+            if all_or_none and len(jobs) < len(theirs):
+                return False
+            own()
+            well = True
+        finally:
+            _settle(jobs, give_up, well)
+    finally:  # again, should a signal have come between two lines of the above
+        _settle(jobs, give_up, well=False)
+    errors = [job.take_error() for job in jobs]
+    for error in errors:
+        if error is not None:
+            raise error
+    return True
 
 
-def _wait_for(helpers: list[_Helper]) -> BaseException | None:
-    """Wait for all, also where Ctrl-C comes meanwhile; return the first error, if there was one."""
-    first = None
-    for helper in helpers:
-        while True:
-            try:
-                error = helper.end()
-                break
-            except KeyboardInterrupt as interruption:
-                first = interruption
-        first = first or error
-    _give_back(helpers)
-    return first
+def _begin(tasks: Sequence[Callable[[], Any]], all_or_none: bool, jobs: list[_Job]) -> None:
+    """Begin tasks on the helpers that are free, and add these jobs to the list."""
+    if not tasks:
+        return
+    with _lock:
+        free = [helper for helper in _helpers if helper.is_free]
+        # The caller works, too, and what was submitted has the first claim.
+        others, most = len(_helpers) - len(free), _size_in_use()
+        count = min(len(tasks), min(most - 1, most - len(_submitted)) - others)
+        if count < (len(tasks) if all_or_none else 1):
+            return
+        while len(free) < count:
+            free.append(_Helper())
+            _helpers.append(free[-1])
+        for helper, task in zip(free, tasks[:count], strict=False):
+            jobs.append(_Job(helper, task))
+            helper.job = jobs[-1]
+            helper.job.begin()
 
 
-def _give_back(helpers: list[_Helper]) -> None:
-    global _helping
-    if helpers:
-        with _lock:
-            _helping -= len(helpers)
-            _idle.extend(helpers)
+def _settle(jobs: list[_Job], give_up: Callable[[], Any], well: bool) -> None:
+    """Return when no job is running any more; what the handlers of signals raise meanwhile is raised then."""
+    interruption: BaseException | None = None
+    while not all(job.finished for job in jobs):
+        try:
+            if not well or interruption is not None:
+                give_up()
+                for job in jobs:  # one that has not begun would never end
+                    job.begin()
+            for job in jobs:
+                job.wait()
+        except BaseException as raised:
+            interruption = raised
+    if interruption is not None:
+        raise interruption
 
 
 def _size_in_use() -> int:
@@ -350,23 +379,30 @@ def one_blas_thread() -> Iterator[None]:
     >>> with one_blas_thread():
     ...     pass
     """
-    global _blas_users, _blas_limit, _blas
-    with _lock:
-        if _blas is None:
-            _blas = ThreadpoolController().select(user_api="blas")  # takes milliseconds: once
-        if _blas_users == 0:
-            _release_control()
-            _blas_limit = _blas.limit(limits=1)
-        _blas_users += 1
+    global _blas
+    user = object()
     try:
+        with _lock:
+            if _blas is None:
+                _blas = ThreadpoolController().select(user_api="blas")  # takes milliseconds: once
+            _blas_users.add(user)
+            if not _blas_before:
+                _blas_before[:] = [(library, library.num_threads) for library in _blas.lib_controllers]
+                _set_blas_threads((library, 1) for library, _ in _blas_before)
         yield
     finally:
+        _blas_users.discard(user)
         with _lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _release_control()
-                _blas_limit.restore_original_limits()
-                _release_control()
+            if not _blas_users:
+                _set_blas_threads(_blas_before)
+                _blas_before.clear()
+
+
+def _set_blas_threads(numbers: Iterable[tuple[Any, int]]) -> None:
+    _release_control()
+    for library, threads in numbers:
+        library.set_num_threads(threads)
+    _release_control()
 
 
 def _release_control() -> None:
@@ -379,15 +415,14 @@ def _release_control() -> None:
 
 
 def _forget_pool() -> None:
-    # A fork copies the pool object but none of its threads, and perhaps a lock that one of them held.
-    # A plan that another thread was running does not run here.
-    global _pool, _lock, _idle, _submitted, _helping, _blas_users
-    _pool, _lock, _idle = None, threading.Lock(), []
-    _submitted = _helping = 0
-    if _blas_users:
-        _blas_users = 0
-        _blas_limit.restore_original_limits()
-        _release_control()
+    # A fork copies the objects but none of the threads, and perhaps a lock that one of them held. A pass that
+    # another thread of the parent was in does not go on here.
+    global _pool, _lock, _helpers, _submitted
+    _pool, _lock, _helpers, _submitted = None, threading.Lock(), [], set()
+    _blas_users.clear()
+    if _blas_before:
+        _set_blas_threads(_blas_before)
+        _blas_before.clear()
 
 
 if hasattr(os, "register_at_fork"):

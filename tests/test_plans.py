@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -249,7 +250,7 @@ def test_a_stale_plan_says_why():
     net.classifier.layers.append(last)
     plan = fresh()
     net.classifier[2].p = 0.1
-    with pytest.raises(RuntimeError, match="dropout"):
+    with pytest.raises(RuntimeError, match=r"classifier.2 \(Dropout\) has other settings"):
         plan.forward(x)
     plan = fresh()
     buffer = next(iter(net.parameters().values())).buffer
@@ -392,6 +393,97 @@ def test_plans_of_two_networks_may_run_at_the_same_time():
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert all((y == expected[k]).all() for k in range(2) for y in got[k]) and len(got[0]) == 5
+
+
+@pytest.mark.parametrize("images", [4, 5])
+def test_plans_of_one_network_take_turns(images):
+    """The same plan twice, or two plans, on two threads: they share their memory."""
+    net = small_vgg().eval()
+    x, y = batch(4, 32, 32, 3), batch(images, 32, 32, 3)[::-1].copy()
+    one = plans.compile(net, x.shape)
+    calls = [(one, x), (one if images == 4 else plans.compile(net, y.shape), y)]
+    expected = [plan.forward(pictures) for plan, pictures in calls]
+    got = [[], []]
+
+    def work(k):
+        for _ in range(40):
+            got[k].append(calls[k][0].forward(calls[k][1]))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert all((y == expected[k]).all() for k in range(2) for y in got[k])
+
+
+def test_a_layer_that_is_not_known_may_keep_what_it_gets():
+    class Keeps(layers.Layer):
+        def forward(self, x):
+            self.seen = x
+            return self.keep(2 * x, None)
+
+    net = Sequential(Conv2d(3, 8), ReLU(), Keeps(), Conv2d(8, 8), ReLU(), Conv2d(8, 8), ReLU()).eval()
+    x = batch(2, 8, 8, 3)
+    net.forward(x)
+    expected = net[2].seen.copy()
+    plans.compile(net, x.shape).forward(x)
+    np.testing.assert_allclose(net[2].seen, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_wrapped_pass_of_one_layer_is_called():
+    net = Sequential(Conv2d(3, 8), ReLU(), Conv2d(8, 8), ReLU()).eval()
+    x, calls = batch(2, 8, 8, 3), []
+
+    def wrap(layer):
+        forward = layer.forward
+
+        def wrapped(x):
+            calls.append(layer)
+            return forward(x)
+
+        layer.forward = wrapped
+
+    expected = net.forward(x)
+    plan = plans.compile(net, x.shape)
+    wrap(net[1])
+    with pytest.raises(RuntimeError, match=r"stale.*1 \(ReLU\) has other settings"):
+        plan.forward(x)
+    np.testing.assert_allclose(plans.compile(net, x.shape).forward(x), expected, rtol=1e-3, atol=1e-5)
+    assert calls == [net[1]]
+    wrap(net)
+    with pytest.raises(RuntimeError, match="stale.*its layers have changed"):
+        plan.forward(x)
+    np.testing.assert_allclose(plans.compile(net, x.shape).forward(x), expected, rtol=1e-3, atol=1e-5)
+    assert calls == [net[1], net, net[1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda net: setattr(net[0], "stride", 2), r"0 \(Conv2d\) has other settings"),
+        (lambda net: setattr(net[0], "padding", 0), r"0 \(Conv2d\) has other settings"),
+        (lambda net: setattr(net[1], "kernel_size", 3), r"1 \(MaxPool2d\) has other settings"),
+        (lambda net: setattr(net[4], "p", 0.1), r"4 \(Dropout\) has other settings"),
+        (lambda net: setattr(net[0], "bias", None), "its parameters have moved"),
+    ],
+)
+def test_a_plan_notices_another_setting_of_a_layer(change, reason):
+    net = Sequential(Conv2d(3, 8), layers.MaxPool2d(2), layers.Flatten(), ReLU(), layers.Dropout(0.5))
+    plan = plans.compile(net, (2, 8, 8, 3), training=True)
+    change(net)
+    with pytest.raises(RuntimeError, match=f"stale.*{reason}"):
+        plan.forward(batch(2, 8, 8, 3))
+
+
+@pytest.mark.parametrize("image", [0, 3])  # on the caller's thread, and on a helper's
+def test_errstate_holds_on_all_threads(image):
+    net = Sequential(Conv2d(3, 4)).eval()
+    plan, x = plans.compile(net, (4, 8, 8, 3)), batch(4, 8, 8, 3)
+    x[image] = 3e38
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        plan.forward(x)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan.forward(x)
 
 
 def test_a_busy_pool_delays_nobody():

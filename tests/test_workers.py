@@ -219,6 +219,128 @@ print(*done)
     assert run(code, SCRATCHNET_THREADS="2") == "helper interrupted helper interrupted"
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such signal")
+def test_what_any_signal_raises_waits_for_the_helpers_too():
+    code = """
+import signal, time
+from scratchnet import workers
+def ring(*_):
+    raise TimeoutError
+signal.signal(signal.SIGALRM, ring)
+done = []
+def slow():
+    time.sleep(0.3)
+    done.append("helper")
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    workers.together([lambda: time.sleep(0.05), slow])
+except TimeoutError:
+    done.append("alarm")
+print(*done, [helper.is_free for helper in workers._helpers])
+"""
+    assert run(code, SCRATCHNET_THREADS="2") == "helper alarm [True]"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
+def test_an_interruption_is_raised_although_our_own_task_failed_as_well():
+    code = """
+import signal, threading, time
+from scratchnet import workers
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main = threading.main_thread().ident
+def fail():
+    time.sleep(0.1)
+    raise KeyError
+def slow():
+    time.sleep(0.2)
+    signal.pthread_kill(main, signal.SIGINT)
+    time.sleep(0.1)
+try:
+    workers.together([fail, slow])
+except KeyboardInterrupt as interruption:
+    print(type(interruption.__context__).__name__)
+"""
+    assert run(code, SCRATCHNET_THREADS="2") == "KeyError"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
+@pytest.mark.parametrize("what", ["together", "in_step", "one_blas_thread"])
+def test_interrupted_anywhere_at_all_nothing_hangs_or_is_lost(what):
+    """A hundred interruptions a few milliseconds apart, between any two instructions."""
+    code = f"""
+import faulthandler, os, random, signal, subprocess, sys
+import numpy as np
+from threadpoolctl import threadpool_info
+from scratchnet import workers
+faulthandler.dump_traceback_later(45, exit=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+x = np.ones((2, 20000), np.float32)
+tasks = [lambda row=row: np.negative(row, out=row) for row in x]
+def one_blas_thread():
+    with workers.one_blas_thread():
+        tasks[0]()
+call = {{
+    "together": lambda: workers.together(tasks),
+    "in_step": lambda: workers.in_step([tasks] * 6, lambda k: None),
+    "one_blas_thread": one_blas_thread,
+}}[{what!r}]
+def threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+call()
+helpers, before = len(workers._helpers), threads()
+send = "import os, sys, time\\nfor line in sys.stdin: time.sleep(float(line)); os.kill(int(sys.argv[1]), 2)"
+send = [sys.executable, "-c", send, str(os.getpid())]
+sender = subprocess.Popen(send, stdin=subprocess.PIPE, text=True, start_new_session=True)
+for _ in range(100):
+    try:
+        sender.stdin.write(f"{{random.uniform(0.0003, 0.004)}}\\n")
+        sender.stdin.flush()
+        while True:
+            call()
+    except KeyboardInterrupt:
+        pass
+    call()
+    assert all(helper.is_free for helper in workers._helpers) and len(workers._helpers) == helpers
+    assert threads() == before and not workers._blas_users
+sender.kill()
+print("whole")
+"""
+    assert run(code, SCRATCHNET_THREADS="2") == "whole"
+
+
+def test_the_garbage_collector_may_cancel_what_was_submitted_at_any_moment():
+    """It ends generators that nobody reads any more, at any allocation, also at those of this module."""
+    code = """
+import faulthandler, gc, threading
+from scratchnet import workers
+faulthandler.dump_traceback_later(45, exit=True)
+release = threading.Event()
+busy = [workers.submit(release.wait, 40) for _ in range(2)]
+def ahead(self):
+    future = workers.submit(int)
+    try:
+        yield
+    finally:
+        future.cancel()
+class Loop:
+    pass
+gc.set_threshold(5)
+for _ in range(300):
+    loop = Loop()  # a cycle: only the collector finds it
+    loop.generator, loop.self = ahead(loop), loop
+    next(loop.generator)
+    with workers.one_blas_thread():
+        workers.together([int, int])
+release.set()
+del loop
+gc.collect()
+[future.result(20) for future in busy]
+workers.submit(int).result(20)
+print(len(workers._submitted))
+"""
+    assert run(code, SCRATCHNET_THREADS="2") in ("0", "1")  # the last one may just be ending
+
+
 def test_together_uses_no_more_threads_than_it_was_given():
     code = """
 import threading, time

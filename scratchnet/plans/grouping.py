@@ -86,9 +86,13 @@ KINDS = {
 
 
 def is_own(layer: Layer, kind: type[Layer]) -> bool:
-    """Tell whether a layer computes as scratchnet's own does: subclasses may, unless they change a pass."""
+    """Tell whether a layer computes as scratchnet's own does.
+
+    Subclasses may, unless they change a pass, and so may objects, unless a pass of theirs was wrapped.
+    """
     return isinstance(layer, kind) and all(
-        getattr(type(layer), name) is getattr(kind, name) for name in ("forward", "backward", "output_shape")
+        getattr(type(layer), name) is getattr(kind, name) and name not in vars(layer)
+        for name in ("forward", "backward", "output_shape")
     )
 
 
@@ -99,7 +103,7 @@ def leaves(net: Layer) -> list[tuple[str, Layer]]:
     one layer.
     """
     chain = getattr(net, "layers", None)
-    ours = type(net).forward.__module__.startswith("scratchnet.")
+    ours = type(net).forward.__module__.startswith("scratchnet.") and "forward" not in vars(net)
     if not ours or not isinstance(chain, (list, tuple)):
         return [(net.path or type(net).__name__, net)]
     return [leaf for layer in chain for leaf in leaves(layer)]

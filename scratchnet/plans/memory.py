@@ -16,7 +16,7 @@ first, each at the lowest address where it overlaps no other buffer that lives w
 decreasing). Nothing here knows what the buffers are for.
 
 All plans of one network use one block, as large as the largest of them needs: only one of them runs at a
-time.
+time, others that are called meanwhile wait for it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import weakref
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,8 @@ class Workspace:
     block : array of bytes
     owner : int
         The number of the forward pass that wrote into it last: only that one can be followed by its backward.
+    lock : RLock
+        Held by the plan that runs.
     """
 
     _passes = count(1)
@@ -161,6 +164,7 @@ class Workspace:
     def __init__(self) -> None:
         self.block = np.empty(0, np.uint8)
         self.owner = 0
+        self.lock = RLock()
 
     @classmethod
     def of(cls, network: Any) -> Workspace:
@@ -175,7 +179,7 @@ class Workspace:
     def reserve(self, size: int, xp: Any = np) -> None:
         """See to it that the block has so many bytes, as an array of the library ``xp``.
 
-        Plans that hold the old one notice, and move.
+        Plans that hold the old one notice at their next forward pass, and move.
         """
         if self.block.size < size or array_module(self.block) is not xp:
             self.block = np.empty(0, np.uint8)  # let go of the old one first

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet.backend import array_module
-from scratchnet.layers import Dropout, Layer, Parameter
+from scratchnet.layers import Layer, Parameter
 from scratchnet.plans import choosing
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Buffer, Workspace
@@ -221,18 +221,19 @@ class Plan:
             raise ValueError(f"this plan is for a {wanted}, not {_told(x, xp)}: compile one for each shape")
         if x.dtype != self.dtype:
             raise ValueError(f"expected {self.dtype}, got {x.dtype}")
-        if self.workspace.block is not self._block:
-            self._bind()
-        self._last_forward = 0
-        mine = self.workspace.take()
-        version = self._buffer.version if self._buffer is not None else 0
-        derive = self.training or self._derived_from != version or self._statistics_changed
-        self._derived_from = None
-        y = self._run_forward(x, derive)
-        self._derived_from = version
-        self.clock.runs["forward"] = self.clock.runs.get("forward", 0) + 1
-        self._last_forward = mine
-        return y
+        with self.workspace.lock:
+            if self.workspace.block is not self._block:
+                self._bind()
+            self._last_forward = 0
+            mine = self.workspace.take()
+            version = self._buffer.version if self._buffer is not None else 0
+            derive = self.training or self._derived_from != version or self._statistics_changed
+            self._derived_from = None
+            y = self._run_forward(x, derive)
+            self._derived_from = version
+            self.clock.runs["forward"] = self.clock.runs.get("forward", 0) + 1
+            self._last_forward = mine
+            return y
 
     def __call__(self, x: Any) -> np.ndarray:
         """Call ``forward``."""
@@ -257,21 +258,25 @@ class Plan:
         ------
         RuntimeError
             If forward was not called before, once for each backward, or another plan of the same network has
-            run since, or the network has changed.
+            run since, or a larger one was compiled, or the network has changed.
         ValueError
             If dy has not the shape of the output.
         """
         if not self.training:
             raise RuntimeError("this plan is for inference: compile one with training=True")
         self._check_current()
+        with self.workspace.lock:
+            return self._backward_of_last(dy, need_input_gradient)
+
+    def _backward_of_last(self, dy: Any, need_input_gradient: bool) -> Any:
         if not self._last_forward:
             raise RuntimeError(
                 "backward without a forward before it: call forward first, once for each backward"
             )
         if self.workspace.owner != self._last_forward:
             raise RuntimeError(
-                "another plan of this network has run since this one's forward, in the same memory: call "
-                "forward again, directly before backward"
+                "another plan of this network has run since this one's forward, in the same memory, or a "
+                "larger one was compiled: call forward again, directly before backward"
             )
         if tuple(getattr(dy, "shape", ())) != self.output_shape:
             raise ValueError(
@@ -318,7 +323,8 @@ class Plan:
         parameters = self.net.parameters()
         self._layers = leaves(self.net)
         self._parameters = list(parameters.values())
-        self._probabilities = [layer.p for _, layer in self._layers if isinstance(layer, Dropout)]
+        self._of_layers = [p for _, layer in self._layers for p in _own_parameters(layer)]
+        self._settings = [_settings(layer) for _, layer in self._layers]
         self._buffer = self._parameters[0].buffer if self._parameters else None
         for parameter in self._parameters:
             parameter.data  # noqa: B018  (the first values are made when first asked for)
@@ -334,22 +340,19 @@ class Plan:
             reason = "its layers have changed"
         elif any(layer.training != self.training for _, layer in now):
             reason = f"it is no longer in {'training' if self.training else 'evaluation'} mode"
-        elif [layer.p for _, layer in now if isinstance(layer, Dropout)] != self._probabilities:
-            reason = "a dropout has another probability"
+        elif (settings := [_settings(layer) for _, layer in now]) != self._settings:
+            k = next(k for k, own in enumerate(settings) if own != self._settings[k])
+            reason = f"{now[k][0]} ({type(now[k][1]).__name__}) has other settings"
         elif self._parameters and (
             self._buffer.data is not self._values
             or any(p.buffer is not self._buffer for p in self._parameters)
-            or [value for _, layer in now for value in _own_parameters(layer)] != self._in_layers()
+            or [p for _, layer in now for p in _own_parameters(layer)] != self._of_layers
         ):
             reason = "its parameters have moved"
         if reason:
             raise RuntimeError(
                 f"this plan is stale, since the network has changed: {reason}; compile it again"
             )
-
-    def _in_layers(self) -> list[Parameter]:
-        own = {id(p) for p in self._parameters}
-        return [p for _, layer in self._layers for p in _own_parameters(layer) if id(p) in own]
 
     # Telling
 
@@ -438,6 +441,13 @@ def net_dtype(net: Layer) -> Any:
     """Return the element type that a network computes in."""
     parameters = net.parameters()
     return next(iter(parameters.values())).dtype if parameters else net.dtype
+
+
+def _settings(layer: Layer) -> tuple[Any, ...]:
+    """Return what a plan has built on and somebody may change, but for parameters."""
+    own = vars(layer)
+    wrapped = "forward" in own, "backward" in own
+    return (*wrapped, own.get("p"), own.get("stride"), own.get("padding"), own.get("kernel_size"))
 
 
 def _own_parameters(layer: Layer) -> list[Parameter]:

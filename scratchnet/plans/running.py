@@ -66,8 +66,9 @@ class Steps(list):
 
     def run(self) -> None:
         """Make all calls, in order."""
-        before = np.setbufsize(UFUNC_BUFFER)  # holds for this thread
+        before = np.getbufsize()
         try:
+            np.setbufsize(UFUNC_BUFFER)  # holds for this thread
             for function, arguments, out in self:
                 function(*arguments, **out)
         finally:

@@ -82,7 +82,8 @@ class Fallback(Kernel):
 
     def _forward(self) -> None:
         layer, group = self.group.main, self.group
-        y = layer.forward(self.input.data.reshape(group.input_shape))
+        # The layer gets an array of its own, and may keep it: this memory is soon used for something else.
+        y = layer.forward(self.input.data.reshape(group.input_shape).copy())
         if tuple(y.shape) != group.output_shape:
             raise ValueError(
                 f"{layer._label()}: forward returned {tuple(y.shape)}, output_shape() promised "
@@ -91,6 +92,5 @@ class Fallback(Kernel):
         self.output.put(y)
 
     def _backward(self) -> None:
-        # The layer gets a gradient of its own: this one's memory is soon used for something else.
         dx: Any = self.group.main.backward(self.output.take_gradient())
         self.input.grad[...] = dx.reshape(self.input.grad.shape)

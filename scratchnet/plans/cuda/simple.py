@@ -44,7 +44,8 @@ class Fallback(Kernel):
 
     def forward(self) -> None:  # noqa: D102
         layer, group = self.group.main, self.group
-        y: Any = layer.forward(self.input.data.reshape(group.input_shape))
+        # The layer gets an array of its own, and may keep it: this memory is soon used for something else.
+        y: Any = layer.forward(self.input.data.reshape(group.input_shape).copy())
         if tuple(y.shape) != group.output_shape:
             raise ValueError(
                 f"{layer._label()}: forward returned {tuple(y.shape)}, output_shape() promised "
@@ -53,6 +54,5 @@ class Fallback(Kernel):
         self.output.data[...] = y
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        # The layer gets a gradient of its own: this one's memory is soon used for something else.
         dx: Any = self.group.main.backward(self.output.grad.copy())
         self.input.grad[...] = dx.reshape(self.input.grad.shape)
