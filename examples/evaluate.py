@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=("plan", "layers"), help="a plan (the default), or the layers")
     parser.add_argument(
         "--views",
-        type=int,
+        type=cli.positive(int),
         choices=VIEWS,
         default=1,
         help="look at so many views of each picture: 2 with its mirror image, 10 shifted, too (default 1)",
@@ -51,6 +51,8 @@ def main() -> int:
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")
+    if options.data and options.top:
+        parser.error("--top is for images; --data measures how often the likeliest class is right")
 
     device = backend.get(options.backend)
     print(f"Device: {device}", file=sys.stderr, flush=True)
@@ -82,7 +84,8 @@ def name(net, engine, normalisation, options) -> int:
         read = [pixels for _, pixels in some if not isinstance(pixels, DataError)]
         likely = iter(())
         if read:
-            likely = iter(predict(net, normalisation.apply(np.stack(read)), engine, options.views))
+            x = normalisation.apply(np.stack(read), dtype=net.dtype)
+            likely = iter(finite(predict(net, x, engine, options.views), options.model))
         for image, pixels in some:
             if isinstance(pixels, DataError):
                 complain(str(pixels))
@@ -93,6 +96,13 @@ def name(net, engine, normalisation, options) -> int:
             found = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
             say((f"{image}: " if image in in_folders else "") + ", ".join(found))
     return status
+
+
+def finite(probabilities, model):
+    """Return them, or refuse the model: of NaN the likeliest class would be the first."""
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"{model} puts out NaN: its weights are damaged, or its training failed")
+    return probabilities
 
 
 def complain(sentence) -> None:
@@ -135,8 +145,10 @@ def measure(net, engine, normalisation, options) -> int:
         shuffle=False,
         normalisation=normalisation,
         image_size=size,
+        dtype=net.dtype,
     )
     result = evaluate(net, test, pictures.name, engine, options.views)
+    finite(result.loss, options.model)
     say(f"Accuracy: {result.accuracy:.4f} ({pictures.name}, {test.n_samples:,} official test images)")
     say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
     return 0

@@ -70,8 +70,7 @@ def main() -> None:
     if options.dry_run:
         return
 
-    run = cli.open_run(options)
-    run.require_space(net)
+    run = cli.open_run(options, net)
     about = {
         "data": pictures.name,
         "class_names": pictures.class_names,
@@ -82,7 +81,7 @@ def main() -> None:
         net, optimizer, learning_rate, train, validation, run, loss, about, **how, diagnose=options.diagnose
     )
     if options.resume:
-        trainer.resume()
+        trainer.resume(options.epochs)
     run.write_config(cli.describe_run(options, device.device, about))
     trainer.fit(options.epochs)
 
@@ -98,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, memory_advice=": take a smaller --batch-size, --image-size or --width")

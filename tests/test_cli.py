@@ -11,6 +11,7 @@ import pytest
 from scratchnet import data
 from scratchnet.backend import BackendError
 from scratchnet.checkpoint import FormatError
+from scratchnet.layers import Linear
 from scratchnet.training import NotFinite, RunDirectory, RunError, cli
 
 
@@ -117,6 +118,11 @@ def begun(folder, text="", state=True):
     return run
 
 
+def open_run(text):
+    """Open the folder for a small network."""
+    return cli.open_run(parse(text), Linear(3, 2))
+
+
 def test_going_on_takes_the_options_of_the_run():
     begun("r", "--arch vgg11 --lr 0.3 --batch-norm --seed 5")
     options = parse("--resume --run-dir r")
@@ -197,16 +203,16 @@ def test_a_folder_with_results_of_another_run_is_refused_and_left_alone(left):
     run = RunDirectory("r")
     getattr(run, left).write_bytes(b"precious")
     with pytest.raises(RunError, match="r holds a run: .*or choose another --run-dir"):
-        cli.open_run(parse("--run-dir r"))
+        open_run("--run-dir r")
     with pytest.raises(RunError, match="r holds a run"):
-        cli.open_run(parse("--demo --run-dir r"))  # the demo does not overwrite it either
+        open_run("--demo --run-dir r")  # the demo does not overwrite it either
     assert getattr(run, left).read_bytes() == b"precious" and len(os.listdir("r")) == 1
 
 
 def test_a_run_that_never_finished_an_epoch_may_be_begun_again():
     begun("r", state=False)
     (RunDirectory("r").path / ".best.safetensors.x.partial").write_text("killed")
-    assert cli.open_run(parse("--run-dir r")).path.name == "r"
+    assert open_run("--run-dir r").path.name == "r"
 
 
 @pytest.mark.parametrize("name", list(cli.RECIPES))
@@ -224,8 +230,38 @@ def test_the_demo_is_no_recipe(capsys):
 def test_the_demo_overwrites_a_demo():
     run = begun("r", "--demo")
     run.best.write_bytes(b"old")
-    cli.open_run(parse("--demo --run-dir r"))
+    open_run("--demo --run-dir r")
     assert os.listdir("r") == []
+
+
+def test_the_demo_leaves_a_demo_alone_where_there_is_no_room_for_another(monkeypatch):
+    run = begun("r", "--demo")
+    run.best.write_bytes(b"old")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(RunError, match="MB left and a run of this network needs"):
+        open_run("--demo --run-dir r")
+    assert run.best.read_bytes() == b"old" and run.config.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": "x"},
+        {"validation": "x"},
+        {"lr": "x"},
+        {"label_smoothing": None},
+        {"data_dir": 5},
+        {"engine": 1},
+        {"batch_norm": "yes"},
+    ],
+)
+def test_options_of_a_run_that_are_of_the_wrong_kind_are_named(options):
+    run = begun("r")
+    config = run.read_config()
+    config["options"] |= options
+    run.write_config(config)
+    with pytest.raises(RunError, match=f"config.json is damaged: {next(iter(options))} is"):
+        parse("--resume --run-dir r")
 
 
 def test_the_configuration_says_what_ran_where_and_how():
@@ -289,7 +325,8 @@ def test_a_dry_run_downloads_nothing_and_takes_grey_pictures(name, monkeypatch, 
         (FileNotFoundError("there is no file x"), 2, "there is no file x"),
         (PermissionError(13, "Permission denied", "r/log.csv"), 2, "r/log.csv: Permission denied"),
         (OSError("x cannot be written: No space left on device"), 2, "x cannot be written: No space left"),
-        (MemoryError(), 2, "not enough memory: take a smaller --batch-size, --image-size or --width"),
+        (OSError(28, "No space left on device"), 2, "cannot write: No space left on device"),
+        (MemoryError(), 2, "not enough memory: take less"),
         (NotFinite("the loss became nan"), 1, "the loss became nan"),
         (KeyboardInterrupt("after 2 of 4 epochs"), 130, "stopped after 2 of 4 epochs"),
         (KeyboardInterrupt(), 130, "stopped"),
@@ -300,7 +337,7 @@ def test_a_failure_is_one_sentence_and_a_status(capsys, error, status, sentence)
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        cli.run(main)
+        cli.run(main, memory_advice=": take less")
     out, err = capsys.readouterr()
     assert caught.value.code == status and out == ""
     assert len(err.splitlines()) == 1 and err.startswith(f"train_cifar.py: {sentence}")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from scratchnet import backend, checkpoint, data
-from scratchnet.models import vgg11
+from scratchnet.models import VGG, vgg11
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = (
@@ -63,7 +63,7 @@ def process(text, **keywords):
     command = [sys.executable, str(EXAMPLES / name), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     if os.name == "posix":  # what a shell started in the background ignores Ctrl-C, and so do its children
-        keywords["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        keywords.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command, **pipes, **keywords)
 
 
@@ -350,6 +350,36 @@ def test_evaluate_names_the_pictures_of_a_folder_and_which_is_which(program, fil
     assert lines[-1] == f"{Path('folder', '069.png')}: {one_by_one[1]}"
 
 
+def test_evaluate_names_pictures_by_a_model_in_float64(program, files):
+    net = checkpoint.load("model")
+    double = VGG(**net.settings, dtype="float64")
+    checkpoint.load_weights("model", double)
+    checkpoint.save("double", double, **net.info)
+    assert program("evaluate.py double cat.png folder").out == program("evaluate.py model cat.png folder").out
+
+
+def test_evaluate_refuses_a_model_that_puts_out_nan(program, files):
+    net = checkpoint.load("model")
+    net.parameters()["classifier.6.bias"].data[0] = np.nan
+    checkpoint.save("broken", net, **net.info)
+    assert failure(program("evaluate.py broken cat.png")).startswith("broken puts out NaN")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="what a shell closes by 2>&-")
+@pytest.mark.parametrize("closed", [1, 2])
+def test_evaluate_with_an_output_that_is_closed(files, closed):
+    child = process("evaluate.py model cat.png", cwd=files, preexec_fn=lambda: os.close(closed))
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0 and (out.strip() in CLASSES or closed == 1)
+
+
+def test_evaluate_spells_out_names_that_the_output_cannot_hold(files):
+    (files / "folder" / "日本.png").write_bytes((files / "cat.png").read_bytes())
+    child = process("evaluate.py model folder", cwd=files, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0 and "\\u65e5\\u672c.png: " in out
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file names are text there")
 def test_evaluate_names_pictures_whose_names_are_no_text(files):
     (files / "folder" / "paper.pdf").write_text("Pillow writes PDF, and does not read it")
@@ -370,6 +400,9 @@ def test_evaluate_names_pictures_whose_names_are_no_text(files):
         ("model", "give either images to name, or --data to measure on"),
         ("model cat.png --data shapes10", "give either images to name, or --data to measure on"),
         ("model cat.png --top 0", "--top: must be a whole number above zero, not '0'"),
+        ("model --data shapes10 --top 3", "--top is for images"),
+        ("model cat.png --views 3", "--views: invalid choice: 3"),
+        ("model cat.png --views two", "--views: must be a whole number above zero, not 'two'"),
         ("model --data mnist", "--data: invalid choice: 'mnist'"),
         ("model --data shapes10", "model has 3 classes, shapes10 has 10"),
     ],

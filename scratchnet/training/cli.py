@@ -21,6 +21,7 @@ from scratchnet import data
 from scratchnet.backend import BackendError
 from scratchnet.checkpoint import FormatError
 from scratchnet.initialise import INITIALISATIONS
+from scratchnet.layers import Layer
 from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
 from scratchnet.optim import SCHEDULES
@@ -194,7 +195,7 @@ def _training_parser() -> Parser:
         metavar="N",
     )
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
-    add(where, "views", "test with N views of each picture, too", type=int, choices=VIEWS)
+    add(where, "views", "test with N views of each picture, too", type=positive(int), choices=VIEWS)
     add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "dry-run", "say what memory and time it will take, with a step that is measured; stop", **flag)
     add(where, "diagnose", "say every few hundred steps how each layer does, and what is wrong", **flag)
@@ -266,6 +267,12 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
     if not isinstance(options, dict):
         raise RunError(f"{run.config} is damaged: it does not hold the options of a run")
     options = DEFAULTS | options  # a run that was begun before there was an option goes on without it
+    for name, default in DEFAULTS.items():
+        kind = int | float if isinstance(default, float) else type(default)
+        if default is None:
+            kind = (int if name in ("subset", "validation") else str) | None
+        if not isinstance(options[name], kind):
+            raise RunError(f"{run.config} is damaged: {name} is {options[name]!r}")
     if not run.has_state:
         raise RunError(f"{run_dir} holds no finished epoch to go on from: begin a new run")
     for name, value in given.items():
@@ -283,16 +290,24 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
     )
 
 
-def open_run(options: SimpleNamespace) -> RunDirectory:
+def open_run(options: SimpleNamespace, net: Layer) -> RunDirectory:
     """Return the run directory, and refuse one that another run has used already.
+
+    Parameters
+    ----------
+    options : SimpleNamespace
+        Of ``parse_training``.
+    net : Layer
+        What the run will save.
 
     Raises
     ------
     RunError
-        If there is a run that this one would overwrite (the demo may overwrite a demo), or nothing can be
-        written.
+        If there is a run that this one would overwrite (the demo may overwrite a demo), nothing can be
+        written, or there is not enough space.
     """
     run = RunDirectory(options.run_dir)
+    run.require_space(net)
     if options.resume:
         run.remove_partial()
     elif options.demo and _holds_demo(run):
@@ -367,28 +382,43 @@ def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) 
     }
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], memory_advice: str = "") -> None:
     """Call a program's main function and leave, with one sentence on standard error where it fails.
 
+    Parameters
+    ----------
+    main : callable
+        Returns the exit status, None for 0.
+    memory_advice : str
+        What to do where there is not enough memory, behind those words.
+
+    Notes
+    -----
     Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C.
     """
     # What overflows shows in the loss, which the trainer watches; NumPy's remarks would only come in between.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="scratchnet")
-    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text; they are printed as they are
-        sys.stdout.reconfigure(errors="surrogateescape")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (it stays open)
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files need not be text; they are printed as they are, and if that cannot be, spelt out.
+        utf = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if utf else "backslashreplace")
     try:
         sys.exit(main() or 0)
     except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
         status, message = 2, str(error)
     except MemoryError:
-        status, message = 2, "not enough memory: take a smaller --batch-size, --image-size or --width"
+        status, message = 2, f"not enough memory{memory_advice}"
     except NotFinite as error:
         status, message = 1, str(error)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        status, message = 2, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        where = error.filename or "cannot write"  # what has no name is the output
+        status, message = 2, f"{where}: {error.strerror}" if error.strerror else str(error)
     except KeyboardInterrupt as error:
         status, message = 130, f"stopped {error}".strip()
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -126,8 +126,8 @@ class RunDirectory:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunError(
-                f"the disk of {self.path} has {free / 2**20:,.0f} MB left and a run of this network needs "
-                f"{needed / 2**20:,.0f} MB: free some, or choose another --run-dir"
+                f"the disk of {self.path} has {free >> 20:,} MB left and a run of this network needs "
+                f"{-(-needed >> 20):,} MB: free some, or choose another --run-dir"
             )
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -223,9 +223,13 @@ class RunDirectory:
                 array[...] = backend.asarray(tensors[f"buffers.{name}"])
             if "momentum" in tensors:
                 optimizer.momentum_buffer = backend.asarray(tensors["momentum"])
+                have, wanted = optimizer.momentum_buffer, sum(p.size for p in net.parameters().values())
+                if have.shape != (wanted,) or have.dtype != net.dtype:
+                    raise ValueError(f"momentum is {have.dtype} {have.shape}, not {net.dtype} {(wanted,)}")
             for path, rng in net.generators().items():
                 rng.bit_generator.state = progress["generators"][path]
-            return {"log": list(progress["log"]), "best_accuracy": float(progress["best_accuracy"])}
+            log = [{name: row[name] + 0 for name in COLUMNS} for row in progress["log"]]  # of numbers
+            return {"log": log, "best_accuracy": float(progress["best_accuracy"])}
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run to go on with: it has no {self.state.name}") from None
         except (FormatError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from scratchnet.training.engine import Plans, make_engine
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.examination import is_finite, why_not_finite
 from scratchnet.training.log import Progress, duration, say
-from scratchnet.training.rundir import RunDirectory
+from scratchnet.training.rundir import RunDirectory, RunError
 
 
 class NotFinite(ArithmeticError):
@@ -99,16 +99,27 @@ class Trainer:
         self.best_accuracy = -1.0
         self.doctor = Doctor(net, optimizer, train, self.loss, run) if diagnose else None
 
-    def resume(self) -> None:
+    def resume(self, epochs: int | None = None) -> None:
         """Go back to where the run in the run directory stopped, bit for bit.
+
+        Parameters
+        ----------
+        epochs : int, optional
+            How many it shall have in the end.
 
         Raises
         ------
         RunError
-            If there is nothing there that fits.
+            If there is nothing there that fits, or more epochs are done already.
+        FileNotFoundError, FormatError
+            If the best weights so far are missing or damaged, which the run will need in the end.
         """
         progress = self.run.read_state(self.net, self.optimizer)
+        with checkpoint.open_tensors(self.run.best):
+            pass
         self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
+        if epochs is not None and len(self.log) > epochs:
+            raise RunError(f"{self.run.path} has done {len(self.log)} epochs already, more than {epochs}")
         if self.doctor is not None:
             self.doctor.resume(len(self.log) * len(self.train))
 
