@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -471,6 +472,58 @@ def test_a_page_that_cannot_be_written_is_named(run, capsys):
     done = report(capsys, run, "--output", run / "no" / "page.html")
     sentence = f"{run / 'no' / 'page.html'} cannot be written: there is no folder {run / 'no'}"
     assert done.status == 2 and done.err == f"report.py: {sentence}\n"  # and no word of work before it
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_page_takes_no_pipes_place(trained, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for output in (tmp_path / "pipe", tmp_path / "link"):
+        done = report(capsys, trained, "--output", output)
+        assert (
+            done.status == 2 and done.err == f"report.py: {output} cannot be written: it is no regular file\n"
+        )
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+def test_a_page_behind_a_link_is_written_where_the_link_points(trained, tmp_path, capsys):
+    (tmp_path / "page.html").write_text("an old page")
+    (tmp_path / "link.html").symlink_to("page.html")
+    done = report(capsys, trained, "--output", tmp_path / "link.html")
+    assert done.status == 0 and done.out == f"{tmp_path / 'link.html'}\n"
+    assert (tmp_path / "link.html").is_symlink()
+    Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "log.csv", "best.safetensors", "last.safetensors", "state.safetensors", "diagnosis.json"],
+)
+def test_a_page_takes_no_file_of_a_runs_place(run, tmp_path, capsys, name):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    (tmp_path / "page.html").symlink_to(run / name)
+    for output in (run / name, run / ".." / run.name / name, tmp_path / "page.html"):
+        done = report(capsys, run, "--output", output)
+        assert done.status == 2
+        assert done.err == f"report.py: {output} cannot be written: a run keeps its {name} there\n"
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that even root may not write to")
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_done(
+    trained, run, capsys, monkeypatch
+):
+    done = report(capsys, trained, "--output", "/proc/page.html")
+    assert done.status == 2 and done.err.startswith("report.py: /proc/page.html cannot be written: ")
+    assert done.err.count("\n") == 1
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)  # root, too, may run the tests
+    done = report(capsys, run)
+    sentence = f"{run / 'report.html'} cannot be written: Permission denied"
+    assert done.status == 2 and done.err == f"report.py: {sentence}\n"
 
 
 def test_without_matplotlib_the_program_says_how_to_install_it(run, capsys, monkeypatch):

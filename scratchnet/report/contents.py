@@ -15,6 +15,7 @@ from scratchnet import checkpoint, data, inspection
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.report import page, parts
+from scratchnet.report.output import place_for
 from scratchnet.report.parts import Part, Shown
 from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
 from scratchnet.training.cli import DEFAULTS
@@ -47,7 +48,7 @@ class Report:
     Raises
     ------
     RunError
-        If there is no run, or its configuration is damaged.
+        If there is no run, its configuration is damaged, or the page cannot be written where it shall be.
     DataError
         If ``image`` cannot be read.
 
@@ -76,9 +77,7 @@ class Report:
         self.class_names = self.config["class_names"]
         self.normalisation = data.Normalisation(self.config["mean"], self.config["std"])
         self.output = Path(output or self.run.path / "report.html")
-        if self.output.is_dir() or not self.output.parent.is_dir():  # before all the work, not after it
-            where = "it is a folder" if self.output.is_dir() else f"there is no folder {self.output.parent}"
-            raise RunError(f"{self.output} cannot be written: {where}")
+        self.target = place_for(self.output)  # before all the work, not after it
         self.data_dir = data_dir or self.options["data_dir"]
         self.given = self._given_picture(image) if image else None
         self.say = say
@@ -120,13 +119,13 @@ class Report:
             f"<footer><p>Made {time.strftime('%Y-%m-%d %H:%M:%S')} by examples/report.py.</p></footer>",
         ]
         text = page.page(f"{name}: a run of scratchnet", "\n".join(body), refresh)
-        with checkpoint.replacing(self.output) as temporary:
+        with checkpoint.replacing(self.target) as temporary:
             Path(temporary).write_text(text, encoding="utf-8", errors="replace")
 
     def stop_refreshing(self) -> None:
         """Let browsers that show the page look for no newer one any more."""
         text = page.without_refresh(self.output.read_text(encoding="utf-8"))
-        with checkpoint.replacing(self.output) as temporary:
+        with checkpoint.replacing(self.target) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
     def _summary(self, rows: list[dict[str, float]], weights: str) -> dict[str, Any]:

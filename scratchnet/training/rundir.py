@@ -102,18 +102,19 @@ class RunDirectory:
         return any(path.exists() for path in (self.state, self.best, self.last, self.log))
 
     @property
-    def _files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path, ...]:
+        """Where the files of a run are, or will be."""
         return self.config, self.log, self.best, self.last, self.state, self.diagnoses
 
     def clear(self) -> None:
         """Remove what an earlier run left, and the unfinished files of one that was killed while writing."""
-        for path in self._files:
+        for path in self.files:
             path.unlink(missing_ok=True)
         self.remove_partial()
 
     def remove_partial(self) -> None:
         """Remove the unfinished files of a run that was killed while it wrote them."""
-        for path in self._files:
+        for path in self.files:
             for partial in self.path.glob(f".{path.name}.*{PARTIAL}"):
                 partial.unlink()
 
