@@ -8,7 +8,7 @@ import sys
 import time
 
 from scratchnet.report import Report
-from scratchnet.training import cli
+from scratchnet.training import RunError, cli
 
 REFRESH = 10  # seconds after which a browser looks again
 POLL = 1.0  # seconds between looks at the log
@@ -53,6 +53,8 @@ def watch(report: Report) -> None:
                 shown = rows[-1]
                 rest_until = start + 5 * (time.monotonic() - start)  # a fifth of the time at most
             time.sleep(POLL)
+            if not report.run.path.is_dir():
+                raise RunError(f"the run is gone: {report.run.path} is no folder any more")
         report.write()
     except KeyboardInterrupt:
         if shown is None:

@@ -596,6 +596,14 @@ def test_watching_waits_for_the_first_epoch(training, capsys):
     assert training.seen == [None] and page_of(training.run)
 
 
+def test_watching_ends_when_the_run_is_gone(training, capsys):
+    training.steps += [lambda: shutil.rmtree(training.run)]
+    done = report(capsys, training.run, "--watch")
+    assert (
+        done.status == 2 and done.last == f"report.py: the run is gone: {training.run} is no folder any more"
+    )
+
+
 def test_ctrl_c_leaves_the_page_and_it_looks_no_more(training, capsys):
     training.steps += [interrupt]
     assert report(capsys, training.run, "--watch").status == 0
