@@ -308,6 +308,14 @@ def test_the_command_repeats_the_run(given):
     assert again == options
 
 
+def test_that_the_command_repeats_the_run_is_said_only_of_a_run_in_one_piece(shown):
+    """Cosine over one epoch and then over three is not cosine over three."""
+    assert (
+        "the command repeats it to the bit, unless it was resumed with other settings, such as another"
+        in (shown.section("settings"))
+    )
+
+
 def test_the_settings_are_shown_and_those_that_are_not_the_defaults_stand_out(shown):
     rows = [e.text for e in shown.all("tr", **{"class": "strong"})]
     assert "width0.0625" in rows and "batch-normTrue" in rows and "momentum0.9" not in rows

@@ -240,8 +240,10 @@ def settings(config: Mapping[str, Any], options: Mapping[str, Any]) -> Part:
     return Part(
         "settings",
         "Settings",
+        # Whether it was, nothing tells: its configuration is that of when it went on last.
         "<p>What made this run. On the same machine, with the same versions, the command repeats it to the "
-        "bit. Settings in bold are not the defaults.</p>" + page.facts(facts),
+        "bit, unless it was resumed with other settings, such as another number of epochs, on which most "
+        "schedules depend. Settings in bold are not the defaults.</p>" + page.facts(facts),
         f"<p>The command that repeats it:</p>{page.command(reproduce(options))}"
         f"<p>The command that began it, or went on last:</p>{page.command(str(config.get('command')))}"
         + page.tiles(map(page.wide, tables), "15rem"),
