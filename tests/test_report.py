@@ -26,6 +26,7 @@ from scratchnet.models import vgg11
 from scratchnet.report import Report, page, parts
 from scratchnet.training import RunDirectory, doctor
 from scratchnet.training.cli import DEFAULTS, DEMO, RECIPES, parse_training
+from scratchnet.training.rundir import COLUMNS
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plot)")
 from scratchnet.report import charts  # noqa: E402
@@ -455,11 +456,33 @@ def test_the_program_writes_the_page_and_says_where(trained, tmp_path, capsys):
             lambda run: (run / "config.json").write_text("{}"),
             "config.json is damaged: it does not hold the options",
         ),
+        (lambda run: change_config(run, class_names=["cat", 1]), "damaged: its class_names are no names"),
+        (
+            lambda run: change_config(run, std=[1, "x", 1]),
+            "damaged: its mean and std cannot be used: could not",
+        ),
+        (lambda run: change_config(run, std=[1, 0, 1]), "damaged: its mean and std cannot be used: norm"),
+        (
+            lambda run: change_config(run, class_names=["a", "b", "c"]),
+            r"best.safetensors has 10 classes and \S*config.json 3: one of them is damaged, or of",
+        ),
+        (
+            lambda run: change_config(run, options={"image_size": 64}),
+            "best.safetensors takes pictures of 32 pixels and .*config.json says 64: one of them is damaged",
+        ),
+        (
+            lambda run: change_config(run, options={"validation": 300}),
+            r"config.json is damaged: its options do not fit shapes10: cannot set aside 300",
+        ),
         (
             lambda run: (run / "log.csv").unlink(),
             "has no finished epoch yet: wait for the first, or use --watch",
         ),
         (lambda run: (run / "log.csv").write_text("epoch\n1\n"), "log.csv is damaged"),
+        (
+            lambda run: (run / "log.csv").write_text(f"{','.join(COLUMNS)}\n1,1,1,1,1,1,nan,1\n"),
+            "log.csv is damaged: seconds of epoch 1 is nan",
+        ),
         (lambda run: (run / "best.safetensors").write_bytes(b"12345678"), "best.safetensors is damaged"),
         (lambda run: (run / "diagnosis.json").write_text("[1]"), "diagnosis.json is damaged"),
     ],
@@ -471,9 +494,46 @@ def test_a_run_that_is_missing_or_broken_is_named_in_a_sentence(run, capsys, spo
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("watch", [[], ["--watch"]], ids=["once", "watch"])
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("arch", None, "arch is null, and should be text"),
+        ("epochs", "x", 'epochs is "x", and should be a whole number of at least 1'),
+        ("epochs", 2.5, "epochs is 2.5, and should be a whole number of at least 1"),
+        ("image_size", 0, "image_size is 0, and should be a whole number of at least 1"),
+        ("seed", True, "seed is true, and should be a whole number of at least 0"),
+        ("validation", "x", 'validation is "x", and should be a whole number of at least 1'),
+        ("lr", float("nan"), "lr is NaN, and should be a number of at least 0"),
+        ("batch_norm", [], "batch_norm is [], and should be true or false"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named(run, capsys, watch, option, value, sentence):
+    change_config(run, options={option: value})
+    done = report(capsys, run, *watch)
+    assert done.status == 2
+    assert done.err == f"report.py: {run / 'config.json'} is damaged: its option {sentence}\n"
+
+
+def test_what_every_option_of_a_run_can_be_is_no_damage(run):
+    for given in ([], ["--demo"], ["--recipe", "vgg16-bn", "--lr", "1", "--engine", "layers"]):
+        change_config(run, options=vars(parse_training([*given, "--run-dir", str(run)])))
+        Report(run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"options": {"lr": 1, "yet": {"unknown": []}}}))
+    Report(run)
+
+
 def test_a_picture_that_cannot_be_read_is_named_before_anything_is_done(run, capsys):
     done = report(capsys, run, "--image", run / "none.png")
     assert done.status == 2 and done.err == f"report.py: {run / 'none.png'} does not exist\n"
+
+
+def test_a_folder_is_no_picture_to_follow(run, tmp_path, capsys):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    done = report(capsys, run, "--image", tmp_path)
+    sentence = f"{tmp_path} is a folder, where one picture is wanted"
+    assert done.status == 2 and done.err == f"report.py: {sentence}\n"
 
 
 def test_a_page_that_cannot_be_written_is_named(run, capsys):

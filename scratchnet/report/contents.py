@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from scratchnet.report.parts import Part, Shown
 from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
 from scratchnet.training.cli import DEFAULTS
 from scratchnet.training.log import Progress, duration
+
+UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str}  # if not given: None
 
 
 class Report:
@@ -73,9 +77,20 @@ class Report:
             if not isinstance(self.config.get(name), kind):
                 raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
         self.options = DEFAULTS | self.config["options"]
+        for name in DEFAULTS:
+            if wanted := _kind_missed(name, self.options[name]):
+                shown = f"{name} is {json.dumps(self.options[name])}, and should be {wanted}"
+                raise RunError(f"{self.run.config} is damaged: its option {shown}")
         self.epochs = self.options["epochs"]
         self.class_names = self.config["class_names"]
-        self.normalisation = data.Normalisation(self.config["mean"], self.config["std"])
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise RunError(f"{self.run.config} is damaged: its class_names are no names")
+        try:
+            self.normalisation = data.Normalisation(self.config["mean"], self.config["std"])
+        except (OverflowError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self.run.config} is damaged: its mean and std cannot be used: {error}"
+            ) from error
         self.output = Path(output or self.run.path / "report.html")
         self.target = place_for(self.output)  # before all the work, not after it
         self.data_dir = data_dir or self.options["data_dir"]
@@ -143,7 +158,7 @@ class Report:
     def _parts(self, rows: list[dict[str, float]], weights: Path) -> Iterator[Part]:
         yield parts.curves(rows, self.options, len(self.class_names))
         if weights.exists():
-            net = checkpoint.load(weights)
+            net = self._load_net(weights)
             self._load_pictures()
             yield self._doctor(net, rows)
             yield from self._mistakes(net)
@@ -152,6 +167,18 @@ class Report:
         else:
             yield parts.absent("weights", "Weights", f"there is no {weights}")
         yield parts.settings(self.config, self.options)
+
+    def _load_net(self, weights: Path) -> VGG:
+        """Return the network, if it is the one that the configuration speaks of."""
+        net, config = checkpoint.load(weights), self.run.config
+        differ, classes, size = "", net.settings["num_classes"], net.settings["image_size"]
+        if classes != len(self.class_names):
+            differ = f"has {classes} classes and {config} {len(self.class_names)}"
+        elif size != self.options["image_size"]:
+            differ = f"takes pictures of {size} pixels and {config} says {self.options['image_size']}"
+        if differ:
+            raise RunError(f"{weights} {differ}: one of them is damaged, or of another run")
+        return net
 
     def _doctor(self, net: VGG, rows: list[dict[str, float]]) -> Part:
         """Return the last diagnosis that training made; where it made none, one that is made now."""
@@ -221,9 +248,13 @@ class Report:
         """Return which pictures were trained on and which validated on, drawn again as training drew them."""
         labels = self.pictures.train_labels
         n_validation, seed = self.options["validation"] or len(labels) // 10, self.options["seed"]
-        learn, validate = data.split_validation(labels, n_validation, seed)
-        if self.options["subset"]:
-            learn = data.subset(labels, learn, self.options["subset"], seed)
+        try:
+            learn, validate = data.split_validation(labels, n_validation, seed)
+            if self.options["subset"]:
+                learn = data.subset(labels, learn, self.options["subset"], seed)
+        except ValueError as error:
+            config, name = self.run.config, self.pictures.name
+            raise RunError(f"{config} is damaged: its options do not fit {name}: {error}") from error
         return learn, validate
 
     def _loader(self, indices: np.ndarray) -> data.Loader:
@@ -242,7 +273,23 @@ class Report:
         return Shown(self.pictures.train_images[index], x, self.class_names[label])
 
     def _given_picture(self, image: str | os.PathLike) -> Shown:
+        if os.path.isdir(image):
+            raise data.DataError(f"{os.fsdecode(image)} is a folder, where one picture is wanted")
         picture = data.load_picture(image)
         pixels = data.picture_to_array(picture, self.options["image_size"])
         seen = data.picture_to_array(picture, min(self.options["image_size"], parts.LARGEST_PICTURE))
         return Shown(seen, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))
+
+
+def _kind_missed(name: str, value: Any) -> str:
+    """Return what an option should have been, in words; nothing if ``value`` is that."""
+    if value is None and name in UNSET:
+        return ""
+    kind = UNSET.get(name) or type(DEFAULTS[name])
+    if kind in (bool, str):
+        return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
+    least = 1 if kind is int and name != "seed" else 0
+    kinds = int if kind is int else (int, float)  # who calls the library may say lr=1
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < inf:
+        return ""
+    return f"a {'whole number' if kind is int else 'number'} of at least {least}"

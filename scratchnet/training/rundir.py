@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import shutil
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,12 @@ class RunDirectory:
                 if not set(COLUMNS) <= set(reader.fieldnames or ()):
                     raise ValueError(f"its first line does not name {', '.join(COLUMNS)}")
                 rows = [{name: float(row[name]) for name in COLUMNS} for row in reader]
-                return [row | {"epoch": int(row["epoch"])} for row in rows]
+                rows = [row | {"epoch": int(row["epoch"])} for row in rows]
+            for row in rows:
+                for name, value in row.items():
+                    if not isfinite(value):  # training stops before it logs such a thing
+                        raise ValueError(f"{name} of epoch {row['epoch']} is {value}")
+            return rows
         except FileNotFoundError:
             return []
         except (KeyError, OverflowError, TypeError, ValueError, csv.Error) as error:
