@@ -8,19 +8,50 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from scratchnet.training import RunDirectory, RunError
+from scratchnet.checkpoint import replacing
+from scratchnet.report.output import place_for
+from scratchnet.training import RunDirectory, RunError, cli
+
+FORMATS = (".svg", ".png", ".pdf", ".jpg", ".webp")
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's ``log.csv``."""
-    rows = RunDirectory(folder).read_log()
-    if not rows:
-        raise RunError(f"{folder} has no epochs")
-    return rows
+def read_logs(runs: list[Path]) -> dict[str, list[dict[str, float]]]:
+    """Return the rows of the runs' ``log.csv``, by a name for each run that no other one has.
+
+    Parameters
+    ----------
+    runs : list of Path
+        Folders of runs, or the ``log.csv`` in them. A run that is there twice is read once.
+    """
+    logs = {}
+    for run in runs:
+        folder = run if run.is_dir() or run.name != "log.csv" else run.parent
+        if not folder.is_dir():
+            raise RunError(f"{run} is no run: give a run's folder, or its log.csv")
+        rows = RunDirectory(folder, read_only=True).read_log()
+        if not rows:
+            raise RunError(f"{folder} has no log.csv with an epoch in it")
+        logs[folder.resolve()] = rows
+    return dict(zip(short_names(list(logs)), logs.values(), strict=True))
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """Return as much of the end of each path as tells it from the others.
+
+    Examples
+    --------
+    >>> short_names([Path("runs/a/demo"), Path("runs/b/demo"), Path("runs/b/other")])
+    ['a/demo', 'b/demo', 'other']
+    """
+
+    def short_name(folder: Path) -> str:
+        ends = (folder.parts[-n:] for n in range(1, len(folder.parts) + 1))
+        alone = (end for end in ends if sum(other.parts[-len(end) :] == end for other in folders) == 1)
+        return str(Path(*next(alone)))
+
+    return [short_name(folder) for folder in folders]
 
 
 def draw(logs: dict[str, list[dict[str, float]]], output: Path) -> None:
@@ -29,37 +60,43 @@ def draw(logs: dict[str, list[dict[str, float]]], output: Path) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for k, (name, rows) in enumerate(logs.items()):
+    lines = []
+    for k, rows in enumerate(logs.values()):
         epochs = [row["epoch"] for row in rows]
         for axes, what, scale in ((left, "loss", 1), (right, "accuracy", 100)):
             for part, style in (("train", "--"), ("val", "-")):
                 values = [scale * row[f"{part}_{what}"] for row in rows]
-                axes.plot(epochs, values, style, color=f"C{k}", label=name if part == "val" else None)
+                (line,) = axes.plot(epochs, values, style, color=f"C{k}")
+        lines.append(line)
     for axes, what in ((left, "loss"), (right, "accuracy, %")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
-    right.legend(title="solid: validation images\ndashed: training images", fontsize="small")
-    figure.savefig(output)
+    # matplotlib leaves out names that begin with an underscore, and reads formulas between dollars.
+    names = [f" {name}".replace("$", r"\$") for name in logs]
+    title = "solid: validation images\ndashed: training images"
+    right.legend(lines, names, title=title, fontsize="small")
+    with replacing(place_for(output)) as temporary:
+        figure.savefig(temporary, format=output.suffix[1:].lower())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Read the logs and draw; return the exit status."""
-    parser = argparse.ArgumentParser(description="Draw how runs went.")
+def main() -> None:
+    """Read the logs and draw."""
+    parser = cli.Parser(description="Draw how runs went.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its log.csv")
-    parser.add_argument("--output", type=Path, default=Path("curves.svg"), help="(%(default)s)")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--output", type=Path, default=Path("curves.svg"), metavar="FILE", help="(%(default)s)"
+    )
+    options = parser.parse_args()
+    if options.output.suffix.lower() not in FORMATS:
+        endings = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise RunError(f"{options.output} cannot be written: its name has to end in {endings}")
+    place_for(options.output)
     try:
-        folders = [run.parent if run.name == "log.csv" else run for run in options.runs]
-        draw({folder.name: read_log(folder) for folder in folders}, options.output)
+        draw(read_logs(options.runs), options.output)
     except ModuleNotFoundError:
-        print("drawing needs matplotlib: pip install 'scratchnet[plot]'", file=sys.stderr)
-        return 2
-    except (OSError, RunError) as error:
-        print(f"curves.py: this is no log of a run: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise RunError("drawing needs matplotlib: pip install 'scratchnet[plot]'") from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)
