@@ -260,7 +260,7 @@ def test_options_of_a_run_that_are_of_the_wrong_kind_are_named(options):
     config = run.read_config()
     config["options"] |= options
     run.write_config(config)
-    with pytest.raises(RunError, match=f"config.json is damaged: {next(iter(options))} is"):
+    with pytest.raises(RunError, match=f"config.json is damaged: its option {next(iter(options))} is"):
         parse("--resume --run-dir r")
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from html import escape
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,8 @@ from scratchnet.report import page, parts
 from scratchnet.report.output import place_for
 from scratchnet.report.parts import Part, Shown
 from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
-from scratchnet.training.cli import DEFAULTS
+from scratchnet.training.cli import DEFAULTS, check_options
 from scratchnet.training.log import Progress, duration
-
-UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str}  # if not given: None
 
 
 class Report:
@@ -77,10 +73,7 @@ class Report:
             if not isinstance(self.config.get(name), kind):
                 raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
         self.options = DEFAULTS | self.config["options"]
-        for name in DEFAULTS:
-            if wanted := _kind_missed(name, self.options[name]):
-                shown = f"{name} is {json.dumps(self.options[name])}, and should be {wanted}"
-                raise RunError(f"{self.run.config} is damaged: its option {shown}")
+        check_options(self.options, self.run)
         self.epochs = self.options["epochs"]
         self.class_names = self.config["class_names"]
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
@@ -279,17 +272,3 @@ class Report:
         pixels = data.picture_to_array(picture, self.options["image_size"])
         seen = data.picture_to_array(picture, min(self.options["image_size"], parts.LARGEST_PICTURE))
         return Shown(seen, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))
-
-
-def _kind_missed(name: str, value: Any) -> str:
-    """Return what an option should have been, in words; nothing if ``value`` is that."""
-    if value is None and name in UNSET:
-        return ""
-    kind = UNSET.get(name) or type(DEFAULTS[name])
-    if kind in (bool, str):
-        return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
-    least = 1 if kind is int and name != "seed" else 0
-    kinds = int if kind is int else (int, float)  # who calls the library may say lr=1
-    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < inf:
-        return ""
-    return f"a {'whole number' if kind is int else 'number'} of at least {least}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -65,6 +66,8 @@ DEFAULTS: dict[str, Any] = {
     "demo": False,
     "recipe": None,
 }
+
+UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str}  # if not given: None
 
 # A small network on the built-in pictures: about a minute on two cores.
 DEMO: dict[str, Any] = {
@@ -270,12 +273,7 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
     if not isinstance(options, dict):
         raise RunError(f"{run.config} is damaged: it does not hold the options of a run")
     options = DEFAULTS | options  # a run that was begun before there was an option goes on without it
-    for name, default in DEFAULTS.items():
-        kind = int | float if isinstance(default, float) else type(default)
-        if default is None:
-            kind = (int if name in ("subset", "validation") else str) | None
-        if not isinstance(options[name], kind):
-            raise RunError(f"{run.config} is damaged: {name} is {options[name]!r}")
+    check_options(options, run)
     if not run.has_state:
         raise RunError(f"{run_dir} holds no finished epoch to go on from: begin a new run")
     for name, value in given.items():
@@ -291,6 +289,28 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
         | {name: given[name] for name in MAY_CHANGE & set(given)}
         | {"run_dir": run_dir, "resume": True}
     )
+
+
+def check_options(options: dict[str, Any], run: RunDirectory) -> None:
+    """Raise RunError if an option that was read from a run's ``config.json`` is of the wrong kind."""
+    for name in DEFAULTS:
+        if wanted := _kind_missed(name, options[name]):
+            shown = f"{name} is {json.dumps(options[name])}, and should be {wanted}"
+            raise RunError(f"{run.config} is damaged: its option {shown}")
+
+
+def _kind_missed(name: str, value: Any) -> str:
+    """Return what an option should have been, in words; nothing if ``value`` is that."""
+    if value is None and name in UNSET:
+        return ""
+    kind = UNSET.get(name) or type(DEFAULTS[name])
+    if kind in (bool, str):
+        return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
+    least = 1 if kind is int and name != "seed" else 0
+    kinds = int if kind is int else (int, float)  # who calls the library may say lr=1
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf"):
+        return ""
+    return f"a {'whole number' if kind is int else 'number'} of at least {least}"
 
 
 def open_run(options: SimpleNamespace, net: Layer) -> RunDirectory:
