@@ -125,7 +125,9 @@ def test_layers_are_estimated_by_what_they_keep():
 # What fits
 
 
-def test_the_largest_batch_fits_and_a_much_larger_one_does_not(limited):
+@pytest.mark.parametrize("threads", [1, 2, 8])  # each has scratch memory of its own, for its share of a batch
+def test_the_largest_batch_fits_and_a_much_larger_one_does_not(limited, threads, monkeypatch):
+    monkeypatch.setenv("SCRATCHNET_THREADS", str(threads))
     net = small()
     limited(40e6)
     f = forecast(net, 16)
@@ -134,7 +136,9 @@ def test_the_largest_batch_fits_and_a_much_larger_one_does_not(limited):
     assert not forecast(net, int(1.6 * f.largest_batch)).fits
 
 
-def test_a_batch_that_does_not_fit_gets_a_warning_that_names_one_that_does(limited):
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_a_batch_that_does_not_fit_gets_a_warning_that_names_one_that_does(limited, threads, monkeypatch):
+    monkeypatch.setenv("SCRATCHNET_THREADS", str(threads))
     net = small()
     limited(40e6)
     f = forecast(net, 2000)

@@ -288,16 +288,23 @@ def forecast(
 def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
     """Return a number of pictures for which there is room, near the largest.
 
-    What varies with the batch grows in a straight line, more or less, which goes through this batch and half
-    of it. Where that leads is looked at again, unless it is far above: there many more buffers would have to
-    be placed, and memory grows less steeply than the line.
+    Above this batch, what varies is taken to grow in a straight line, through this batch and half of it.
+    Where that leads is looked at again, unless it is far above: there many more buffers would have to be
+    placed, which takes seconds, and memory grows less steeply than the line. Otherwise the number is found by
+    halves.
     """
-    other = batch_size // 2 or 2
-    slope = (own - varying(other)) / (batch_size - other)
-    n = max(0, int(batch_size + (room - own) / slope))
-    while 0 < n <= 4 * batch_size and (size := varying(n)) > room:
-        n = min(n - 1, int(n * room / size)) if room > 0 else 0
-    return n
+    fits, too_many = 0, batch_size
+    if own <= room:
+        other = batch_size // 2 or 2
+        slope = (own - varying(other)) / (batch_size - other)
+        n = int(batch_size + (room - own) / slope)
+        if n > max(4 * batch_size, 512) or varying(n) <= room:
+            return n
+        fits, too_many = batch_size, n
+    while too_many - fits > max(1, too_many // 50):
+        n = (fits + too_many) // 2
+        fits, too_many = (n, too_many) if varying(n) <= room else (fits, n)
+    return fits
 
 
 def _computing(net: Layer, shape: tuple[int, ...], engine: str | None, precision: str) -> tuple[int, int]:
