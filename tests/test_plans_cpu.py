@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchnet import functional as F
-from scratchnet import layers, plans
+from scratchnet import layers, models, plans
 from scratchnet.plans.cpu import blocks, maps, toeplitz, winograd
 from scratchnet.plans.memory import Arena, in_planes, room_for
 from scratchnet.plans.running import Steps, in_blocks, rectify, share
@@ -135,6 +135,20 @@ def test_few_images_are_divided_by_rows(monkeypatch, settings, shape, pool, work
     assert error(plan.forward(x), net.forward(x)) < EPSILON
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_a_single_picture_gives_all_workers_the_same_work(monkeypatch, workers):
+    monkeypatch.setenv("SCRATCHNET_THREADS", str(workers))
+    net = models.vgg16(2, image_size=64).eval()
+    plan = plans.compile(net, (1, 64, 64, 3))
+    assert [kernel.algorithm for kernel in plan.kernels[:6]] == ["few channels"] + 5 * ["winograd"]
+    for kernel in plan.kernels[:6]:
+        steps = [len(lane) for lane in kernel.forward()[0].lanes]
+        assert min(steps) > 0
+        if kernel.algorithm == "winograd":
+            rows = [sum(kernel.parts[k].R for k in some) for some in share(len(kernel.parts), workers)]
+            assert max(rows) - min(rows) <= 1
+
+
 def test_a_single_small_picture_is_not_worth_winograds_larger_weights():
     net = layers.Sequential(layers.Conv2d(16, 16), layers.ReLU(), layers.Conv2d(16, 16))
     algorithms = [
@@ -152,10 +166,12 @@ def test_im2col_on_request():
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(12, 8), (9, 7)])
-def test_first_layer_with_few_channels(channels, size):
+@pytest.mark.parametrize("images, workers", [(5, "2"), (1, "1"), (1, "2"), (2, "3"), (1, "10")])
+def test_first_layer_with_few_channels(monkeypatch, channels, size, images, workers):
+    monkeypatch.setenv("SCRATCHNET_THREADS", workers)
     first, second = layers.Conv2d(channels, 20), layers.Conv2d(20, 8)
     net = layers.Sequential(first, layers.ReLU(), second)
-    x = np.random.default_rng(0).standard_normal((5, *size, channels)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((images, *size, channels)).astype(np.float32)
     plan = plans.compile(net, x.shape, training=True)
     assert [kernel.algorithm for kernel in plan.kernels] == ["few channels", "winograd"]
     y = plan.forward(x)

@@ -14,10 +14,14 @@ free: three rows of the picture that follow each other in memory are the three r
 So y[h] (L, O) = window[h]^T (L, 9*C + 3) times W (9*C + 3, O), and y[h] lies as the next layer's tiles do.
 The ones make the bias part of the product: it stands in W in the middle row's place, with zeros in the other
 two's. And backward, dW = window[h] dy[h], summed over h, has db in that place.
+
+Where there are fewer chunks than workers, a chunk is divided into pieces of its rows, each with shifted rows
+of its own: the two that neighbours have in common are made twice.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,24 @@ from scratchnet.plans.cpu.kernel import Kernel, sum_lanes
 from scratchnet.plans.cpu.maps import Tiles
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import BLOCK, Phase, Steps, rectify, share
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of one chunk, which one worker computes.
+
+    Attributes
+    ----------
+    chunk : int
+    rows : range
+        Of the output.
+    start : int
+        Where its shifted rows begin in the memory of all, counted in rows of one image.
+    """
+
+    chunk: int
+    rows: range
+    start: int
 
 
 class Few(Kernel):
@@ -43,19 +65,26 @@ class Few(Kernel):
         self.fold = Fold(self.conv, self.group.norm)
         self.depth = 3 * self.C + 1  # runs in a row: three shifts of each channel, and the ones
         self.chunks = self.output.chunks
-        self.lanes = share(len(self.chunks), self.setting.lanes)
+        self.pieces: list[Piece] = []
+        start = 0
+        for c, images in enumerate(self.chunks):
+            for rows in share(self.H, min(self.H, -(-self.setting.lanes // len(self.chunks)))):
+                self.pieces.append(Piece(c, rows, start))
+                start += len(images) * (len(rows) + 2)
+        self.rows_of_all = start
+        self.tallest = max(len(piece.rows) for piece in self.pieces)
         self.weight = np.zeros((3, self.depth, self.O), self.setting.dtype)
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         TW, kind = self.output.TW, self.setting.dtype
         n = max(len(images) for images in self.chunks)
-        padded = (self.C, self.H + 2, 4 * TW + 2, n)
+        padded = (self.C, self.tallest + 2, 4 * TW + 2, n)
         self.padded = self.per_lane(arena, "padded", padded, forward)
-        shape = (self.input.N, self.H + 2, self.depth, 4 * TW)  # of each chunk (H+2, depth, L)
+        shape = (self.rows_of_all, self.depth, 4 * TW)  # of each piece (rows + 2, depth, L)
         self.rows = arena.request("shifted rows", shape, kind, forward, backward or forward)
         if backward is not None:
             self.dweight = self.per_lane(arena, "dW", (2, 3 * self.depth, self.O), backward)
-            self.by_row = self.per_lane(arena, "dW of rows", (self.H, 3 * self.depth, self.O), backward)
+            self.by_row = self.per_lane(arena, "dW of rows", (self.tallest, 3 * self.depth, self.O), backward)
 
     def weights(self) -> list[Phase]:
         """Put weights and bias together."""
@@ -68,63 +97,67 @@ class Few(Kernel):
             do.copy(self.fold.bias, out=self.weight[1, 3 * C])
         return [phase]
 
-    def _rows(self, c: int) -> np.ndarray:
-        """Return the shifted rows of chunk c, (H+2, depth, 4, TW, n)."""
-        images = self.chunks[c]
-        rows = self.rows.array[images.start : images.stop]
-        return rows.reshape(self.H + 2, self.depth, 4, self.output.TW, len(images))
+    def _pieces_by_lane(self) -> list[list[Piece]]:
+        return [[self.pieces[k] for k in some] for some in share(len(self.pieces), self.setting.lanes)]
 
-    def _windows(self, c: int) -> np.ndarray:
-        """Return the windows of three rows, (H, 9*C + 3, L), a view."""
-        rows = self._rows(c).reshape(self.H + 2, self.depth, -1)  # (H+2, depth, L)
+    def _rows(self, piece: Piece) -> np.ndarray:
+        """Return the shifted rows of a piece, (rows + 2, depth, 4, TW, n)."""
+        n, height = len(self.chunks[piece.chunk]), len(piece.rows) + 2
+        rows = self.rows.array[piece.start : piece.start + n * height]
+        return rows.reshape(height, self.depth, 4, self.output.TW, n)
+
+    def _windows(self, piece: Piece) -> np.ndarray:
+        """Return the windows of three rows, (rows, 9*C + 3, L), a view."""
+        rows = self._rows(piece).reshape(len(piece.rows) + 2, self.depth, -1)  # (rows + 2, depth, L)
         # Three rows are 3 * depth runs that follow each other, and the next window begins one row later.
-        shape = self.H, 3 * self.depth, rows.shape[2]
+        shape = len(piece.rows), 3 * self.depth, rows.shape[2]
         return np.lib.stride_tricks.as_strided(rows, shape, rows.strides, writeable=False)
 
     def forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("shift, product")
         weight = self.weight.reshape(3 * self.depth, self.O)
-        for lane, chunks in enumerate(self.lanes):
+        for lane, pieces in enumerate(self._pieces_by_lane()):
             do = phase.lanes[lane]
-            for c in chunks:
-                self._shift(do, lane, c)
-                windows = self._windows(c).transpose(0, 2, 1)  # (H, L, 9*C + 3)
-                y = self.output.chunk(c)[1 : 1 + self.H].reshape(self.H, -1, self.O)  # (H, L, O)
+            for piece in pieces:
+                self._shift(do, lane, piece)
+                windows = self._windows(piece).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
+                y = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + piece.rows.stop]
+                y = y.reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
                 step = max(1, BLOCK // y[0].size)
-                for h in range(0, self.H, step):
+                for h in range(0, len(y), step):
                     do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
                     if self.group.relu is not None:
                         rectify(do, y[h : h + step])
         return [phase]
 
-    def _shift(self, do: Steps, lane: int, c: int) -> None:
-        """Write down the shifted rows of chunk c."""
+    def _shift(self, do: Steps, lane: int, piece: Piece) -> None:
+        """Write down the shifted rows of a piece."""
         H, W, C, TW = self.H, self.W, self.C, self.output.TW
-        images, rows = self.chunks[c], self._rows(c)
-        n = len(images)
-        padded = self.padded[lane].array.reshape(-1)[: C * (H + 2) * (4 * TW + 2) * n]
-        padded = padded.reshape(C, H + 2, 4 * TW + 2, n)
+        images, rows = self.chunks[piece.chunk], self._rows(piece)
+        n, height = len(images), len(rows)
+        padded = self.padded[lane].array.reshape(-1)[: C * height * (4 * TW + 2) * n]
+        padded = padded.reshape(C, height, 4 * TW + 2, n)
         do.copy(0, out=padded)
-        do.copy(
-            self.input.data[images.start : images.stop].transpose(3, 1, 2, 0),
-            out=padded[:, 1 : H + 1, 1 : W + 1],
-        )
+        first, stop = max(0, piece.rows.start - 1), min(H, piece.rows.stop + 1)  # of the picture, not beyond
+        inside = padded[:, first + 1 - piece.rows.start : stop + 1 - piece.rows.start, 1 : W + 1]
+        do.copy(self.input.data[images.start : images.stop, first:stop].transpose(3, 1, 2, 0), out=inside)
         for j in range(3):
-            shifted = padded[:, :, j : j + 4 * TW].reshape(C, H + 2, TW, 4, n)  # columns as (tile, phase)
+            shifted = padded[:, :, j : j + 4 * TW].reshape(C, height, TW, 4, n)  # columns as (tile, phase)
             do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
         do.copy(1, out=rows[:, 3 * C])
 
     def backward(self) -> list[Phase]:  # noqa: D102
         phase, last = self.phase("dW, db"), self.phase("sum over lanes")
-        for lane, chunks in enumerate(self.lanes):
+        for lane, pieces in enumerate(self._pieces_by_lane()):
             do = phase.lanes[lane]
             total, one = self.dweight[lane].array
-            by_row = self.by_row[lane].array
-            if not chunks:
+            if not pieces:
                 do.copy(0, out=total)
-            for k, c in enumerate(chunks):
-                dy = self.output.grad_chunk(c)[: self.H].reshape(self.H, -1, self.O)  # (H, L, O)
-                do(np.matmul, self._windows(c), dy, out=by_row)
+            for k, piece in enumerate(pieces):
+                dy = self.output.grad_chunk(piece.chunk)[piece.rows.start : piece.rows.stop]
+                dy = dy.reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
+                by_row = self.by_row[lane].array[: len(dy)]
+                do(np.matmul, self._windows(piece), dy, out=by_row)
                 do(np.add.reduce, by_row, 0, None, out=one if k else total)
                 if k:
                     do(np.add, total, one, out=total)

@@ -199,12 +199,15 @@ class Winograd(Kernel):
         for c, images in enumerate(x.chunks):
             per_row = x.TW * len(images)
             for_all = x.TH * len(x.chunks) // self.setting.lanes  # rows for each worker
-            R = max(1, min(x.TH, for_all, PART // (144 * (self.C + self.O)) // per_row))
-            for row in range(0, x.TH, R):
-                rows = min(R, x.TH - row)
-                block = Block("tiles", images, (rows, 4, 4, per_row * self.O), row, x.TW)
-                self.parts.append(Part(c, block, slice(T, T + rows * per_row)))
-                T += rows * per_row
+            most = max(1, min(x.TH, for_all, PART // (144 * (self.C + self.O)) // per_row))
+            count = -(-x.TH // most)
+            while count < x.TH and count * len(x.chunks) % self.setting.lanes:
+                count += 1
+            for rows in share(x.TH, count):
+                shape = (len(rows), 4, 4, per_row * self.O)
+                block = Block("tiles", images, shape, rows.start, x.TW)
+                self.parts.append(Part(c, block, slice(T, T + len(rows) * per_row)))
+                T += len(rows) * per_row
         self.T = T
         self.largest = max(part.T for part in self.parts)
         phases = T * (48 * self.C + 36 * self.O) * 4
