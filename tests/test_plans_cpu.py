@@ -226,13 +226,13 @@ def test_blocks_of_a_product_are_the_product(shape, limit):
         np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("M, K, N", [(1, 512, 1024), (3, 4096, 40), (8, 1000, 640), (16, 784, 512)])
+@pytest.mark.parametrize("M, K, N", [(1, 4096, 1024), (3, 4096, 40), (8, 1000, 640), (16, 784, 512)])
 def test_a_product_of_few_rows_is_the_product(M, K, N):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((M, K)), rng.standard_normal((K, 2 * N))[:, N:]
     block = blocks.long_block(M, K, N, 1_000_000)
     k, n = block
-    assert K % k == N % n == 0 and M * k * n <= 1_000_000
+    assert K % k == N % n == 0 and (M * k * n <= 1_000_000 if M > 1 else n == N)
     out, do = np.zeros((M, 2 * N)), Steps()
     blocks.long_product(do, a, b, out=out[:, :N], scratch=np.empty(K // k * M * N + 5), block=block)
     do.run()
@@ -246,6 +246,36 @@ def test_linear_with_small_batches(rows, features):
     x = np.random.default_rng(0).standard_normal((rows, features)).astype(np.float32)
     got = plans.compile(net, x.shape, training=True).forward(x)
     assert error(got, net.forward(x)) < 1e-6
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "3"])
+@pytest.mark.parametrize("features", [8192, 4099])  # 4099 is prime
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_linear_layer_of_one_image(monkeypatch, features, bias, workers):
+    monkeypatch.setenv("SCRATCHNET_THREADS", workers)
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.standard_normal((1, features))).astype(np.float32)
+    linear = layers.Linear(features, 1030, bias=bias)
+    plan = plans.compile(layers.Sequential(linear).eval(), x.shape)
+    assert plan.kernels[0].by_rows
+    divided = None not in plan.kernels[0].blocks  # then not all rows are added up one by one
+    exact = x.astype(np.float64) @ linear.weight.data + (linear.bias.data if bias else 0)
+    assert error(plan.forward(x), exact) < (3e-7 if divided else 1e-6)
+
+    dy = rng.standard_normal((1, 1030)).astype(np.float32)
+    results = []
+    for compiled in True, False:
+        net = layers.Sequential(
+            layers.Linear(features, 1030, bias=bias, rng=np.random.default_rng(1)),
+            layers.ReLU(),
+            layers.Dropout(0.5, rng=np.random.default_rng(2)),
+        )
+        engine = plans.compile(net, x.shape, training=True) if compiled else net
+        y = engine.forward(x)
+        engine.backward(dy)
+        results.append([y, *(p.grad.copy() for p in net.parameters().values())])
+    for got, expected in zip(*results, strict=True):
+        assert expected.any() and error(got, expected) < EPSILON
 
 
 @pytest.mark.parametrize("run", [1, 1000, 70_000])

@@ -35,6 +35,7 @@ ROWS = 64  # m, at most
 FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than it gains
 FEW_ROWS = 16  # up to so many, reading the other matrix is what counts
 LONG_ROWS, LONG_COLUMNS = 256, 512
+ROWS_FOR_ONE, FEWEST_FOR_ONE = 2048, 64  # where there is one row: how many of the other matrix at a time
 SMALL = 1_000_000  # the largest M * N * K that OpenBLAS's kernels for small matrices take
 
 
@@ -99,12 +100,21 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) 
 def long_block(M: int, K: int, N: int, limit: int) -> tuple[int, int] | None:
     """Return the shape (k, n) of the blocks of b for ``long_product``, None where it would not help.
 
+    A single row is multiplied by a matrix-vector product, which copies nothing, whatever the size. Whole rows
+    of b are best there, and K is only divided so that not too many numbers are added up one by one, which
+    would cost accuracy.
+
     Examples
     --------
     >>> long_block(8, 25088, 2048, 1_000_000), long_block(8, 4096, 2048, 1_000_000)
     ((224, 512), (128, 512))
+    >>> long_block(1, 25088, 2048, 1_000_000)
+    (1792, 2048)
     >>> long_block(128, 4096, 2048, 1_000_000)
     """
+    if M == 1:
+        k = max(k for k in range(1, min(K, ROWS_FOR_ONE) + 1) if K % k == 0)
+        return (k, N) if FEWEST_FOR_ONE <= k < K else None
     if M > FEW_ROWS:
         return None
     n = max((n for n in range(1, min(N, LONG_COLUMNS) + 1) if N % n == 0), default=1)

@@ -9,7 +9,8 @@ so (y > 0) / (1 - p) is the derivative of both, and it was applied where dy was 
 
 The weight is the large matrix here, and every worker takes a part of it: columns of W forward, so that each
 makes some columns of y (see ``blocks.py`` for small batches); rows of W backward, so that each makes some
-rows of dW and some columns of dx.
+rows of dW and some columns of dx. For a single image, reading W is all there is to do forward, and memory is
+read fastest in one go: there each worker takes whole rows of W, and then their sums are added up.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet.plans.cpu.blocks import long_block, long_product
-from scratchnet.plans.cpu.kernel import Kernel
+from scratchnet.plans.cpu.kernel import Kernel, sum_lanes
 from scratchnet.plans.memory import Arena
-from scratchnet.plans.running import Phase, share
+from scratchnet.plans.running import Phase, Steps, share
+
+LARGE = 1 << 22  # so many weights take much longer to read than a phase to begin
 
 
 class Linear(Kernel):
@@ -28,12 +31,22 @@ class Linear(Kernel):
     algorithm = "product"
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        O, N = self.group.main.out_features, self.input.N
-        widest = max(len(columns) for columns in share(O, self.setting.lanes))
-        self.block = long_block(N, self.group.main.in_features, widest, self.setting.block_limit)
-        if self.block is not None:
-            size = self.group.main.in_features // self.block[0] * N * widest
-            self.parts = self.per_lane(arena, "parts of y", (size,), forward)
+        I, O, N = self.group.main.in_features, self.group.main.out_features, self.input.N
+        self.by_rows = N == 1 and I * O >= LARGE
+        self.parts_of_weight = []  # of each lane
+        self.blocks, size = [], 0
+        for some in share(I if self.by_rows else O, self.setting.lanes):
+            part = slice(some.start, some.stop)
+            self.parts_of_weight.append((part, slice(None)) if self.by_rows else (slice(None), part))
+            rows, columns = (len(some), O) if self.by_rows else (I, len(some))
+            block = long_block(N, rows, columns, self.setting.block_limit) if some else None
+            self.blocks.append(block)
+            if block is not None:
+                size = max(size, rows // block[0] * N * columns)
+        if size:
+            self.scratch = self.per_lane(arena, "parts of y", (size,), forward)
+        if self.by_rows:
+            self.sums = self.per_lane(arena, "sum of rows", (1, O), forward)
         if self._drops:
             shape = (self.input.N, self.group.main.out_features)
             self.kept = arena.request("kept", shape, np.bool_, forward, forward)
@@ -46,22 +59,21 @@ class Linear(Kernel):
         return dropout is not None and self.setting.training and dropout.p > 0.0
 
     def forward(self) -> list[Phase]:  # noqa: D102
-        linear, x, y = self.group.main, self.input.rows, self.output.rows
-        weight = linear.weight.data
-        phase = self.phase("product")
-        drop = self.phase("dropout")
+        linear, y = self.group.main, self.output.rows
+        product, total, drop = self.phase("product"), self.phase("sum over lanes"), self.phase("dropout")
         if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
-            phase.lanes[0].call(self._draw)
+            product.lanes[0].call(self._draw)
         for lane, columns in enumerate(share(linear.out_features, self.setting.lanes)):
+            part = slice(columns.start, columns.stop)
+            do = product.lanes[lane]
+            if self.by_rows:
+                self._product(do, lane, out=self.sums[lane].array)
+                do = total.lanes[lane]
+                sum_lanes(do, [s.array[:, part] for s in self.sums], out=y[:, part])
+            elif columns:
+                self._product(do, lane, out=y[:, part])
             if not columns:
                 continue
-            part = slice(columns.start, columns.stop)
-            do = phase.lanes[lane]
-            if self.block is not None and len(columns) % self.block[1] == 0:
-                parts = self.parts[lane].array
-                long_product(do, x, weight[:, part], out=y[:, part], scratch=parts, block=self.block)
-            else:
-                do(np.matmul, x, weight[:, part], out=y[:, part])
             if linear.bias is not None:
                 do(np.add, y[:, part], linear.bias.data[part], out=y[:, part])
             if self.group.relu is not None:
@@ -70,7 +82,17 @@ class Linear(Kernel):
                 do = drop.lanes[lane]
                 do(np.multiply, y[:, part], self.kept.array[:, part], out=y[:, part])
                 do(np.multiply, y[:, part], y.dtype.type(self.output.scale), out=y[:, part])
-        return [phase, drop] if self._drops else [phase]
+        return [phase for phase in (product, total, drop) if any(phase.lanes)]
+
+    def _product(self, do: Steps, lane: int, out: np.ndarray) -> None:
+        """Write down the product with a lane's part of the weight."""
+        rows, columns = self.parts_of_weight[lane]
+        x, weight = self.input.rows[:, rows], self.group.main.weight.data[rows, columns]
+        block = self.blocks[lane]
+        if block is None:
+            do(np.matmul, x, weight, out=out)
+        else:
+            long_product(do, x, weight, out=out, scratch=self.scratch[lane].array, block=block)
 
     def _draw(self) -> None:
         np.copyto(self.kept.array, self.group.dropout.draw(self.kept.shape))
