@@ -561,8 +561,18 @@ def network_for_faults():
 def test_fault_a_wrong_border(monkeypatch):
     from scratchnet.plans.cpu.maps import Tiles
 
-    monkeypatch.setattr(Tiles, "clear", lambda self, do, c, grad=False: None)
+    monkeypatch.setattr(Tiles, "clear", lambda self, do, c: None)
     assert sees(network_for_faults, (3, 10, 10, 3))
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_fault_something_beyond_the_picture(monkeypatch, images):
+    from scratchnet.plans.cpu.maps import Tiles
+
+    assert not sees(network_for_faults, (images, 10, 10, 3))
+    monkeypatch.setattr(Tiles, "clear_beyond", lambda self, do, rows, first=0: None)
+    assert sees(network_for_faults, (images, 10, 10, 3))
 
 
 def test_fault_a_stale_transformed_weight(monkeypatch):

@@ -65,6 +65,7 @@ class Few(Kernel):
         self.fold = Fold(self.conv, self.group.norm)
         self.depth = 3 * self.C + 1  # runs in a row: three shifts of each channel, and the ones
         self.chunks = self.output.chunks
+        self.output.filled = True
         self.pieces: list[Piece] = []
         start = 0
         for c, images in enumerate(self.chunks):
@@ -121,13 +122,16 @@ class Few(Kernel):
             for piece in pieces:
                 self._shift(do, lane, piece)
                 windows = self._windows(piece).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
-                y = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + piece.rows.stop]
-                y = y.reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
+                last = piece.rows.stop == self.H  # it has the rows beyond the picture as well
+                stop = 4 * self.output.TH if last else piece.rows.stop
+                rows = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + stop]
+                y = rows[: len(piece.rows)].reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
                 step = max(1, BLOCK // y[0].size)
                 for h in range(0, len(y), step):
                     do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
                     if self.group.relu is not None:
                         rectify(do, y[h : h + step])
+                self.output.clear_beyond(do, rows, piece.rows.start)
         return [phase]
 
     def _shift(self, do: Steps, lane: int, piece: Piece) -> None:

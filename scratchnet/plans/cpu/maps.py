@@ -21,9 +21,9 @@ which works on tiles of 4 x 4 pixels::
 So "column 1 of every tile of this row, of all images and channels" is one run of TW * n * C neighbouring
 numbers, about 4000 of them at every level of VGG, and a transform that combines the columns of a tile is a
 product of a tiny matrix with a few such runs. Above and below stand a row of zeros, the padding of a 3 x 3
-convolution; left and right need none, see ``winograd.py``. Where H or W are no multiples of 4, writers may
-leave anything beyond the picture: whoever reads a map calls ``clear`` first, and whoever writes its gradient
-leaves zeros there.
+convolution; left and right need none, see ``winograd.py``. Where H or W are no multiples of 4, a kernel that
+writes whole tiles sets to zero what is beyond the picture, in a map as in a gradient; the others write pixels
+only, and ``clear`` does the rest, as the memory had served something else.
 
 A gradient lies like the map that it belongs to, without the rows above and below. Where a map is the output
 of a ReLU, whoever writes the map's gradient multiplies it at once by (map > 0), while it is in the cache:
@@ -236,6 +236,7 @@ class Tiles(Map):
     def __init__(self, shape: tuple[int, ...], chunks: list[range], dtype: Any):
         super().__init__(shape, chunks, dtype)
         self.TH, self.TW = -(-self.H // 4), -(-self.W // 4)
+        self.filled = False  # whether whoever writes the map writes whole tiles
 
     def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
         # Only the size counts: n images' worth of this memory is one chunk, in the chunk's own order.
@@ -256,18 +257,27 @@ class Tiles(Map):
 
     @property
     def whole(self) -> bool:
-        """Whether the tiles hold pixels only: then no writer of the map touches what ``clear`` clears."""
+        """Whether the tiles hold pixels only."""
         return self.H % 4 == self.W % 4 == 0
 
-    def clear(self, do: Steps, c: int, *, grad: bool = False) -> None:
-        """Write down zeros wherever chunk c has no pixels: memory is shared, and something else was there."""
-        rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]
-        if not grad:
-            do.copy(0, out=self.chunk(c)[0])
-        if self.H < len(rows):
-            do.copy(0, out=rows[self.H :])
+    def clear(self, do: Steps, c: int) -> None:
+        """Write down zeros in chunk c of the map, wherever its writer writes nothing."""
+        rows = self.chunk(c)
+        do.copy(0, out=rows[0])
+        do.copy(0, out=rows[-1])
+        if not self.filled:
+            self.clear_beyond(do, rows[1:-1])
+
+    def clear_beyond(self, do: Steps, rows: np.ndarray, first: int = 0) -> None:
+        """Write down zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
+
+        ``first`` says which row of the picture the first of them is.
+        """
+        inside = min(len(rows), self.H - first)
+        if inside < len(rows):
+            do.copy(0, out=rows[inside:])
         if self.W % 4:
-            do.copy(0, out=rows[: self.H, self.W % 4 :, -1])
+            do.copy(0, out=rows[:inside, self.W % 4 :, -1])
 
     def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
         R, S, _, T = block.shape[:4]

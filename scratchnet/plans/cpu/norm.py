@@ -49,6 +49,8 @@ class Norm(Kernel):
         self.epilogue = Epilogue(self)
         # Direct: y lies as z does, so y is made, and dy is read, where it belongs.
         self.direct = isinstance(z, Tiles) and isinstance(self.output, Tiles) and self.group.pool is None
+        if self.direct:
+            self.output.filled = True
         if isinstance(z, Tiles):
             parts = [[z.chunks[c] for c in some] for some in share(len(z.chunks), self.setting.lanes)]
         else:
@@ -93,15 +95,9 @@ class Norm(Kernel):
 
     def _clear(self, do: Steps, block: Block, x: np.ndarray) -> None:
         """Write down zeros where a block of tiles has no pixels: there nothing may be counted."""
-        z = self.input
-        if not isinstance(z, Tiles):
-            return
-        R = block.shape[0]
-        rows = x.reshape(4 * R, 4, z.TW, -1)
-        if (inside := z.H - 4 * block.row) < 4 * R:
-            do.copy(0, out=rows[inside:])
-        if z.W % 4:
-            do.copy(0, out=rows[:, z.W % 4 :, -1])
+        if isinstance(self.input, Tiles):
+            rows = reshaped(x, 4 * block.shape[0], 4, self.input.TW, -1)
+            self.input.clear_beyond(do, rows, 4 * block.row)
 
     def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         size = max(block.size for block in self.every)
@@ -128,7 +124,7 @@ class Norm(Kernel):
 
     def borders(self) -> Phase | None:
         """Return zeros for what is beside the picture: there nothing may be counted."""
-        if not isinstance(self.input, Tiles) or self.input.whole:
+        if not isinstance(self.input, Tiles) or self.input.whole or self.input.filled:
             return None
         phase = self.phase("borders")
         for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
@@ -169,6 +165,7 @@ class Norm(Kernel):
                 do(np.add, x, shift[: z.shape[1]], out=y)
                 if self.direct:
                     self.epilogue.finish(do, y)
+                    self._clear(do, block, y)
                 else:
                     self.epilogue.forward(do, lane, block, y.reshape(block.shape))
                 k += 1

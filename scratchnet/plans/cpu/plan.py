@@ -107,7 +107,7 @@ class CpuPlan(Plan):
             borders = kernel.borders()
             if borders is None:
                 continue
-            if i and self._forward[i - 1] and self.maps[i].whole:
+            if i and self._forward[i - 1]:
                 # They need no phase, hence no barrier, of their own: who writes the map leaves them alone.
                 for do, more in zip(self._forward[i - 1][-1].lanes, borders.lanes, strict=True):
                     do.extend(more)

@@ -216,6 +216,8 @@ class Winograd(Kernel):
         self.slots = 6 if x.TW == 1 else 8  # of dV: its own six, and one from either neighbour
         # Direct: the output has tiles as well, so the inverse transform can write where the result belongs.
         self.direct = isinstance(self.output, Tiles) and self.group.pool is None
+        if self.direct:
+            self.output.filled = True
         # The bias of every number of a run.
         run = max(part.T // part.R for part in self.parts) * self.O
         self.fold = Fold(self.conv, self.group.norm)
@@ -340,6 +342,7 @@ class Winograd(Kernel):
             self.epilogue.forward(do, lane, part.block, y)
         else:
             self.epilogue.finish(do, y)
+            self.output.clear_beyond(do, rows, 4 * part.row)
 
     def _transform_dy(self, do: Steps, lane: int, part: Part, dM: np.ndarray, db: np.ndarray) -> None:
         """Write down dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, run)."""
@@ -398,7 +401,7 @@ class Winograd(Kernel):
         if (
             stop == TH and not self.input.rectified
         ):  # a mask would have set to zero what is not in the picture
-            self.input.clear(do, part.chunk, grad=True)
+            self.input.clear_beyond(do, self.input.grad_chunk(part.chunk))
 
     def _transform_dU(self, do: Steps, dU: np.ndarray, dw: np.ndarray) -> None:
         """Write down dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
