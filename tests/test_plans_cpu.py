@@ -7,6 +7,7 @@ import pytest
 
 from scratchnet import functional as F
 from scratchnet import layers, models, plans
+from scratchnet.plans import choosing
 from scratchnet.plans.cpu import blocks, maps, toeplitz, winograd
 from scratchnet.plans.memory import Arena, in_planes, room_for
 from scratchnet.plans.running import Steps, in_blocks, rectify, share
@@ -240,12 +241,25 @@ def test_a_product_of_few_rows_is_the_product(M, K, N):
     assert not out[:, N:].any()
 
 
-@pytest.mark.parametrize("rows, features", [(1, 4000), (8, 4096), (16, 1000), (17, 4096), (8, 37)])
-def test_linear_with_small_batches(rows, features):
-    net = layers.Sequential(layers.Linear(features, 1030), layers.ReLU())
-    x = np.random.default_rng(0).standard_normal((rows, features)).astype(np.float32)
-    got = plans.compile(net, x.shape, training=True).forward(x)
-    assert error(got, net.forward(x)) < 1e-6
+# Each of these batches is multiplied in another way, forward, or backward in dW or dx.
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 16, 17, 32, 33, 100])
+@pytest.mark.parametrize("features", [4096, 1000, 37])
+@pytest.mark.parametrize("blocks_are_faster", [True, False])
+def test_linear(monkeypatch, rows, features, blocks_are_faster):
+    monkeypatch.setattr(choosing, "block_limit", lambda: 1_000_000 if blocks_are_faster else 0)
+    net = layers.Sequential(layers.Linear(features, 530), layers.ReLU())
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, features)).astype(np.float32)
+    dy = rng.standard_normal((rows, 530)).astype(np.float32)
+    plan = plans.compile(net, x.shape, training=True)
+    y, dx = plan.forward(x), plan.backward(dy, need_input_gradient=True)
+    weight, bias = (p.data.astype(np.float64) for p in net.parameters().values())
+    exact = np.maximum(x @ weight + bias, 0)
+    dz = dy * (exact > 0)
+    assert error(y, exact) < 1e-6
+    assert error(dx, dz @ weight.T) < 1e-6
+    assert error(net[0].weight.grad, x.T.astype(np.float64) @ dz) < 1e-6
+    assert error(net[0].bias.grad, dz.sum(axis=0)) < 1e-6
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "3"])

@@ -79,6 +79,9 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) 
     (np.float64(30.0), np.float64(30.0), 2)
     """
     M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+    if K == 1:  # nothing is added up, and each number of b is used with the next of a while it is near
+        do(np.multiply, a, b, out=out)
+        return
     limit, n = cut.limit, min(N, cut.columns)
     while n > 16 and n * K * FEWEST_ROWS > limit:
         n //= 2

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import long_block, long_product
-from scratchnet.plans.cpu.kernel import Kernel, sum_lanes
+from scratchnet.plans.cpu.blocks import WHOLE, Cut, long_block, long_product, product
+from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.running import Phase, Steps, share
 
 LARGE = 1 << 22  # so many weights take much longer to read than a phase to begin
+# Backward, up to so many images products are quickest in blocks that copy nothing (see ``blocks.py``): with
+# few images, copying the weight, or its gradient, is most of the work.
+FEW_FOR_DW, FEW_FOR_DX = 32, 8
 
 
 class Linear(Kernel):
@@ -52,6 +55,10 @@ class Linear(Kernel):
             self.kept = arena.request("kept", shape, np.bool_, forward, forward)
         if backward is not None:
             self.mask = self.mask_scratch(arena, backward)
+            self.in_blocks = self.setting.block_limit > 0 and N <= FEW_FOR_DX
+            if not self.in_blocks:
+                tallest = max(len(rows) for rows in share(I, self.setting.lanes))
+                self.dx = self.per_lane(arena, "dx, transposed", (tallest * N,), backward)
 
     @property
     def _drops(self) -> bool:
@@ -105,8 +112,8 @@ class Linear(Kernel):
             do, part = phase.lanes[lane], slice(rows.start, rows.stop)
             if not rows:
                 continue
-            # (rows, N) (N, O): what ``blocks.py`` calls K is the batch, small enough for blocks of many rows
-            self.product(do, x[:, part].T, dy, out=dweight[part])
+            cut = Cut(self.setting.block_limit) if self.input.N <= FEW_FOR_DW else WHOLE
+            product(do, x[:, part].T, dy, out=dweight[part], cut=cut)
         if linear.bias is not None:
             dbias = linear.bias.view(linear.bias.buffer.grad)
             phase.lanes[-1](np.add.reduce, dy, 0, None, out=dbias)
@@ -116,6 +123,11 @@ class Linear(Kernel):
                 continue
             do, part = dx.lanes[lane], slice(rows.start, rows.stop)
             g = self.input.grad_rows[:, part]
-            do(np.matmul, dy, weight[part].T, out=g)
+            if self.in_blocks:
+                product(do, dy, weight[part].T, out=g, cut=Cut(self.setting.block_limit))
+            else:  # OpenBLAS is a fifth to a half faster if the large matrix comes first
+                transposed = first_of(self.dx[lane], len(rows), self.input.N)
+                do(np.matmul, weight[part], dy.T, out=transposed)
+                do.copy(transposed.T, out=g)
             self.input.mask_gradient(do, g, x[:, part], self.mask[lane].array)
         return [phase, dx] if self.first else [phase]
