@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from scratchnet.plans.cpu.maps import Map, Pair
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer, in_planes
 from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped
+
+FEW_ROWS_TO_TRANSPOSE = 32
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,37 @@ class Kernel:
         packed = in_planes(scratch, 3, 3, C, k)
         do.copy(w, out=packed)
         combine(do, matrix, reshaped(packed, 9, C * k), out=reshaped(out, -1, C * k))
+
+    def transpose_weights(
+        self,
+        do: Steps,
+        matrix: np.ndarray,
+        channels: slice,
+        scratch: np.ndarray,
+        memory: np.ndarray,
+        rows: int,
+    ) -> np.ndarray:
+        """Write down what ``transform_weights`` does, for the backward pass; return an array (P, P, O, k).
+
+        Parameters
+        ----------
+        do, matrix, scratch
+            As above.
+        channels : slice
+            k channels of the input.
+        memory : array of ``room_for(P*P, O * k)`` numbers, or more
+            Where the result goes.
+        rows : int
+            Of the matrix that it will be multiplied with. With few of them a product with a transposed matrix
+            takes less time than transposing it.
+        """
+        w = self.group.main.weight.data[:, :, channels]  # (3, 3, k, O)
+        if rows > FEW_ROWS_TO_TRANSPOSE:
+            w = w.swapaxes(2, 3)
+        P = math.isqrt(len(matrix))
+        U = in_planes(memory, P, P, *w.shape[2:])
+        self.transform_weights(do, matrix, w, scratch, U)
+        return U if rows > FEW_ROWS_TO_TRANSPOSE else U.swapaxes(2, 3)
 
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all lanes."""

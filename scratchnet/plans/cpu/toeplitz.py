@@ -202,9 +202,7 @@ class Toeplitz(Kernel):
             combine(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight[:, c], 9, k * self.O))
 
             do = third.lanes[lane]  # dV over V, which has served
-            U = in_planes(self.UT[lane].array, 3, 3, self.O, k)
-            w = self.conv.weight.data[:, :, c].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self.transform_weights(do, K2, w, self.back_w[lane].array, U)
+            U = self.transpose_weights(do, K2, c, self.back_w[lane].array, self.UT[lane].array, rows=self.N)
             self.product(do, dM, U, out=V[..., c])
         if self.conv.bias is not None:
             db = self.conv.bias.view(self.conv.bias.buffer.grad)

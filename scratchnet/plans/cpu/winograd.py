@@ -550,10 +550,10 @@ class Winograd(Kernel):
 
         for b, columns in enumerate(self.back_columns):
             lane = self.lane_of(b, len(self.back_columns))
-            do, k = third.lanes[lane], columns.stop - columns.start
-            U = in_planes(self.UT[lane].array, 6, 6, self.O, k)
-            w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self.transform_weights(do, G2, w, self.back_w[lane].array, U)
+            do = third.lanes[lane]
+            U = self.transpose_weights(
+                do, G2, columns, self.back_w[lane].array, self.UT[lane].array, rows=self.T
+            )
             self.product(do, dM, U, out=inner[..., columns])
         return [first, second, third, fourth]
 
