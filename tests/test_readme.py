@@ -27,3 +27,12 @@ def test_readme_begins_with_the_two_commands():
         lines = block.splitlines()
         assert lines[0].startswith("git clone ") and lines[1].startswith("cd ")
         assert not any(line.startswith(("$", "#", ">")) or "&&" in line for line in lines)
+
+
+def test_figures_in_readme_are_those_of_the_newest_page():
+    text = README.read_text(encoding="utf-8")
+    pages = sorted((README.parent / "benchmarks" / "results").glob("20??-??-??.md"))
+    assert f"](benchmarks/results/{pages[-1].name})" in text
+    rows = re.findall(r"^\| (?:A training step|Inference with) .*", text, flags=re.MULTILINE)
+    page = pages[-1].read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 8 and [row for row in rows if row not in page] == []
