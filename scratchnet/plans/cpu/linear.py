@@ -67,12 +67,12 @@ class Linear(Kernel):
 
     def forward(self) -> list[Phase]:  # noqa: D102
         linear, y = self.group.main, self.output.rows
-        product, total, drop = self.phase("product"), self.phase("sum over lanes"), self.phase("dropout")
+        multiply, total, drop = self.phase("product"), self.phase("sum over lanes"), self.phase("dropout")
         if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
-            product.lanes[0].call(self._draw)
+            multiply.lanes[0].call(self._draw)
         for lane, columns in enumerate(share(linear.out_features, self.setting.lanes)):
             part = slice(columns.start, columns.stop)
-            do = product.lanes[lane]
+            do = multiply.lanes[lane]
             if self.by_rows:
                 self._product(do, lane, out=self.sums[lane].array)
                 do = total.lanes[lane]
@@ -89,7 +89,7 @@ class Linear(Kernel):
                 do = drop.lanes[lane]
                 do(np.multiply, y[:, part], self.kept.array[:, part], out=y[:, part])
                 do(np.multiply, y[:, part], y.dtype.type(self.output.scale), out=y[:, part])
-        return [phase for phase in (product, total, drop) if any(phase.lanes)]
+        return [phase for phase in (multiply, total, drop) if any(phase.lanes)]
 
     def _product(self, do: Steps, lane: int, out: np.ndarray) -> None:
         """Write down the product with a lane's part of the weight."""
