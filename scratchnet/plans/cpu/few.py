@@ -124,7 +124,7 @@ class Few(Kernel):
                 windows = self._windows(piece).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
                 last = piece.rows.stop == self.H  # it has the rows beyond the picture as well
                 stop = 4 * self.output.TH if last else piece.rows.stop
-                rows = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + stop]
+                rows = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + stop]  # [.., 4, TW, n, O]
                 y = rows[: len(piece.rows)].reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
                 step = max(1, BLOCK // y[0].size)
                 for h in range(0, len(y), step):

@@ -15,7 +15,7 @@ from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer, in_planes
 from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped
 
-FEW_ROWS_TO_TRANSPOSE = 32
+FEW_ROWS_TO_TRANSPOSE = 32  # see ``transpose_weights``
 
 
 @dataclass(frozen=True)

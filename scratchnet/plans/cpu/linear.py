@@ -94,7 +94,8 @@ class Linear(Kernel):
     def _product(self, do: Steps, lane: int, out: np.ndarray) -> None:
         """Write down the product with a lane's part of the weight."""
         rows, columns = self.parts_of_weight[lane]
-        x, weight = self.input.rows[:, rows], self.group.main.weight.data[rows, columns]
+        x = self.input.rows[:, rows]  # (N, i), for i of the inputs
+        weight = self.group.main.weight.data[rows, columns]  # (i, o), for o of the outputs
         block = self.blocks[lane]
         if block is None:
             do(np.matmul, x, weight, out=out)
@@ -113,7 +114,7 @@ class Linear(Kernel):
             if not rows:
                 continue
             cut = Cut(self.setting.block_limit) if self.input.N <= FEW_FOR_DW else WHOLE
-            product(do, x[:, part].T, dy, out=dweight[part], cut=cut)
+            product(do, x[:, part].T, dy, out=dweight[part], cut=cut)  # (i, N) (N, O)
         if linear.bias is not None:
             dbias = linear.bias.view(linear.bias.buffer.grad)
             phase.lanes[-1](np.add.reduce, dy, 0, None, out=dbias)
@@ -122,11 +123,11 @@ class Linear(Kernel):
             if not rows:
                 continue
             do, part = dx.lanes[lane], slice(rows.start, rows.stop)
-            g = self.input.grad_rows[:, part]
+            g = self.input.grad_rows[:, part]  # (N, i)
             if self.in_blocks:
-                product(do, dy, weight[part].T, out=g, cut=Cut(self.setting.block_limit))
+                product(do, dy, weight[part].T, out=g, cut=Cut(self.setting.block_limit))  # (N, O) (O, i)
             else:  # OpenBLAS is a fifth to a half faster if the large matrix comes first
-                transposed = first_of(self.dx[lane], len(rows), self.input.N)
+                transposed = first_of(self.dx[lane], len(rows), self.input.N)  # (i, N) = (i, O) (O, N)
                 do(np.matmul, weight[part], dy.T, out=transposed)
                 do.copy(transposed.T, out=g)
             self.input.mask_gradient(do, g, x[:, part], self.mask[lane].array)

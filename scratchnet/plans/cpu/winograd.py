@@ -201,7 +201,7 @@ class Winograd(Kernel):
             for_all = x.TH * len(x.chunks) // self.setting.lanes  # rows for each worker
             most = max(1, min(x.TH, for_all, PART // (144 * (self.C + self.O)) // per_row))
             count = -(-x.TH // most)
-            while count < x.TH and count * len(x.chunks) % self.setting.lanes:
+            while count < x.TH and count * len(x.chunks) % self.setting.lanes:  # the same for each worker
                 count += 1
             for rows in share(x.TH, count):
                 shape = (len(rows), 4, 4, per_row * self.O)
