@@ -10,10 +10,10 @@ import numpy as np
 
 from scratchnet.plans.choosing import cut_for
 from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
-from scratchnet.plans.cpu.maps import Map, Pair
+from scratchnet.plans.cpu.maps import Map, Pair, Tiles
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer, in_planes
-from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped
+from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped, share
 
 FEW_ROWS_TO_TRANSPOSE = 32  # see ``transpose_weights``
 
@@ -80,7 +80,13 @@ class Kernel:
 
     def borders(self) -> Phase | None:
         """Return what has to be set to zero around and beside the input's pixels, before the forward pass."""
-        return None
+        if not isinstance(self.input, Tiles):
+            return None
+        phase = self.phase("borders")
+        for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
+            for c in chunks:
+                self.input.clear(phase.lanes[lane], c)
+        return phase
 
     def forward(self) -> list[Phase]:
         """Return the forward pass: input.data to output.data."""
@@ -159,13 +165,13 @@ class Kernel:
             Of the matrix that it will be multiplied with. With few of them a product with a transposed matrix
             takes less time than transposing it.
         """
+        few = rows <= FEW_ROWS_TO_TRANSPOSE
         w = self.group.main.weight.data[:, :, channels]  # (3, 3, k, O)
-        if rows > FEW_ROWS_TO_TRANSPOSE:
-            w = w.swapaxes(2, 3)
+        w = w if few else w.swapaxes(2, 3)
         P = math.isqrt(len(matrix))
-        U = in_planes(memory, P, P, *w.shape[2:])
+        U = in_planes(memory, P, P, *w.shape[2:])  # (P, P, k, O) or (P, P, O, k)
         self.transform_weights(do, matrix, w, scratch, U)
-        return U if rows > FEW_ROWS_TO_TRANSPOSE else U.swapaxes(2, 3)
+        return U.swapaxes(2, 3) if few else U
 
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all lanes."""

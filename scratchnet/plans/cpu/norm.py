@@ -124,13 +124,9 @@ class Norm(Kernel):
 
     def borders(self) -> Phase | None:
         """Return zeros for what is beside the picture: there nothing may be counted."""
-        if not isinstance(self.input, Tiles) or self.input.whole or self.input.filled:
+        if isinstance(self.input, Tiles) and (self.input.whole or self.input.filled):
             return None
-        phase = self.phase("borders")
-        for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
-            for c in chunks:
-                self.input.clear(phase.lanes[lane], c)
-        return phase
+        return super().borders()
 
     def forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, _, _ = self.tiled

@@ -428,13 +428,6 @@ class Winograd(Kernel):
         self.transform_weights(do, G2, self.conv.weight.data[..., columns], self.w[lane].array, U)
         self.fold.scale(do, U, columns)
 
-    def borders(self) -> Phase:  # noqa: D102
-        phase = self.phase("borders")
-        for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
-            for c in chunks:
-                self.input.clear(phase.lanes[lane], c)
-        return phase
-
     def forward(self) -> list[Phase]:  # noqa: D102
         return self._forward_by_rows() if self.by_rows else self._forward_by_phases()
 
