@@ -6,7 +6,7 @@
     python benchmarks/all.py
 
 Writes to ``benchmarks/results/``, named after the day: a Markdown file with a summary and every table, a
-JSON file with the numbers behind them, a picture of the summary and one of how costs grow. Every section is
+JSON file with the numbers behind them, an image of the summary and one of how costs grow. Every section is
 saved as soon as it is measured; ``--only NAME ...`` measures some of them, into the same day's files. A run
 that was interrupted says how to go on.
 """
@@ -35,7 +35,7 @@ from time_by_group import groups_table, measure_groups
 TINY = {"arch": "vgg11", "width": 0.0625, "batch_size": 2}
 TINY_AXES = {"batch": [1, 2], "pixels": [32, 64], "threads": AXES["threads"][1]}
 
-# The races with others: kind, side of a picture, batch, batch normalisation, rivals, rounds.
+# The races with others: kind, side of an image, batch, batch normalisation, rivals, rounds.
 RACES: dict[str, tuple[str, int, int, bool, list[str], int]] = {
     "training-32": ("training", 32, 128, False, RIVALS["training"], 9),
     "training-32-norm": ("training", 32, 128, True, RIVALS["training"], 9),
@@ -118,7 +118,7 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def label(task: dict[str, Any]) -> str:
-    """Name a task for a picture, which has little room."""
+    """Name a task for an image, which has little room."""
     norm = ", batch norm" * task["batch_norm"]
     return f"{task['arch']} {task['kind']}, {task['image_size']} px, batch {task['batch_size']}{norm}"
 
@@ -174,9 +174,9 @@ def write(results: dict[str, Any], folder: Path, day: str) -> None:
 
 
 def draw(results: dict[str, Any], folder: Path, day: str) -> None:
-    """Draw the pictures, if there is matplotlib."""
+    """Draw the images, if there is matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        print("no pictures: matplotlib is not installed", file=sys.stderr)
+        print("no images: matplotlib is not installed", file=sys.stderr)
         return
     from figures import draw_growth, draw_summary
 

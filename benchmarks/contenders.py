@@ -3,11 +3,11 @@
 This file is the worker process of ``race.py``. Each function here returns another one, which makes a step and
 returns its result, and the versions of what it computes with:
 
-- a training step is forward, loss, backward without the gradient of the picture, SGD with momentum; it
+- a training step is forward, loss, backward without the gradient of the image, SGD with momentum; it
   returns the loss. Dropout is off, since no two libraries would draw the same masks.
 - a step of inference returns the logits. Batch normalisation uses running statistics.
 
-All begin with scratchnet's weights. scratchnet has pictures as (N, H, W, C), convolutions' weights as
+All begin with scratchnet's weights. scratchnet has images as (N, H, W, C), convolutions' weights as
 (KH, KW, C, O) and linear ones as (in, out); it flattens a feature map in the order (h, w, c). Where a library
 has channels first, the map is turned before it is flattened.
 """
@@ -60,7 +60,7 @@ def build_network(task: dict[str, Any]) -> models.VGG:
 
 
 def make_batch(task: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the batch: pictures (N, H, W, 3), labels (N,)."""
+    """Draw the batch: images (N, H, W, 3), labels (N,)."""
     rng = np.random.default_rng(task.get("seed", 0))
     size = task["image_size"]
     x = rng.standard_normal((task["batch_size"], size, size, 3), dtype=np.float32)
@@ -68,7 +68,7 @@ def make_batch(task: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channels_first(x: np.ndarray) -> np.ndarray:
-    """Return pictures (N, 3, H, W)."""
+    """Return images (N, 3, H, W)."""
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
@@ -218,7 +218,7 @@ def onnx_file(task: dict[str, Any]) -> Iterator[Path]:
 
 
 def onnx_model(net: models.VGG, batch_size: int) -> bytes:
-    """Write a network as an ONNX model, from "pictures" (N, 3, H, W) to "logits" (N, K)."""
+    """Write a network as an ONNX model, from "images" (N, 3, H, W) to "logits" (N, K)."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, arrays = [], []
@@ -409,7 +409,7 @@ def build_jax(task: dict[str, Any]) -> Contender:
 
 
 def build_from_loader(task: dict[str, Any]) -> Contender:
-    """Prepare training on pictures of CIFAR-10's shape: new ones each step, or the same batch every time.
+    """Prepare training on images of CIFAR-10's shape: new ones each step, or the same batch every time.
 
     A step of the race is a short epoch of ``task["batches"]`` training steps.
     """

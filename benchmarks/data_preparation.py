@@ -5,7 +5,7 @@
     python benchmarks/data_preparation.py
 
 Two processes take turns to make the same training steps: one on batches that the loader picks out of 50,000
-random pictures of CIFAR-10's shape, shuffles, crops, flips and normalises while the step before is being
+random images of CIFAR-10's shape, shuffles, crops, flips and normalises while the step before is being
 computed; the other on one batch that it has. A turn is a short epoch, its first batch included, for which
 nobody has prepared anything.
 """

@@ -1,4 +1,4 @@
-"""The benchmarks' pictures. Needs matplotlib, and with it NumPy: draw when everything is measured."""
+"""The benchmarks' images. Needs matplotlib, and with it NumPy: draw when everything is measured."""
 
 from __future__ import annotations
 

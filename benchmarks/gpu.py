@@ -42,7 +42,7 @@ CONTENDERS = {
 }
 PRECISIONS = ("fp32", "tf32", "bf16")
 AGREEMENT = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}  # of the first results, relative to the largest
-BATCHES = {32: (128, 512, 1024), 224: (64,)}  # by the size of the pictures
+BATCHES = {32: (128, 512, 1024), 224: (64,)}  # by the size of the images
 WARM_UP = 5  # steps: launches, recording, replaying; PyTorch's compiler wants a few, too
 TURNS, TURN = 5, 0.5  # how often, and seconds at least
 MOST_STEPS = 1 << 20  # that could be made
@@ -244,7 +244,7 @@ def groups_of(plan: Any) -> list[dict[str, Any]]:
         if plan.training:
             floats += 2 * prod(g.input_shape) + prod(g.output_shape) + 2 * weights
             passes = 3 if i else 2
-            floats -= 0 if i else prod(g.input_shape)  # nobody asks for the picture's gradient
+            floats -= 0 if i else prod(g.input_shape)  # nobody asks for the image's gradient
         groups.append(
             {
                 "name": g.name,

@@ -1,4 +1,4 @@
-"""How do time and memory grow, with the batch, with the picture and with the threads?
+"""How do time and memory grow, with the batch, with the image and with the threads?
 
 ::
 
@@ -28,7 +28,7 @@ AXES: dict[str, tuple[str, list[int], dict[str, int]]] = {
     "pixels": ("image_size", [32, 64, 96, 128, 160, 192, 224], {"batch_size": 4}),
     "threads": ("threads", list(range(1, cores() + 1)), {"image_size": 32, "batch_size": 128}),
 }
-LABELS = {"batch": "images in a batch", "pixels": "side of a picture, pixels", "threads": "threads"}
+LABELS = {"batch": "images in a batch", "pixels": "side of an image, pixels", "threads": "threads"}
 
 
 def measure_growth(

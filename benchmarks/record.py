@@ -5,7 +5,7 @@
     python benchmarks/record.py                          5 seeds, scratchnet and its twin in PyTorch
     python benchmarks/record.py --precision bf16 --seeds 10 --epochs 30
 
-For each seed scratchnet and PyTorch train the same network from the same weights, on the same pictures in the
+For each seed scratchnet and PyTorch train the same network from the same weights, on the same images in the
 same order with the same crops and flips, by the same recipe, at the same precision: all 50,000 training
 images of CIFAR-10, none held back, since nothing is chosen here. The official test images are read once a
 seed, at the end. Time is that of the epochs, recording of graphs and PyTorch's compiler included; uploading
@@ -43,7 +43,7 @@ def measure(
     worker: Any = apart,
     keep: Callable[[dict], None] = lambda measured: None,
 ) -> dict:
-    """Train with every seed, and let ``keep`` keep what there is after each run.
+    """Train with every seed, and let ``save_for_backward`` keep what there is after each run.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def train_torch(net: Any, train: Any, test: Any, schedule: Any, task: dict[str, 
 
 
 def torch_batches(images: Any, labels: Any, loader: Any, epoch: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the loader's batches, prepared by PyTorch where the pictures are: (N, 3, H, W), channels last."""
+    """Yield the loader's batches, prepared by PyTorch where the images are: (N, 3, H, W), channels last."""
     import torch
 
     crop, (H, W) = loader.augmentation.crop, images.shape[1:3]

@@ -5,7 +5,7 @@
     pip install 'scratchnet[bench]'
     python benchmarks/rounding.py
 
-The reference is PyTorch in float64 on the same weights and pictures; the distance is that of all gradients
+The reference is PyTorch in float64 on the same weights and images; the distance is that of all gradients
 together, |g - reference| / |reference|. A single ReLU or pooling that decides otherwise, because two numbers
 were closer than rounding, outweighs all rounding and is a matter of luck; so there are both the median over
 several networks, which is rounding more or less alone, and the root mean square, which is what such decisions

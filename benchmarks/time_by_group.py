@@ -153,7 +153,7 @@ def peak_speed(threads: int) -> float:
     with workers.one_blas_thread():
         for _ in range(TRIES):
             start = time.perf_counter()
-            workers.together(tasks)
+            workers.run_parallel(tasks)
             best = min(best, time.perf_counter() - start)
     (stack, M, K), N = SHAPES[0], SHAPES[1][-1]
     return threads * REPEATS * stack * M * K * N / best

@@ -5,7 +5,7 @@
     pip install 'scratchnet[bench]'
     python benchmarks/train_step.py
 
-One training step: forward, loss, backward without the gradient of the picture, SGD with momentum 0.9. How it
+One training step: forward, loss, backward without the gradient of the image, SGD with momentum 0.9. How it
 is measured is in ``race.py``, and who takes part in ``contenders.py``.
 """
 

@@ -1,6 +1,6 @@
-"""Say what is in a picture, or how good a model is.
+"""Say what is in an image, or how good a model is.
 
-python examples/evaluate.py MODEL IMAGE... names pictures; MODEL --data cifar10 measures accuracy.
+python examples/evaluate.py MODEL IMAGE... names images; MODEL --data cifar10 measures accuracy.
 """
 
 import sys
@@ -18,8 +18,8 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what
 
 
 def main() -> int:
-    """Name pictures, or measure accuracy."""
-    parser = cli.Parser(description="Say what is in a picture, or how good a model is.")
+    """Name images, or measure accuracy."""
+    parser = cli.Parser(description="Say what is in an image, or how good a model is.")
     parser.add_argument(
         "model", metavar="MODEL", help="a .safetensors file, such as runs/demo/best.safetensors"
     )
@@ -46,7 +46,7 @@ def main() -> int:
         type=cli.positive(int),
         choices=VIEWS,
         default=1,
-        help="look at so many views of each picture: 2 with its mirror image, 10 shifted, too (default 1)",
+        help="look at so many views of each image: 2 with its mirror image, 10 shifted, too (default 1)",
     )
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
@@ -111,7 +111,7 @@ def complain(sentence) -> None:
 
 
 def take(pictures, count) -> list:
-    """Take pictures until so many can be read: a batch of another size would take a plan of its own."""
+    """Take images until so many can be read: a batch of another size would take a plan of its own."""
     some, readable = [], 0
     for picture in pictures:
         some.append(picture)
@@ -122,7 +122,7 @@ def take(pictures, count) -> list:
 
 
 def batch_size(image_size: int) -> int:
-    """Return how many pictures go through the network at a time."""
+    """Return how many images go through the network at a time."""
     return 128 if image_size <= 64 else 8
 
 

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, such as runs/demo")
     parser.add_argument("--output", metavar="FILE", help="where to write (default RUN_DIR/report.html)")
     parser.add_argument("--data-dir", metavar="DIR", help="the folder of CIFAR-10 (default as in training)")
-    parser.add_argument("--image", metavar="FILE", help="follow this picture through the network")
+    parser.add_argument("--image", metavar="FILE", help="follow this image through the network")
     parser.add_argument(
         "--watch", action="store_true", help="write it anew after each epoch, until the run ends or Ctrl-C"
     )

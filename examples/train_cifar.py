@@ -19,7 +19,7 @@ def main() -> None:
     device = backend.get(options.backend)
     say(f"Device: {device}")
 
-    # The pictures. Validation is drawn from the training images; the official test images wait until the end.
+    # The images. Validation is drawn from the training images; the official test images wait until the end.
     pictures = cli.load_data(options.data, options.data_dir, options.dry_run)
     images, labels = pictures.train_images, pictures.train_labels
     learn, validate = split_validation(labels, options.validation or len(labels) // 10, options.seed)

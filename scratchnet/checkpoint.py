@@ -67,7 +67,7 @@ def save(
         A VGG can be loaded again with ``load``; any other network with ``load_weights``.
     class_names : sequence of str, optional
     mean, std : sequence of 3 float, optional
-        The normalisation of the pictures: (pixel / 255 - mean) / std, channel by channel.
+        The normalisation of the images: (pixel / 255 - mean) / std, channel by channel.
     **info
         Anything else that JSON can hold and a reader may want to know, such as ``data="CIFAR-10"``.
 
@@ -506,9 +506,7 @@ def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     inputs = shapes["classifier.0.weight"][1]
     pixels, rest = divmod(inputs, next(c for c in reversed(layers) if c != "M"))
     if rest or isqrt(pixels) ** 2 != pixels:
-        raise ValueError(
-            f"classifier.0 takes {inputs} inputs, which is no square picture of the last channels"
-        )
+        raise ValueError(f"classifier.0 takes {inputs} inputs, which is no square image of the last channels")
     known = next((name for name, known in ARCHITECTURES.items() if known == layers), layers)
     return {
         "architecture": known,

@@ -280,10 +280,10 @@ def check_layer(
 
     >>> class Square(Layer):
     ...     def forward(self, x):
-    ...         return self.keep(x * x, x)
+    ...         return self.save_for_backward(x * x, x)
     ...
     ...     def backward(self, dy):
-    ...         return dy * self.recall(dy)
+    ...         return dy * self.saved(dy)
     >>> report = check_layer(Square(), x)
     >>> report.ok, report.worst.name, report.worst.wrong
     (False, 'input', 12)
@@ -669,7 +669,7 @@ def _own_copy(x: Any, dtype: Any) -> Any:
 def _float64(layer: Any) -> Any:
     """Turn a layer, which has to be a copy, into float64: its parameters, statistics and other arrays."""
     if hasattr(layer, "drop_kept"):
-        layer.drop_kept()
+        layer.clear_saved()
     parameters = list(_parameters(layer).values())
     for p in parameters:
         p.buffer.fill()  # before a layer leaves its network, since all of that draws from one generator

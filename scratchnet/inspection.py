@@ -2,7 +2,7 @@
 
 Arrays in, arrays out, and nothing is drawn here. Networks have to be layers one after the other, as a
 ``Sequential`` or a VGG is. They are run in evaluation mode, layer by layer; afterwards mode and gradients are
-what they were. Pictures ``x`` are normalised, float, (N, H, W, 3), on the host, and so is every result.
+what they were. Images ``x`` are normalised, float, (N, H, W, 3), on the host, and so is every result.
 
 Sources: Zeiler and Fergus, "Visualizing and understanding convolutional networks" (2014); Selvaraju et al.,
 "Grad-CAM: visual explanations from deep networks via gradient-based localization" (2017).
@@ -25,10 +25,10 @@ RAMP = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 
 
 def filters(net: Layer) -> np.ndarray:
-    """Return the first convolution's filters as pictures, one for each output channel.
+    """Return the first convolution's filters as images, one for each output channel.
 
     A filter has a weight for each of red, green and blue at each place of its kernel, so it is a small
-    picture of what it answers to (Zeiler and Fergus 2014, fig. 2). Grey, 0.5, is a weight of zero; all
+    image of what it answers to (Zeiler and Fergus 2014, fig. 2). Grey, 0.5, is a weight of zero; all
     filters share one scale, so that weak ones look weak.
 
     Parameters
@@ -65,7 +65,7 @@ def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised pictures.
+        Normalised images.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def most_active(maps: np.ndarray, count: int = 12) -> np.ndarray:
-    """Return which channels of one picture's maps answer most, by their mean over all pixels.
+    """Return which channels of one image's maps answer most, by their mean over all pixels.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def logit_gradient(
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised pictures.
+        Normalised images.
     classes : int or sequence of N int, optional
         Whose logit; by default each image's highest.
     layer : str, optional
@@ -167,7 +167,7 @@ def logit_gradient(
 def grad_cam(
     net: Layer, x: np.ndarray, classes: int | Sequence[int] | None = None, layer: str | None = None
 ) -> np.ndarray:
-    """Return where in each picture a network sees a class: Grad-CAM (Selvaraju et al. 2017, sec. 3).
+    """Return where in each image a network sees a class: Grad-CAM (Selvaraju et al. 2017, sec. 3).
 
     With A the feature maps of a layer and y the logit of the class, the weight of channel k is how much the
     logit grows with it, on the mean over its Z pixels (their eq. 1), and the map is the weighted sum of the
@@ -180,12 +180,12 @@ def grad_cam(
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised pictures.
+        Normalised images.
     classes : int or sequence of N int, optional
         By default each image's likeliest.
     layer : str, optional
         Path of the layer whose maps are weighted; by default the last ReLU that gives feature maps, as in
-        the paper. With small pictures those maps have few pixels, and an earlier layer shows more.
+        the paper. With small images those maps have few pixels, and an earlier layer shows more.
 
     Returns
     -------
@@ -238,14 +238,14 @@ def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int
 
 
 def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Lay pictures out in rows, with transparent gaps between them.
+    """Lay images out in rows, with transparent gaps between them.
 
     Parameters
     ----------
     images : array (N, H, W) or (N, H, W, 3)
         Grey or coloured, from 0 to 1.
     columns : int
-        Pictures a row.
+        Images a row.
     gap : int
         In pixels.
 
@@ -276,7 +276,7 @@ def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Lay a heat map over a picture, which turns grey below it: dark is cold, bright yellow is hottest.
+    """Lay a heat map over an image, which turns grey below it: dark is cold, bright yellow is hottest.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> 
     heat : array (h, w)
         At least zero, of any scale and size: it is divided by its largest value, and enlarged (bilinear).
     strength : float
-        From 0, only the picture, to 1, only the heat.
+        From 0, only the image, to 1, only the heat.
 
     Returns
     -------
@@ -329,7 +329,7 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
 
 
 def in_order(net: Layer) -> list[tuple[str, Layer]]:
-    """Return the layers that a picture goes through, one after the other, each with its path.
+    """Return the layers that an image goes through, one after the other, each with its path.
 
     Parameters
     ----------

@@ -148,8 +148,8 @@ class SGD:
         if first.buffer.backend.name == "numpy":
             # Every number is updated on its own, so it makes no difference which worker has which block.
             blocks = [block for run in runs for block in run.cut(BLOCK)]
-            lanes = min(workers.size(), len(blocks))
-            workers.together([partial(self._update_all, blocks[lane::lanes]) for lane in range(lanes)])
+            count = min(workers.size(), len(blocks))
+            workers.run_parallel([partial(self._update_all, blocks[k::count]) for k in range(count)])
         else:
             self._update_all(runs)
         for buffer in buffers:
@@ -190,7 +190,7 @@ class SGD:
         for name, p in self.parameters.items():
             if p.has_grad:
                 decay = 0.0 if self.no_decay(name, p) else self.weight_decay
-                run = _Run(p.buffer, p.place.start, p.place.stop, momentum_start, decay)
+                run = _Run(p.buffer, p.span.start, p.span.stop, momentum_start, decay)
                 joined = runs.pop().joined(run) if runs else [run]
                 runs.extend(joined)
             momentum_start += p.size

@@ -81,7 +81,7 @@ class Parameter:
 
     def view(self, flat: Any) -> Any:
         """Return this parameter's part of a flat array that is laid out as its buffer."""
-        return flat[self.place].reshape(self.shape)
+        return flat[self.span].reshape(self.shape)
 
     @data.setter
     def data(self, values: Any) -> None:
@@ -114,7 +114,12 @@ class Parameter:
 
         Assigning an array copies it in; assigning None forgets it.
         """
-        return self.view(self.buffer.grad) if self.has_grad else None
+        return self.grad_view if self.has_grad else None
+
+    @property
+    def grad_view(self) -> Any:
+        """Where the gradient lies, whether or not there is one yet: a view into the second buffer."""
+        return self.view(self.buffer.grad)
 
     @grad.setter
     def grad(self, values: Any) -> None:
@@ -193,7 +198,7 @@ class FlatBuffer:
             (p, p.data, p.grad) for p in self.parameters if hasattr(p, "buffer") and p.buffer.data is not None
         ]
         for p in self.parameters:
-            p.buffer, p.place = self, slice(self.size, self.size + p.size)
+            p.buffer, p.span = self, slice(self.size, self.size + p.size)
             self.size += p.size
         for p, data, grad in values:
             self.allocate()

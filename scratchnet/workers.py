@@ -2,8 +2,8 @@
 
 NumPy releases Python's global lock inside its array operations, so threads compute at the same time.
 Everything that works beside the main thread asks this module for it: a loader that prepares the next batch
-(``submit``), a plan or a step of the optimizer, which spread their work over all cores (``in_step``,
-``together``). The latter take no more of them than what was submitted leaves free.
+(``submit``), a plan or a step of the optimizer, which spread their work over all cores (``run_phases``,
+``run_parallel``). The latter take no more of them than what was submitted leaves free.
 
 How many compute at a time is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores
 that the process may use; with the caller, who does not stop for what was submitted, it may be one more. Idle
@@ -100,7 +100,7 @@ def submit(function: Callable[..., Any], *arguments: Any) -> Future:
     return future
 
 
-def together(tasks: Sequence[Callable[[], Any]]) -> None:
+def run_parallel(tasks: Sequence[Callable[[], Any]]) -> None:
     """Run several functions at the same time, and return when all have finished.
 
     The first runs on the calling thread, the others on workers as far as any are free, and where none is, on
@@ -120,7 +120,7 @@ def together(tasks: Sequence[Callable[[], Any]]) -> None:
     Examples
     --------
     >>> done = [False, False]
-    >>> together([lambda: done.__setitem__(0, True), lambda: done.__setitem__(1, True)])
+    >>> run_parallel([lambda: done.__setitem__(0, True), lambda: done.__setitem__(1, True)])
     >>> done
     [True, True]
     """
@@ -143,10 +143,10 @@ def together(tasks: Sequence[Callable[[], Any]]) -> None:
     _run_beside([run_the_rest] * len(rest), run_first, give_up=rest.clear)
 
 
-def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callable[[int], Any]) -> None:
+def run_phases(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callable[[int], Any]) -> None:
     """Run phases one after the other: each thread has its own task in each, and waits for the others then.
 
-    It does what a call of ``together`` for each phase does, but whoever is last goes on at once, and only the
+    It does what a call of ``run_parallel`` for each phase does, but whoever is last goes on at once, and only the
     others have to be woken up. (Where there are not enough free workers, it is that.)
 
     Parameters
@@ -167,7 +167,7 @@ def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callabl
     >>> x = [1, 2]
     >>> double = [lambda: x.__setitem__(0, 2 * x[0]), lambda: x.__setitem__(1, 2 * x[1])]
     >>> add = [lambda: x.append(x[0] + x[1]), None]
-    >>> in_step([double, double, add], ended=lambda k: None)
+    >>> run_phases([double, double, add], ended=lambda k: None)
     >>> x
     [4, 8, 12]
     """
@@ -192,7 +192,7 @@ def in_step(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callabl
     if _run_beside(theirs, partial(walk, 0), give_up=barrier.break_off, all_or_none=True):
         return
     for k, tasks in enumerate(phases):  # the others have something else to do, perhaps not for long
-        together([task for task in tasks if task is not None])
+        run_parallel([task for task in tasks if task is not None])
         ended(k)
 
 
@@ -270,7 +270,7 @@ class _Job:
 
 
 class _Helper:
-    """A thread that works for ``together`` and ``in_step``.
+    """A thread that works for ``run_parallel`` and ``run_phases``.
 
     A phase of a small layer takes a tenth of a millisecond. To hand it to a ``ThreadPoolExecutor`` and to
     wait for its ``Future`` costs 70 microseconds; this is 50, most of it the thread's waking up.

@@ -1,9 +1,9 @@
 """Fixtures for the whole suite."""
 
-import cupy_stand_in
 import pytest
 
 from scratchnet import backend
+from tests.fakes import cupy_stand_in
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ missing, and, marked ``gpu``, on a real one. Expected values are NumPy's in floa
 
 from functools import partial
 
-import cupy_stand_in
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from scratchnet.models import VGG, vgg11
 from scratchnet.optim import SGD, Constant, is_bias_or_norm
 from scratchnet.training import RunDirectory, Trainer, predict
 from scratchnet.training.trainer import why_not_finite
+from tests.fakes import cupy_stand_in
 
 TOLERANCE = {"float32": {"rtol": 2e-4, "atol": 2e-5}, "float64": {"rtol": 1e-9, "atol": 1e-10}}
 
@@ -328,7 +328,7 @@ def test_checkpoints(device, tmp_path):
 
 
 def fit(backend, epochs, run):
-    """Train a small network on a few pictures; return its trainer."""
+    """Train a small network on a few images; return its trainer."""
     pictures = shapes10(n_train=48, n_test=20)
     train = Loader(pictures.train_images, pictures.train_labels, 20, shuffle=True)
     validation = Loader(pictures.test_images, pictures.test_labels, 20, shuffle=False)

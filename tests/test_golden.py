@@ -72,7 +72,7 @@ def network(**settings):
 
 
 def batches():
-    """Ten batches of eight pictures; the label is the quarter in which the bright spot is."""
+    """Ten batches of eight images; the label is the quarter in which the bright spot is."""
     rng = np.random.default_rng(7)
     for _ in range(STEPS):
         images, labels = rng.standard_normal((8, 8, 8, 3)), rng.integers(0, 4, 8)

@@ -40,10 +40,10 @@ class Scale(Layer):
         self.weight = Parameter(np.ones(channels, "float32"))
 
     def forward(self, x):
-        return self.keep(x * self.weight.data, x)
+        return self.save_for_backward(x * self.weight.data, x)
 
     def backward(self, dy):
-        x = self.recall(dy)
+        x = self.saved(dy)
         self.weight.grad = (dy * x).sum(axis=(0, 1, 2))
         return dy * self.weight.data
 
@@ -98,10 +98,10 @@ def test_a_layer_with_random_numbers_of_its_own_can_be_checked():
 
         def forward(self, x):
             noise = self.source.standard_normal(x.shape).astype(x.dtype)
-            return self.keep(x * noise, noise)
+            return self.save_for_backward(x * noise, noise)
 
         def backward(self, dy):
-            return dy * self.recall(dy)
+            return dy * self.saved(dy)
 
     assert check_layer(Noise(), normal(3, 4)).ok
 
@@ -120,10 +120,10 @@ def test_a_layer_with_plain_arrays_of_its_own_can_be_checked():
             self.calls += 1
             self.mean = self.mean * 0.9  # not in place, and the output depends on it
             np.subtract(x, self.mean, out=self.buffer)
-            return self.keep(self.buffer**2 / self.calls, (self.buffer.copy(), self.calls))
+            return self.save_for_backward(self.buffer**2 / self.calls, (self.buffer.copy(), self.calls))
 
         def backward(self, dy):
-            difference, calls = self.recall(dy)
+            difference, calls = self.saved(dy)
             return 2 * dy * difference / calls
 
     layer = Standardise()
@@ -205,7 +205,7 @@ def test_several_kinks_in_a_row_are_kinks():
     net = Sequential(ReLU(), MaxPool2d(3, 2), Conv2d(2, 2), ReLU())
     assert check_layer(net, relued(2, 7, 7, 2)).ok
     images = relued(2, 6, 6, 2)
-    images[0] = 0.0  # a black picture and zero biases: every ReLU exactly at its kink
+    images[0] = 0.0  # a black image and zero biases: every ReLU exactly at its kink
     net = Sequential(Conv2d(2, 2), ReLU(), MaxPool2d(2), Flatten(), Linear(18, 3))
     report = check_network(net, SoftmaxCrossEntropy(), images, np.array([1, 2]), tier="elements")
     assert report.ok and report.kinks, report
@@ -225,10 +225,10 @@ def test_a_wrong_gradient_is_not_excused_by_kinks(factor, tier):
 def test_nonsense_at_a_kink_is_not_excused():
     class Nonsense(ReLU):
         def forward(self, x):
-            return self.keep(np.maximum(x, 0), x)
+            return self.save_for_backward(np.maximum(x, 0), x)
 
         def backward(self, dy):
-            x = self.recall(dy)
+            x = self.saved(dy)
             return dy * np.where(x == 0, 100.0, x > 0)
 
     assert not check_layer(Nonsense(), relued(4, 4)).ok
@@ -294,7 +294,7 @@ class FaultyNorm(BatchNorm2d):
     fault = None
 
     def backward(self, dy):
-        cache = self.recall(dy)
+        cache = self.saved(dy)
         if self.fault == "statistics are constants":
             cache = cache._replace(of_batch=False)
         if self.fault == "no eps":
@@ -331,11 +331,11 @@ def test_a_loss_that_sums_where_it_should_average_is_found():
 def test_a_report_names_the_worst_element_and_both_values():
     class Twice(Layer):
         def forward(self, x):
-            return self.keep(2 * x, x)
+            return self.save_for_backward(2 * x, x)
 
         def backward(self, dy):
             dx = 2 * dy
-            dx[self.recall(dy) > 10] *= 1.5
+            dx[self.saved(dy) > 10] *= 1.5
             return dx
 
     x = normal(3, 4)
@@ -383,10 +383,10 @@ class Wrong(Layer):
             return y.tolist()
         if self.mistake == "forward nan":
             y = y * np.nan
-        return self.keep(y, x)
+        return self.save_for_backward(y, x)
 
     def backward(self, dy):
-        x = self.recall(dy)
+        x = self.saved(dy)
         dx, dweight = dy * self.weight.data, (dy * x).sum(axis=0)
         if self.mistake == "no weight gradient":
             dweight = None
@@ -449,7 +449,7 @@ def test_the_layer_without_mistakes_passes():
 def test_a_layer_that_accumulates_into_none_is_told():
     class Adds(Scale):
         def backward(self, dy):
-            x = self.recall(dy)
+            x = self.saved(dy)
             self.weight.grad += (dy * x).sum(axis=(0, 1, 2))
             return dy * self.weight.data
 

@@ -19,7 +19,7 @@ from scratchnet.models import vgg11
 
 
 def small(dtype="float64"):
-    """Everything that a VGG has, on pictures of 8 x 8, with statistics that are not those it began with."""
+    """Everything that a VGG has, on images of 8 x 8, with statistics that are not those it began with."""
     rng = np.random.default_rng(3)
     kw = {"dtype": dtype, "rng": rng}
     net = Sequential(
@@ -135,9 +135,9 @@ def test_by_default_it_looks_at_the_last_relu_with_maps_and_the_likeliest_class(
 
 def test_images_of_a_batch_do_not_see_each_other():
     net, x = small(), normal(3, 8, 8, 3)
-    together = inspection.grad_cam(net, x, [0, 1, 2])
+    run_parallel = inspection.grad_cam(net, x, [0, 1, 2])
     alone = [inspection.grad_cam(net, x[n : n + 1], n)[0] for n in range(3)]
-    np.testing.assert_allclose(together, alone, atol=1e-12)
+    np.testing.assert_allclose(run_parallel, alone, atol=1e-12)
 
 
 def test_mode_gradients_statistics_and_generators_stay_as_they_were():

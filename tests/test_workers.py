@@ -113,45 +113,45 @@ def test_the_program_ends_although_workers_wait():
     assert run("from scratchnet import workers; workers.submit(pow, 2, 3); print('end')") == "end"
 
 
-# together
+# run_parallel
 
 
-def test_together_runs_all_tasks_at_once():
+def test_run_parallel_runs_all_tasks_at_once():
     code = """
 import threading
 from scratchnet import workers
 barrier = threading.Barrier(3, timeout=20)  # passes when three wait at once
-workers.together([barrier.wait] * 3)
+workers.run_parallel([barrier.wait] * 3)
 print("met")
 """
     assert run(code, SCRATCHNET_THREADS="3") == "met"
 
 
-def test_together_with_nothing_or_one_task():
-    workers.together([])
+def test_run_parallel_with_nothing_or_one_task():
+    workers.run_parallel([])
     threads = []
-    workers.together([lambda: threads.append(threading.current_thread())])
+    workers.run_parallel([lambda: threads.append(threading.current_thread())])
     assert threads == [threading.current_thread()], "one task needs no worker"
 
 
-def test_together_helps_itself_when_the_pool_is_busy():
+def test_run_parallel_helps_itself_when_the_pool_is_busy():
     code = """
 import threading
 from scratchnet import workers
 release, done = threading.Event(), []
 busy = [workers.submit(release.wait, 20) for _ in range(2)]
-workers.together([lambda n=n: done.append(n) for n in range(5)])
+workers.run_parallel([lambda n=n: done.append(n) for n in range(5)])
 print(sorted(done), any(future.done() for future in busy))
 release.set()
 """
     assert run(code, SCRATCHNET_THREADS="2") == "[0, 1, 2, 3, 4] False"
 
 
-def test_together_within_the_pool():
+def test_run_parallel_within_the_pool():
     code = """
 from scratchnet import workers
 done = []
-task = lambda: workers.together([lambda: done.append(1)] * 3)
+task = lambda: workers.run_parallel([lambda: done.append(1)] * 3)
 for future in [workers.submit(task) for _ in range(4)]:
     future.result(timeout=20)
 print(len(done))
@@ -160,7 +160,7 @@ print(len(done))
 
 
 @pytest.mark.parametrize("failing", [0, 1, 3])
-def test_together_raises_what_a_task_raised_and_leaves_none_running(failing):
+def test_run_parallel_raises_what_a_task_raised_and_leaves_none_running(failing):
     running, lock = [0], threading.Lock()
 
     def task(number):
@@ -175,11 +175,11 @@ def test_together_raises_what_a_task_raised_and_leaves_none_running(failing):
                 running[0] -= 1
 
     with pytest.raises(KeyError, match=str(failing)):
-        workers.together([lambda n=n: task(n) for n in range(4)])
+        workers.run_parallel([lambda n=n: task(n) for n in range(4)])
     assert running == [0]
 
 
-def test_together_lets_go_of_what_its_tasks_held():
+def test_run_parallel_lets_go_of_what_its_tasks_held():
     class Large:
         pass
 
@@ -189,14 +189,14 @@ def test_together_lets_go_of_what_its_tasks_held():
     large = Large()
     gone = weakref.ref(large)
     with pytest.raises(KeyError):
-        workers.together([int, lambda large=large: fail(large), int])
+        workers.run_parallel([int, lambda large=large: fail(large), int])
     del large
     gc.collect()
     assert gone() is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
-def test_together_waits_for_its_helpers_when_interrupted():
+def test_run_parallel_waits_for_its_helpers_when_interrupted():
     """Ctrl-C comes twice: while the caller works, and while it waits for its helper."""
     code = """
 import signal, threading, time
@@ -211,7 +211,7 @@ def slow():
     done.append("helper")
 for _ in range(2):  # the pool is whole afterwards
     try:
-        workers.together([lambda: time.sleep(0.3), slow])
+        workers.run_parallel([lambda: time.sleep(0.3), slow])
     except KeyboardInterrupt:
         done.append("interrupted")
 print(*done)
@@ -233,7 +233,7 @@ def slow():
     done.append("helper")
 signal.setitimer(signal.ITIMER_REAL, 0.1)
 try:
-    workers.together([lambda: time.sleep(0.05), slow])
+    workers.run_parallel([lambda: time.sleep(0.05), slow])
 except TimeoutError:
     done.append("alarm")
 print(*done, [helper.is_free for helper in workers._helpers])
@@ -256,7 +256,7 @@ def slow():
     signal.pthread_kill(main, signal.SIGINT)
     time.sleep(0.1)
 try:
-    workers.together([fail, slow])
+    workers.run_parallel([fail, slow])
 except KeyboardInterrupt as interruption:
     print(type(interruption.__context__).__name__)
 """
@@ -264,7 +264,7 @@ except KeyboardInterrupt as interruption:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
-@pytest.mark.parametrize("what", ["together", "in_step", "one_blas_thread"])
+@pytest.mark.parametrize("what", ["run_parallel", "run_phases", "one_blas_thread"])
 def test_interrupted_anywhere_at_all_nothing_hangs_or_is_lost(what):
     """A hundred interruptions a few milliseconds apart, between any two instructions."""
     code = f"""
@@ -280,8 +280,8 @@ def one_blas_thread():
     with workers.one_blas_thread():
         tasks[0]()
 call = {{
-    "together": lambda: workers.together(tasks),
-    "in_step": lambda: workers.in_step([tasks] * 6, lambda k: None),
+    "run_parallel": lambda: workers.run_parallel(tasks),
+    "run_phases": lambda: workers.run_phases([tasks] * 6, lambda k: None),
     "one_blas_thread": one_blas_thread,
 }}[{what!r}]
 def threads():
@@ -330,7 +330,7 @@ for _ in range(300):
     loop.generator, loop.self = ahead(loop), loop
     next(loop.generator)
     with workers.one_blas_thread():
-        workers.together([int, int])
+        workers.run_parallel([int, int])
 release.set()
 del loop
 gc.collect()
@@ -341,13 +341,13 @@ print(len(workers._submitted))
     assert run(code, SCRATCHNET_THREADS="2") in ("0", "1")  # the last one may just be ending
 
 
-def test_together_uses_no_more_threads_than_it_was_given():
+def test_run_parallel_uses_no_more_threads_than_it_was_given():
     code = """
 import threading, time
 from scratchnet import workers
 for n in (2, 5, 3):
     seen = set()
-    workers.together([lambda: (seen.add(threading.get_ident()), time.sleep(0.02))] * n)
+    workers.run_parallel([lambda: (seen.add(threading.get_ident()), time.sleep(0.02))] * n)
     print(len(seen), threading.active_count(), end=" ")
 """
     assert run(code, SCRATCHNET_THREADS="3") == "2 2 3 3 3 3"
@@ -390,10 +390,10 @@ def test_one_blas_thread_from_any_thread():
     assert blas_threads() == before
 
 
-# in_step
+# run_phases
 
 
-def test_in_step_runs_phases_in_order_and_the_tasks_of_each_at_once():
+def test_run_phases_runs_phases_in_order_and_the_tasks_of_each_at_once():
     code = """
 import threading
 from scratchnet import workers
@@ -404,7 +404,7 @@ def task(phase, thread):
     with lock:
         order.append((phase, thread, threading.get_ident()))
 phases = [[lambda p=p, t=t: task(p, t) for t in range(3)] for p in range(50)]
-workers.in_step(phases, lambda k: order.append((k, 3, 0)))
+workers.run_phases(phases, lambda k: order.append((k, 3, 0)))
 assert [phase for phase, *_ in order] == [p for p in range(50) for _ in range(4)]
 assert all(order[4 * p + 3] == (p, 3, 0) for p in range(50)), "ended comes when all have ended"
 print(len({(thread, ident) for _, thread, ident in order}))
@@ -413,7 +413,7 @@ print(len({(thread, ident) for _, thread, ident in order}))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_in_step_with_tasks_that_are_missing(threads):
+def test_run_phases_with_tasks_that_are_missing(threads):
     code = f"""
 import time
 from scratchnet import workers
@@ -423,22 +423,22 @@ def task(k, t):
     seen.append(k)
 threads = range({threads})
 phases = [[(lambda k=k, t=t: task(k, t)) if (k + t) % 2 else None for t in threads] for k in range(40)]
-workers.in_step(phases, lambda k: None)
-workers.in_step([], lambda k: None)
+workers.run_phases(phases, lambda k: None)
+workers.run_phases([], lambda k: None)
 assert seen == sorted(seen) and len(seen) == sum(task is not None for phase in phases for task in phase)
 print("done")
 """
     assert run(code, SCRATCHNET_THREADS=str(threads)) == "done"
 
 
-def test_in_step_helps_itself_when_the_others_are_busy():
+def test_run_phases_helps_itself_when_the_others_are_busy():
     code = """
 import threading
 from scratchnet import workers
 release, done = threading.Event(), []
 busy = [workers.submit(release.wait, 20) for _ in range(2)]
 tasks = [lambda k=k: done.append(k) for k in range(3)]
-workers.in_step([[task, None, task] for task in tasks], done.append)
+workers.run_phases([[task, None, task] for task in tasks], done.append)
 print(done, any(future.done() for future in busy))
 release.set()
 """
@@ -446,7 +446,7 @@ release.set()
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_in_step_raises_what_a_task_raised_and_leaves_none_running(failing):
+def test_run_phases_raises_what_a_task_raised_and_leaves_none_running(failing):
     code = f"""
 import threading
 from scratchnet import workers
@@ -464,7 +464,7 @@ def task(k, thread):
 phases = [[lambda k=k, t=t: task(k, t) for t in range(3)] for k in range(5)]
 for _ in range(3):  # the pool is whole afterwards
     try:
-        workers.in_step(phases, lambda k: None)
+        workers.run_phases(phases, lambda k: None)
     except KeyError as error:
         print(error, running, later, end=" ")
 """
@@ -476,7 +476,7 @@ for _ in range(3):  # the pool is whole afterwards
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
 @pytest.mark.parametrize("long", [0, 1])  # which thread is working; the other waits for it
-def test_in_step_ends_when_interrupted(long):
+def test_run_phases_ends_when_interrupted(long):
     code = f"""
 import signal, threading, time
 from scratchnet import workers
@@ -490,7 +490,7 @@ for _ in range(3):  # the pool is whole afterwards
     threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
     start = time.monotonic()
     try:
-        workers.in_step(list(phases()), ended.append)
+        workers.run_phases(list(phases()), ended.append)
     except KeyboardInterrupt:
         ended.append("interrupted")
     assert 0.05 < time.monotonic() - start < 0.5

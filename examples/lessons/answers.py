@@ -242,7 +242,7 @@ normalise = dict(
     inputs=[(_maps, np.ones(2), np.zeros(2)), (_maps, np.array([2.0, 0.5]), np.array([1.0, -1.0]))],
     mistakes={
         "One mean for all channels: average over axes (0, 1, 2) only.": _normalise_over((0, 1, 2, 3)),
-        "Each picture for itself: the batch, axis 0, belongs in the mean, too.": _normalise_over((1, 2)),
+        "Each image for itself: the batch, axis 0, belongs in the mean, too.": _normalise_over((1, 2)),
         "Each place for itself: height and width, axes 1 and 2, belong in the mean, too.": _normalise_over(0),
         "The variance divides by M here, not by M - 1.": _normalise_over((0, 1, 2), ddof=1),
     },
@@ -425,7 +425,7 @@ my_grad_cam = dict(
 
 
 def occlusion(picture, score, patch, step, colour=None):
-    """Return how much the score falls where a patch of the mean colour covers a picture, (rows, columns)."""
+    """Return how much the score falls where a patch of the mean colour covers an image, (rows, columns)."""
     colour = picture.mean(axis=(0, 1)) if colour is None else colour
     tops = range(0, picture.shape[0] - patch + 1, step)
     lefts = range(0, picture.shape[1] - patch + 1, step)
@@ -444,11 +444,11 @@ my_occlusion = dict(
     inputs=[(np.arange(90.0).reshape(5, 6, 3) + 1, _total, patch, step) for patch, step in ((2, 1), (3, 2))],
     mistakes={
         "A fall counts as positive: score before minus score after.": lambda *a: -occlusion(*a),
-        "That is the score of the covered picture; the fall is the difference.": lambda picture, score, *a: (
+        "That is the score of the covered image; the fall is the difference.": lambda picture, score, *a: (
             score(picture[None])[0] - occlusion(picture, score, *a)
         ),
         "Rows first: the result is (rows, columns).": lambda *a: occlusion(*a).T,
-        "The patch has the picture's own mean colour, not zero.": lambda *a: occlusion(*a, colour=0),
+        "The patch has the image's own mean colour, not zero.": lambda *a: occlusion(*a, colour=0),
     },
 )
 
@@ -498,7 +498,7 @@ prelu = dict(
         "dy/dw is x: sum dy times x, where x is negative.": lambda x, dy, w: np.where(x > 0, 0, dy).sum(
             axis=(0, 1, 2)
         ),
-        "Sum over all pictures, not only the first.": lambda x, dy, w: _owed(x, dy)[0].sum(axis=(0, 1)),
+        "Sum over all images, not only the first.": lambda x, dy, w: _owed(x, dy)[0].sum(axis=(0, 1)),
         "Where x is negative, w times dy comes back to x.": lambda x, dy, w: dy * (x > 0),
     },
 )

@@ -69,7 +69,7 @@ def tidy(notebook: Any) -> Any:
 
 
 def _in_256_colours(png: str) -> str:
-    """Return the same picture in a third of the bytes."""
+    """Return the same image in a third of the bytes."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
         smaller = io.BytesIO()
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)

@@ -54,7 +54,7 @@ def pyplot() -> Any:
 
 
 def show(panel: Any, picture: Any, title: str = "", **options: Any) -> Any:
-    """Draw a picture (H, W) or (H, W, 3) into a panel, without axes; return what ``imshow`` returns."""
+    """Draw an image (H, W) or (H, W, 3) into a panel, without axes; return what ``imshow`` returns."""
     image = panel.imshow(picture, **options)
     panel.set_title(title)
     panel.set_xticks([])
@@ -215,9 +215,9 @@ def check_layer(
 
 
 HINTS = {
-    "backward without a forward": "forward has to end with `return self.keep(y, what backward needs)`.",
+    "backward without a forward": "forward has to end with `return self.save_for_backward(y, what backward needs)`.",
     "this parameter has the shape": (
-        "one number serves all pictures and places: its gradient is a sum over them, .sum(axis=(0, 1, 2))."
+        "one number serves all images and places: its gradient is a sum over them, .sum(axis=(0, 1, 2))."
     ),
 }
 

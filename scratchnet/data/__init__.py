@@ -1,4 +1,4 @@
-"""Data: labelled pictures as host arrays, and what is done to them on their way into a network.
+"""Data: labelled images as host arrays, and what is done to them on their way into a network.
 
 Images are uint8 (N, H, W, 3), channels last, until a `Loader` normalises them; labels are int64 (N,). Nothing
 in here knows of layers or of CuPy.

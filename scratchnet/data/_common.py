@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(Exception):
-    """A file, a download or a picture cannot be used; the message is one sentence that names it.
+    """A file, a download or an image cannot be used; the message is one sentence that names it.
 
     Examples
     --------
@@ -30,12 +30,12 @@ class MissingDataError(DataError):
 
 
 class ImageData(NamedTuple):
-    """A labelled set of pictures in its two official splits.
+    """A labelled set of images in its two official splits.
 
     Attributes
     ----------
     train_images, test_images : ndarray of uint8, shape (N, H, W, 3)
-        Pictures, channels last, 0 to 255, on the host.
+        Images, channels last, 0 to 255, on the host.
     train_labels, test_labels : ndarray of int64, shape (N,)
         Class indices, 0 to ``len(class_names) - 1``.
     class_names : tuple of str
@@ -45,8 +45,8 @@ class ImageData(NamedTuple):
 
     Examples
     --------
-    >>> pictures, labels = np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1])
-    >>> ImageData(pictures, labels, pictures[:1], labels[:1], ("cat", "dog"), "pets").class_names
+    >>> images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1])
+    >>> ImageData(images, labels, images[:1], labels[:1], ("cat", "dog"), "pets").class_names
     ('cat', 'dog')
     """
 

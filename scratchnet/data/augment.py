@@ -1,6 +1,6 @@
-"""Normalisation and augmentation of uint8 pictures, a whole batch at a time.
+"""Normalisation and augmentation of uint8 images, a whole batch at a time.
 
-Symbols: N pictures; H, W their height and width; C = 3 channels, last.
+Symbols: N images; H, W their height and width; C = 3 channels, last.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class Normalisation:
         Parameters
         ----------
         images : ndarray of uint8, shape (N, H, W, 3)
-            The training pictures; never the test pictures, which must stay unseen.
+            The training images; never the test images, which must stay unseen.
         indices : ndarray of int, optional
-            Use only these pictures.
+            Use only these images.
 
         Returns
         -------
@@ -90,12 +90,12 @@ class Normalisation:
             (3, 256), np.int64
         )  # a histogram holds everything that is needed, in exact integers
         which = np.arange(len(images)) if indices is None else np.asarray(indices)
-        for start in range(0, len(which), 1000):  # a copy of a thousand pictures, never of all
+        for start in range(0, len(which), 1000):  # a copy of a thousand images, never of all
             part = images[which[start : start + 1000]]
             for channel in range(3):
                 counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
         if not counts.any():
-            raise ValueError("normalisation cannot be computed from no pictures at all")
+            raise ValueError("normalisation cannot be computed from no images at all")
         levels = np.arange(256) / 255
         share = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
         mean = share @ levels  # (3,)
@@ -155,7 +155,7 @@ class Normalisation:
 
 
 class Augmentation:
-    """Random changes that leave a picture's class alone, drawn anew for every picture and epoch.
+    """Random changes that leave an image's class alone, drawn anew for every image and epoch.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class Augmentation:
         Pad every side by this many pixels and cut the original size out at a random place; 0 for none. (He et
         al. 2015, sec. 4.2, pad by 4.)
     flip : bool
-        Mirror every second picture, left to right.
+        Mirror every second image, left to right.
     cutout : int
         Paint over one square of this side, its centre anywhere, so that part of it may fall outside; 0 for
         none. (DeVries and Taylor 2017, sec. 3: 16 for CIFAR-10.)
@@ -176,7 +176,7 @@ class Augmentation:
     Notes
     -----
     Padding and cutout need a colour. It is `fill` of `apply`, which the loader sets to the mean colour of the
-    training pictures: that becomes zero by normalisation (to rounding: a colour is three whole numbers), and
+    training images: that becomes zero by normalisation (to rounding: a colour is three whole numbers), and
     zero is what a convolution's own padding adds as well, so the network sees no edge that is not in the
     picture.
 
@@ -186,7 +186,7 @@ class Augmentation:
     >>> augmentation
     Augmentation(crop=4, flip=True, cutout=8)
     >>> pictures = np.zeros((5, 32, 32, 3), np.uint8)
-    >>> augmentation.apply(pictures, np.random.default_rng(0)).shape
+    >>> augmentation.apply(images, np.random.default_rng(0)).shape
     (5, 32, 32, 3)
     """
 
@@ -240,13 +240,13 @@ class Augmentation:
         Parameters
         ----------
         n, height, width : int
-            How many pictures, and their size.
+            How many images, and their size.
         rng : numpy.random.Generator
 
         Returns
         -------
         ndarray of int, shape (n, 5)
-            For each picture: top and left of the window in the padded picture, whether to mirror it (0 or 1),
+            For each image: top and left of the window in the padded image, whether to mirror it (0 or 1),
             top and left of the hole, which may begin outside.
 
         Examples
@@ -271,7 +271,7 @@ class Augmentation:
         ----------
         images : ndarray of uint8, shape (N, H, W, 3)
         rng : numpy.random.Generator
-            Where the random numbers come from: the same generator state gives the same pictures.
+            Where the random numbers come from: the same generator state gives the same images.
         fill : sequence of 3 ints
             Colour of padding and cutout; see the notes above.
 
@@ -300,7 +300,7 @@ class Augmentation:
             padded[:] = np.asarray(fill, np.uint8)
             padded[:, c : c + height, c : c + width] = images
 
-        # One slice copy a picture: a whole-batch gather moves single pixels and takes several times as long.
+        # One slice copy an image: a whole-batch gather moves single pixels and takes several times as long.
         result = np.empty_like(images)
         for i in range(n):
             window = padded[i, tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]  # (H, W, 3)

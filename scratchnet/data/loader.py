@@ -1,4 +1,4 @@
-"""Batches of training pictures, the next one prepared while the caller computes with this one."""
+"""Batches of training images, the next one prepared while the caller computes with this one."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Loader:
     images : ndarray of uint8, shape (N, H, W, 3)
     labels : ndarray of int, shape (N,)
     batch_size : int
-        Pictures a batch. The last batch of an epoch is as short as it must be and is never dropped.
+        Images a batch. The last batch of an epoch is as short as it must be and is never dropped.
     shuffle : bool
-        Go through the pictures in a new random order each epoch.
+        Go through the images in a new random order each epoch.
     augmentation : Augmentation, optional
-        Applied to the uint8 pictures, before resizing.
+        Applied to the uint8 images, before resizing.
     normalisation : Normalisation, optional
         Without one, pixels are scaled to [0, 1] and no more.
     seed : int
         The order follows from (seed, epoch) and the augmentation from (seed, epoch, batch), so neither
         preparing ahead nor resuming at a later epoch changes a bit.
     dtype : str or dtype
-        Of the pictures that are handed out.
+        Of the images that are handed out.
     image_size : int, optional
         Resize each batch to this height and width (Pillow, bilinear).
     indices : array of int, optional
-        Use only these pictures. `images` is neither copied nor changed, whatever is chosen of it.
+        Use only these images. `images` is neither copied nor changed, whatever is chosen of it.
 
     Raises
     ------
@@ -46,8 +46,8 @@ class Loader:
 
     Examples
     --------
-    >>> pictures, labels = np.zeros((5, 32, 32, 3), np.uint8), np.arange(5)
-    >>> loader = Loader(pictures, labels, batch_size=2, shuffle=False)
+    >>> images, labels = np.zeros((5, 32, 32, 3), np.uint8), np.arange(5)
+    >>> loader = Loader(images, labels, batch_size=2, shuffle=False)
     >>> len(loader)
     3
     >>> [(x.shape, y.tolist()) for x, y in loader.epoch(0)][-1]
@@ -93,7 +93,7 @@ class Loader:
 
     @property
     def n_samples(self) -> int:
-        """How many pictures an epoch hands out."""
+        """How many images an epoch hands out."""
         return len(self.indices)
 
     def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -107,7 +107,7 @@ class Loader:
         Yields
         ------
         x : ndarray, shape (N, H, W, 3)
-            Pictures, normalised, of the loader's dtype. Each batch is a new array that the caller may keep.
+            Images, normalised, of the loader's dtype. Each batch is a new array that the caller may keep.
         y : ndarray of int64, shape (N,)
             Their labels.
 
@@ -138,7 +138,7 @@ class Loader:
                 ahead.cancel()
 
     def choices(self, epoch: int) -> np.ndarray:
-        """Return what ``epoch`` draws, for somebody who prepares the same pictures elsewhere (on a GPU).
+        """Return what ``epoch`` draws, for somebody who prepares the same images elsewhere (on a GPU).
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class Loader:
         Returns
         -------
         ndarray of int32, shape (n_samples, 6)
-            For each picture, in order: its index in ``images``, then what ``Augmentation.draw`` returns.
+            For each image, in order: its index in ``images``, then what ``Augmentation.draw`` returns.
 
         Examples
         --------
@@ -183,7 +183,7 @@ class Loader:
 
 
 def _resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Return the pictures as uint8 (N, size, size, 3)."""
+    """Return the images as uint8 (N, size, size, 3)."""
     resized = np.empty((len(images), size, size, 3), np.uint8)
     for i, image in enumerate(images):
         resized[i] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)

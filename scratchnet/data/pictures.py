@@ -1,4 +1,4 @@
-"""A picture from anywhere, as a network wants it."""
+"""An image from anywhere, as a network wants it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ._common import DataError
 from .download import TIMEOUT, USER_AGENT
 
 MAX_BYTES = 64 << 20  # of a file behind a URL
-MAX_PIXELS = 100_000_000  # of any picture: more is a decompression bomb, or at least not a photograph
+MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at least not a photograph
 # What Pillow knows by its name, but cannot read by itself, or what is refused.
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DEADLINE = 60.0  # seconds for a whole transfer, however slowly it drips
 
 
 def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
-    """Read a picture of any format and mode that Pillow knows.
+    """Read an image of any format and mode that Pillow knows.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
     Raises
     ------
     DataError
-        If there is no such file, or it is empty, truncated, too large or no picture; one sentence that names
+        If there is no such file, or it is empty, truncated, too large or no image; one sentence that names
         it.
 
     Examples
@@ -77,14 +77,14 @@ def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
                     raise DataError(
                         f"{name} is too large: {width} x {height} pixels, where {MAX_PIXELS:,} are allowed"
                     )
-                if image.format == "EPS":  # a program rather than a picture: Pillow would start Ghostscript
-                    raise DataError(f"{name} is PostScript, not a picture: export it as PNG first")
+                if image.format == "EPS":  # a program rather than an image: Pillow would start Ghostscript
+                    raise DataError(f"{name} is PostScript, not an image: export it as PNG first")
                 image.load()
                 return _to_rgb(_upright(image))
     except DataError:
         raise
     except Image.UnidentifiedImageError:
-        raise DataError(f"{name} is not a picture that can be read") from None
+        raise DataError(f"{name} is not an image that can be read") from None
     except Image.DecompressionBombError:
         raise DataError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders of damaged files fail in every way that there is
@@ -94,10 +94,10 @@ def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
 
 
 def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
-    """Cut the centre square out of a picture and resize it.
+    """Cut the centre square out of an image and resize it.
 
     The largest centred square is resized (bilinear, with Pillow's smoothing when it shrinks): nothing is
-    squeezed, and a picture that has the right size already is handed out unchanged.
+    squeezed, and an image that has the right size already is handed out unchanged.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
     array([255,   0,   0], dtype=uint8)
     """
     if size < 1:
-        raise ValueError(f"a picture cannot be resized to {size} pixels")
+        raise ValueError(f"an image cannot be resized to {size} pixels")
     image = _to_rgb(image)
     width, height = image.size
     side = min(width, height)
@@ -161,7 +161,7 @@ def pictures_in(folder: str | os.PathLike) -> list[str]:
 def decode_ahead(
     names: Iterable[str | os.PathLike], size: int, ahead: int
 ) -> Iterator[tuple[str | os.PathLike, np.ndarray | DataError]]:
-    """Read pictures in order, some of them ahead on worker threads, while the caller computes.
+    """Read images in order, some of them ahead on worker threads, while the caller computes.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def _read(name: str) -> bytes:
     path = Path(name)
     try:
         if path.is_dir():
-            raise DataError(f"{name} is a folder without pictures")
+            raise DataError(f"{name} is a folder without images")
         if not path.exists():
             raise DataError(f"{name} does not exist")
         if not path.is_file():
@@ -254,7 +254,7 @@ def _fetch(url: str) -> bytes:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a malformed note about the picture is no reason to refuse the picture
+    except Exception:  # a malformed note about the image is no reason to refuse the image
         return image
 
 

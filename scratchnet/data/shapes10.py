@@ -1,4 +1,4 @@
-"""shapes10: ten classes of 32 x 32 colour pictures, drawn by code from a seed.
+"""shapes10: ten classes of 32 x 32 colour images, drawn by code from a seed.
 
 It is the set that needs no file and no network. Six shapes, a heart, and three textures appear at any place,
 size and angle, in any two colours that can be told apart, on a background with a slope of light, soft
@@ -6,12 +6,12 @@ blotches and stray strokes. So neither colour nor brightness nor the place of a 
 linear classifier stays far below half right, while a small VGG, which sees edges and corners wherever they
 are, gets nearly all.
 
-How a picture is made. Every class is a signed distance d(x, y) in pixels: negative inside, positive outside.
+How an image is made. Every class is a signed distance d(x, y) in pixels: negative inside, positive outside.
 The share of a pixel that the shape covers is clip(1/2 - d, 0, 1), which draws smooth edges with no
-supersampling; the picture is ``background + coverage * (paint - background)``, plus noise. (Distances: Inigo
+supersampling; the image is ``background + coverage * (paint - background)``, plus noise. (Distances: Inigo
 Quilez, "2D distance functions", https://iquilezles.org/articles/distfunctions2d/.)
 
-Symbols: N pictures; S = 32 the side; V corners of a polygon. Arrays of one number per picture are (N, 1, 1),
+Symbols: N images; S = 32 the side; V corners of a polygon. Arrays of one number per image are (N, 1, 1),
 so that they meet (N, S, S) arrays of one number per pixel without a loop.
 """
 
@@ -35,7 +35,7 @@ CLASS_NAMES = (
     "dots",
 )
 
-_CHUNK = 250  # pictures drawn at once: their planes stay in the processor's cache
+_CHUNK = 250  # images drawn at once: their planes stay in the processor's cache
 
 
 def shapes10(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageData:
@@ -44,10 +44,10 @@ def shapes10(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageDat
     Parameters
     ----------
     n_train, n_test : int
-        Pictures in each split. Classes are balanced (to within one picture) and shuffled.
+        Images in each split. Classes are balanced (to within one image) and shuffled.
     seed : int
         Same seed and same sizes, same bytes on the same platform. Each split has a random stream of its own,
-        so the test pictures do not depend on `n_train`.
+        so the test images do not depend on `n_train`.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def shapes10(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageDat
 
 
 def _draw_split(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return n pictures (n, S, S, 3) and their labels (n,), balanced and shuffled."""
+    """Return n images (n, S, S, 3) and their labels (n,), balanced and shuffled."""
     labels = rng.permutation(np.arange(n) % len(CLASS_NAMES))  # (n,)
     images = np.empty((n, SIZE, SIZE, 3), np.uint8)
     for label, draw_coverage in enumerate(_COVERAGES):
@@ -90,7 +90,7 @@ def _draw_split(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 
 
 def _draw_pictures(n: int, draw_coverage, rng: np.random.Generator) -> np.ndarray:
-    """Return n pictures of one class, uint8 (n, S, S, 3)."""
+    """Return n images of one class, uint8 (n, S, S, 3)."""
     ground, paint = _two_colours(n, rng)  # each (n, 1, 1, 3)
     picture = ground + _blotches(n, rng)  # (n, S, S, 3)
     for _ in range(3):
@@ -108,7 +108,7 @@ def _draw_pictures(n: int, draw_coverage, rng: np.random.Generator) -> np.ndarra
 
 
 def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> np.ndarray:
-    """Return one number per picture, float32 (n, 1, 1)."""
+    """Return one number per image, float32 (n, 1, 1)."""
     return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
 
@@ -159,7 +159,7 @@ def _slope(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stray_stroke(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the coverage (n, S, S) of one short line per picture, anywhere."""
+    """Return the coverage (n, S, S) of one short line per image, anywhere."""
     x, y = _turned(n, rng, reach=14)
     half_length, half_width = _uniform(rng, n, 0.5, 4), _uniform(rng, n, 0.4, 1)
     beyond = np.maximum(np.abs(x) - half_length, 0)  # how far past the nearer end of the line
@@ -186,7 +186,7 @@ def _turned(n: int, rng: np.random.Generator, reach) -> tuple[np.ndarray, np.nda
 def _placed(n: int, rng: np.random.Generator, extent: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return x, y (n, S, S) in units of a random radius, and that radius in pixels (n, 1, 1).
 
-    A shape that reaches `extent` radii from its centre stays within the picture but for two pixels at most.
+    A shape that reaches `extent` radii from its centre stays within the image but for two pixels at most.
     One axis is squeezed by up to a sixth.
     """
     radius = _uniform(rng, n, 6, 9.5) * np.minimum(1, np.float32(1.45 / extent))

@@ -10,12 +10,12 @@ import numpy as np
 
 
 def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the training pictures into those to train on and those to validate on.
+    """Divide the training images into those to train on and those to validate on.
 
     Parameters
     ----------
     labels : array of int, shape (N,)
-        The training pictures' classes.
+        The training images' classes.
     n_validation : int
         How many to set aside, 0 to N - 1.
     seed : int
@@ -40,7 +40,7 @@ def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[n
     labels = np.asarray(labels)
     if not 0 <= n_validation < max(len(labels), 1):
         raise ValueError(
-            f"cannot set aside {n_validation} of {len(labels)} training pictures for validation: at least "
+            f"cannot set aside {n_validation} of {len(labels)} training images for validation: at least "
             "one must be left to train on"
         )
     everything = np.arange(len(labels))
@@ -49,12 +49,12 @@ def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[n
 
 
 def subset(labels, indices, n: int, seed: int = 0) -> np.ndarray:
-    """Draw n of the given pictures, each class in proportion.
+    """Draw n of the given images, each class in proportion.
 
     Parameters
     ----------
     labels : array of int, shape (N,)
-        The classes of all pictures.
+        The classes of all images.
     indices : array of int, shape (M,)
         Which of them to draw from, such as the training side of `split_validation`.
     n : int
@@ -79,7 +79,7 @@ def subset(labels, indices, n: int, seed: int = 0) -> np.ndarray:
     """
     labels, indices = np.asarray(labels), np.asarray(indices, np.int64)
     if not 1 <= n <= len(indices):
-        raise ValueError(f"cannot draw a subset of {n} from {len(indices)} pictures: say 1 to {len(indices)}")
+        raise ValueError(f"cannot draw a subset of {n} from {len(indices)} images: say 1 to {len(indices)}")
     return _draw(labels, indices, n, seed, purpose=1)
 
 

@@ -46,7 +46,7 @@ def explain(
     operation : str
         A name in ``OPERATIONS``.
     size : int
-        Of the tiny input: the side of the picture for conv, pool and relu, how many features, classes or
+        Of the tiny input: the side of the image for conv, pool and relu, how many features, classes or
         values a channel has for linear, softmax and batchnorm. From 2 to 12; winograd's is always 4.
     backward : bool
         Whether to walk back, too, with a central difference beside each gradient.

@@ -44,7 +44,7 @@ def walk(
     page.say(
         f"The kernel takes steps of {S}: OH = (H + 2 P - KH) // S + 1 = ({H} + {2 * P} - {K}) // {S} + 1 = "
         f"{OH} of them down, and {OW} across. Under each of the {len(places)} output pixels lies a patch."
-        + (f" Around the picture stands a border of zeros, {P} wide (padding)." if P else "")
+        + (f" Around the image stands a border of zeros, {P} wide (padding)." if P else "")
     )
     columns = F.im2col(x, K, S, P)
     for r, (oh, ow) in enumerate(places[:DRAWN]):
@@ -63,7 +63,7 @@ def walk(
     patches = [_patch(x, oh, ow, S, P).ravel() for oh, ow in places]
     page.same("the patches, cut out one by one", columns, np.array(patches))
     many = ": pixels under several patches are copied" if columns.size > x.size else ""
-    page.say(f"The picture has {x.size} numbers, the column matrix {columns.size}{many}.")
+    page.say(f"The image has {x.size} numbers, the column matrix {columns.size}{many}.")
 
     page.heading("2. One matrix product")
     page.say("The weight as a matrix, W2, in the same order i, j, c. It is the same memory, seen otherwise.")
@@ -158,7 +158,7 @@ def walk(
 def _draw_patch(
     page: Page, x: np.ndarray, r: int, place: tuple[int, int], S: int, P: int, row: np.ndarray
 ) -> None:
-    """Show the picture with one patch in brackets, and the row that it becomes."""
+    """Show the image with one patch in brackets, and the row that it becomes."""
     oh, ow = place
     padded = np.pad(x[0, :, :, 0], P)
     top, left = oh * S, ow * S

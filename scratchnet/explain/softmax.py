@@ -20,7 +20,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
 
     page.heading("1. The largest is taken off")
     page.say(
-        f"Logits z for N = {N} pictures and K = {K} classes; the right class of each picture is in brackets. "
+        f"Logits z for N = {N} images and K = {K} classes; the right class of each image is in brackets. "
         "Softmax is p[k] = exp(z[k]) / the sum of all exp(z[j])."
     )
     shifted = z - z.max(axis=1, keepdims=True)
@@ -57,9 +57,9 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.heading("3. The loss")
     loss, cache = F.softmax_cross_entropy_forward(z, labels)
     losses = -np.log(p[range(N), labels])
-    page.say("Each picture costs -log p[right class]: nothing where p is 1, and the more the smaller it is.")
+    page.say("Each image costs -log p[right class]: nothing where p is 1, and the more the smaller it is.")
     page.write(
-        *[f"picture {n}: -log {p[n, k]:.4f} = {losses[n]:.4f}" for n, k in enumerate(labels)],
+        *[f"image {n}: -log {p[n, k]:.4f} = {losses[n]:.4f}" for n, k in enumerate(labels)],
         f"mean over the batch: L = {losses.mean():.4f}",
     )
     page.same("softmax_cross_entropy_forward(z, labels)", losses.mean(), loss)
@@ -69,7 +69,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
 
     page.heading("4. The way back: p - t, over N")
     page.say(
-        "For one picture L = log of the sum of exp(z[j]) - z[right class]. The derivative of the logarithm "
+        "For one image L = log of the sum of exp(z[j]) - z[right class]. The derivative of the logarithm "
         "is exp(z[k]) / the sum = p[k]; that of the second term is -1 for the right class. So dL/dz = p - t, "
         f"where t is 1 for the right class and 0 elsewhere; the mean over the batch divides by N = {N}."
     )

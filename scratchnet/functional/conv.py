@@ -6,7 +6,7 @@ Symbols, here and in the comments behind the lines:
     H  W   height and width of the input             KH KW  height and width of the kernel
     OH OW  height and width of the output            S  stride      P  padding with zeros on every side
 
-The picture to keep in mind, for one image of 4 x 4 pixels and a 3 x 3 kernel without padding. The output has
+The image to keep in mind, for one image of 4 x 4 pixels and a 3 x 3 kernel without padding. The output has
 2 x 2 pixels, and each is the inner product of the kernel with one patch of the input::
 
     a b c d       patch of output pixel (0, 0):  a b c e f g i j k      row 0 of the column matrix
@@ -151,7 +151,7 @@ def col2im(
 
     Examples
     --------
-    Each pixel of a 3 x 3 picture is counted once for every 2 x 2 patch that holds it:
+    Each pixel of a 3 x 3 image is counted once for every 2 x 2 patch that holds it:
 
     >>> col2im(np.ones((4, 4)), (1, 3, 3, 1), kernel_size=2)[0, :, :, 0]
     array([[1., 2., 1.],
@@ -216,7 +216,7 @@ def conv2d_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any
 
     With columns = im2col(x) the convolution is y = columns W + b, a fully connected layer whose batch is
     every pixel of every image (Chellapilla et al. 2006, sec. 3). So its gradients are those of
-    ``linear_backward``, and the one of the columns goes back to the picture through the adjoint of im2col::
+    ``linear_backward``, and the one of the columns goes back to the image through the adjoint of im2col::
 
         dW       = columns^T dy
         db       = sum of dy over n, oh, ow

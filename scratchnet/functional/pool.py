@@ -91,7 +91,7 @@ def _at(x_shape: tuple[int, ...], K: int, S: int, position: int) -> tuple[slice,
 
 
 def global_avg_pool2d_forward(x: Any) -> tuple[Any, Any]:
-    """Return the mean of every channel over the picture (Lin et al. 2014, sec. 3.2).
+    """Return the mean of every channel over the image (Lin et al. 2014, sec. 3.2).
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ def from_positions(channels: list[int], pool_positions: list[int]) -> list[int |
     Parameters
     ----------
     channels : list of int
-        Of the picture, then of every convolution.
+        Of the image, then of every convolution.
     pool_positions : list of int
         Which convolutions, counted from 1, are followed by max pooling.
 
@@ -84,8 +84,8 @@ class VGG(Layer):
         A name in ``ARCHITECTURES``, or a list of the same kind.
     num_classes : int
     image_size : int
-        Side of the pictures, in pixels. With ``head="flatten"`` a multiple of 32, since five poolings halve
-        it; with ``head="gap"`` pictures of any size from 32 on will do, of any shape, and each batch may have
+        Side of the images, in pixels. With ``head="flatten"`` a multiple of 32, since five poolings halve
+        it; with ``head="gap"`` images of any size from 32 on will do, of any shape, and each batch may have
         its own.
     batch_norm : bool
         Put batch normalisation between each convolution and its ReLU.
@@ -114,7 +114,7 @@ class VGG(Layer):
     settings : dict
         The arguments, from which the same network can be built again.
     shrink : int
-        How many times smaller the last feature map is than the picture: 32, for five poolings.
+        How many times smaller the last feature map is than the image: 32, for five poolings.
 
     Examples
     --------
@@ -207,15 +207,15 @@ class VGG(Layer):
         return [*self.features, self.pool, *self.classifier]
 
     def forward(self, x: Any) -> Any:
-        """Return the logits (N, num_classes) of pictures (N, H, W, 3)."""
-        self.expect(x, "N", "H", "W", 3, hint="images are channels last")
+        """Return the logits (N, num_classes) of images (N, H, W, 3)."""
+        self.check_input(x, "N", "H", "W", 3, hint="images are channels last")
         self._expect_size(*x.shape[1:3])
         for layer in self.layers:
             x = layer.forward(x)
         return x
 
     def backward(self, dy: Any, need_input_gradient: bool = True) -> Any:
-        """Set all gradients; return the gradient of the pictures, or None if it is not needed.
+        """Set all gradients; return the gradient of the images, or None if it is not needed.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class VGG(Layer):
         return (shape[0], self.settings["num_classes"])
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
-        """Return the multiply-adds of a forward pass of pictures of this shape (N, H, W, 3)."""
+        """Return the multiply-adds of a forward pass of images of this shape (N, H, W, 3)."""
         return sum(layer.multiply_adds(before) for _, layer, before, _ in self._trace(shape))
 
     def summary(self, image_size: int | None = None, file: TextIO | None = None) -> None:
@@ -301,12 +301,12 @@ class VGG(Layer):
         size = self.settings["image_size"]
         if self.settings["head"] == "flatten" and (H, W) != (size, size):
             raise ValueError(
-                f"VGG: expected pictures of {size} x {size}, got {H} x {W}: resize them, or build the "
+                f"VGG: expected images of {size} x {size}, got {H} x {W}: resize them, or build the "
                 f"network with {f'image_size={H} or ' if H == W and H % self.shrink == 0 else ''}head='gap'"
             )
         if min(H, W) < self.shrink:
             raise ValueError(
-                f"VGG: pictures of {H} x {W} are too small: {self.shrink} x {self.shrink} at least"
+                f"VGG: images of {H} x {W} are too small: {self.shrink} x {self.shrink} at least"
             )
 
     def _trace(self, shape: tuple[int, ...]) -> Iterator[tuple[str, Layer, tuple[int, ...], tuple[int, ...]]]:

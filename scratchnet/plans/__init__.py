@@ -8,7 +8,7 @@ times as fast. Four ideas, a file each:
 ``grouping.py``     which layers are computed together
 ``choosing.py``     which algorithm for which layer
 ``memory.py``       one block of memory for everything, shared by what never lives at the same time
-``running.py``      lists of array calls on worker threads, with barriers
+``steps.py``      lists of array calls on worker threads, with barriers
 ==================  ======================================================================================
 
 ``plan.py`` puts them together. ``cpu/`` has the algorithms for a CPU, and ``cuda/`` those for a GPU, where a

@@ -1,9 +1,9 @@
 """Memory: every buffer of a plan lies in one block, and buffers that never live at the same time share it.
 
-A training step is a row of moments: the forward of each group, first to last, then their backward passes,
+A training step is a row of steps: the forward of each group, first to last, then their backward passes,
 last to first. With three groups::
 
-    moment           0 forward   1 forward   2 forward   3 backward  4 backward  5 backward
+    step           0 forward   1 forward   2 forward   3 backward  4 backward  5 backward
     group                0           1           2           2           1           0
     map 0 -> 1       ############################################################   until 1 is back
     map 1 -> 2                   ####################################
@@ -11,7 +11,7 @@ last to first. With three groups::
     gradient 0 -> 1                                                  ########################
     scratch of 1                     ###                                 ###
 
-A buffer is asked for with the moments of its life, and when all are known each is given a place: the largest
+A buffer is asked for with the steps of its life, and when all are known each is given a place: the largest
 first, each at the lowest address where it overlaps no other buffer that lives when it does (first fit,
 decreasing). Nothing here knows what the buffers are for.
 
@@ -80,13 +80,13 @@ def _from_plane_to_plane(size: int) -> int:
 
 @dataclass(eq=False)
 class Buffer:
-    """An array that will exist from moment ``born`` to moment ``dies``, both included."""
+    """An array that will exist from step ``first_use`` to step ``last_use``, both included."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    born: int
-    dies: int
+    first_use: int
+    last_use: int
     offset: int = -1
     array: Any = None
 
@@ -96,8 +96,8 @@ class Buffer:
         return -(-prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
     def lives_with(self, other: Buffer) -> bool:
-        """Tell whether there is a moment at which both exist."""
-        return self.born <= other.dies and other.born <= self.dies
+        """Tell whether there is a step at which both exist."""
+        return self.first_use <= other.last_use and other.first_use <= self.last_use
 
 
 @dataclass
@@ -107,10 +107,10 @@ class Arena:
     Examples
     --------
     >>> arena = Arena()
-    >>> a = arena.request("a", (1000,), "float32", born=0, dies=1)
-    >>> b = arena.request("b", (1000,), "float32", born=1, dies=2)
-    >>> c = arena.request("c", (1000,), "float32", born=2, dies=3)
-    >>> arena.place()
+    >>> a = arena.reserve("a", (1000,), "float32", first_use=0, last_use=1)
+    >>> b = arena.reserve("b", (1000,), "float32", first_use=1, last_use=2)
+    >>> c = arena.reserve("c", (1000,), "float32", first_use=2, last_use=3)
+    >>> arena.assign_offsets()
     >>> a.offset == c.offset, a.offset == b.offset, arena.size < a.nbytes + b.nbytes + c.nbytes
     (True, False, True)
     """
@@ -118,13 +118,13 @@ class Arena:
     buffers: list[Buffer] = field(default_factory=list)
     size: int = 0
 
-    def request(self, name: str, shape: tuple[int, ...], dtype: Any, born: int, dies: int) -> Buffer:
-        """Ask for an array. After ``place`` and ``bind`` it is the ``.array`` of what is returned."""
-        buffer = Buffer(name, tuple(shape), np.dtype(dtype), born, dies)
+    def reserve(self, name: str, shape: tuple[int, ...], dtype: Any, first_use: int, last_use: int) -> Buffer:
+        """Ask for an array. After ``assign_offsets`` and ``bind`` it is the ``.array`` of what is returned."""
+        buffer = Buffer(name, tuple(shape), np.dtype(dtype), first_use, last_use)
         self.buffers.append(buffer)
         return buffer
 
-    def place(self) -> None:
+    def assign_offsets(self) -> None:
         """Give every buffer its offset."""
         placed: list[Buffer] = []
         for buffer in sorted(self.buffers, key=lambda b: -b.nbytes):  # stable: the same places every time

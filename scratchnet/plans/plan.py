@@ -8,10 +8,10 @@ import numpy as np
 
 from scratchnet.backend import array_module
 from scratchnet.layers import Layer, Parameter
-from scratchnet.plans import choosing
+from scratchnet.plans.cpu import choosing
+from scratchnet.plans.cpu.steps import Clock
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Buffer, Workspace
-from scratchnet.plans.running import Clock
 
 
 def compile(
@@ -127,7 +127,7 @@ class Plan:
         self.kernels: list[Any] = []
         self.maps: list[Any] = []
         self._compile()
-        self._request_memory()
+        self._reserve_memory()
         self.workspace = Workspace.of(net)
         self._block: Any = None
         self._last_forward = 0
@@ -150,15 +150,15 @@ class Plan:
     def _group(self) -> list[Group]:
         return group(self.net, self.input_shape)
 
-    def _request_memory(self) -> None:
-        """Give each map, gradient and scratch buffer its moments, and a place."""
+    def _reserve_memory(self) -> None:
+        """Give each map, gradient and scratch buffer its steps, and a place."""
         self.arena = Arena()
         G = len(self.kernels)
 
         def back(i: int) -> int:
             return 2 * G - 1 - i
 
-        # Map i is what group i reads and group i - 1 makes; the last one is the output. back(i) is the moment
+        # Map i is what group i reads and group i - 1 makes; the last one is the output. back(i) is the step
         # of group i's backward pass.
         for i, map in enumerate(self.maps):
             if map.is_view:
@@ -168,19 +168,19 @@ class Plan:
             while reader < G and self.kernels[reader].is_view:
                 reader += 1
             last = min(reader, G - 1)
-            born = max(0, i - 1)
-            dies = last
+            first_use = max(0, i - 1)
+            last_use = last
             if self.training:
-                dies = back(born if self.kernels[born].keeps_output else min(i, G - 1))
-            map.request(self.arena, f"map {i}", born, dies)
+                last_use = back(first_use if self.kernels[first_use].keeps_output else min(i, G - 1))
+            map.reserve(self.arena, f"map {i}", first_use, last_use)
             if self.training:
-                map.request_grad(self.arena, f"gradient {i}", back(last), back(born))
+                map.reserve_grad(self.arena, f"gradient {i}", back(last), back(first_use))
         self._scratch: list[list[Buffer]] = []  # of each kernel
         for i, kernel in enumerate(self.kernels):
             before = len(self.arena.buffers)
-            kernel.request(self.arena, i, back(i) if self.training else None)
+            kernel.reserve(self.arena, i, back(i) if self.training else None)
             self._scratch.append(self.arena.buffers[before:])
-        self.arena.place()
+        self.arena.assign_offsets()
 
     def _bind(self) -> None:
         """Take (or move to) the network's block of memory."""
@@ -362,7 +362,7 @@ class Plan:
         Parameters
         ----------
         buffers : bool
-            Whether to list every buffer under its group, too, with the moments of its life and its place in
+            Whether to list every buffer under its group, too, with the steps of its life and its place in
             the workspace (``memory.py``).
 
         Returns
@@ -428,7 +428,7 @@ class Plan:
             for i, own in reversed(list(enumerate(lists))):
                 lines[i + 2 : i + 2] = [
                     f"    {b.name}: {' x '.join(str(s) for s in b.shape)} {b.dtype}, {b.nbytes:,} bytes at "
-                    f"{b.offset:,}, moments {b.born} to {b.dies}"
+                    f"{b.offset:,}, steps {b.first_use} to {b.last_use}"
                     for b in own
                 ]
         return "\n".join([head, *lines])

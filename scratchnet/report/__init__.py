@@ -4,11 +4,11 @@
 ``contents.py`` reads a run and its data, and writes the page
 ``parts.py``    the page's parts: each shows something, and says how to read it
 ``charts.py``   curves, drawn by matplotlib (the extra ``plot``) as SVG
-``output.py``   where a page or a picture may be written
-``page.py``     HTML: the frame, its style, tables, and pictures that lie in the page itself
+``output.py``   where a page or an image may be written
+``page.py``     HTML: the frame, its style, tables, and images that lie in the page itself
 =============== ===========================================================================
 """
 
-from scratchnet.report.contents import Report
+from scratchnet.report.report import Report
 
 __all__ = ["Report"]

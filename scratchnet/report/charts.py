@@ -35,7 +35,7 @@ def curves(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]
     Parameters
     ----------
     name : str
-        Of the picture: it begins all names within it, since a page has several.
+        Of the image: it begins all names within it, since a page has several.
     epochs : sequence of int
     lines : mapping from str to sequence of float
         What is drawn: ``training`` is dashed, everything else solid.
@@ -77,7 +77,7 @@ def curves(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]
 
 
 def _fit_into_page(name: str, description: str, figure: Any) -> str:
-    """Return a figure as SVG without a size, in the theme's colours, with names that no other picture has."""
+    """Return a figure as SVG without a size, in the theme's colours, with names that no other image has."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -1,4 +1,4 @@
-"""Where a page or a picture may be written: asked before the work, so that none is done in vain."""
+"""Where a page or an image may be written: asked before the work, so that none is done in vain."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def section(name: str, title: str, words: str, content: str) -> str:
 
 
 def figure(content: str, caption: str) -> str:
-    """Return a picture with a caption below; both are HTML."""
+    """Return an image with a caption below; both are HTML."""
     return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -157,7 +157,7 @@ def missing(sentence: str) -> str:
 
 
 def pixels(array: np.ndarray, description: str) -> str:
-    """Return a picture that lies in the page itself.
+    """Return an image that lies in the page itself.
 
     Parameters
     ----------

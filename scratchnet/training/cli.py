@@ -69,7 +69,7 @@ DEFAULTS: dict[str, Any] = {
 
 UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str}  # if not given: None
 
-# A small network on the built-in pictures: about a minute on two cores.
+# A small network on the built-in images: about a minute on two cores.
 DEMO: dict[str, Any] = {
     "data": "shapes10",
     "arch": "vgg11",
@@ -201,11 +201,11 @@ def _training_parser() -> Parser:
         metavar="N",
     )
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", metavar="DIR")
-    add(where, "views", "test with N views of each picture, too", type=positive(int), choices=VIEWS)
+    add(where, "views", "test with N views of each image, too", type=positive(int), choices=VIEWS)
     add(where, "resume", "go on with the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "dry-run", "say what memory and time it will take, with a step that is measured; stop", **flag)
     add(where, "diagnose", "say every few hundred steps how each layer does, and what is wrong", **flag)
-    add(where, "demo", "a small network on the built-in pictures, in about a minute, into runs/demo", **flag)
+    add(where, "demo", "a small network on the built-in images, in about a minute, into runs/demo", **flag)
     add(where, "recipe", "the settings of a full run on CIFAR-10, see README", choices=tuple(RECIPES))
     net = parser.add_argument_group("the network")
     add(net, "arch", "architecture", choices=tuple(ARCHITECTURES))
@@ -353,7 +353,7 @@ def load_data(name: str, folder: str | os.PathLike, dry_run: bool = False) -> da
 
     Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
     shapes10, which it says in three lines that cannot be overlooked. CIFAR-10 that is there but damaged is an
-    error all the same. A dry run downloads nothing: grey pictures stand in for CIFAR-10.
+    error all the same. A dry run downloads nothing: grey images stand in for CIFAR-10.
 
     Raises
     ------
@@ -366,7 +366,7 @@ def load_data(name: str, folder: str | os.PathLike, dry_run: bool = False) -> da
         return data.cifar10(folder, download=not dry_run)
     except data.MissingDataError as error:
         if dry_run:
-            print("CIFAR-10 is not here: as many grey pictures stand in for it.", file=sys.stderr, flush=True)
+            print("CIFAR-10 is not here: as many grey images stand in for it.", file=sys.stderr, flush=True)
             grey, labels = np.full((60_000, 32, 32, 3), 128, np.uint8), np.arange(60_000) % 10
             train, test = slice(50_000), slice(50_000, None)
             names = tuple(str(k) for k in range(10))
@@ -449,13 +449,13 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> None:
 
 
 def write_pictures(folder: Path, pictures: data.ImageData) -> None:
-    """Write one test picture of each class as PNG, enlarged, so that there is something to name.
+    """Write one test image of each class as PNG, enlarged, so that there is something to name.
 
     Parameters
     ----------
     folder : Path
         Made if it is not there.
-    pictures : ImageData
+    images : ImageData
     """
     from PIL import Image
 

@@ -1,9 +1,9 @@
-"""Epochs of training on a GPU: a replayed graph a step, and the pictures there, too.
+"""Epochs of training on a GPU: a replayed graph a step, and the images there, too.
 
-The trainer's plain loop hands each batch to the GPU and waits for its loss. Here the order of the pictures,
+The trainer's plain loop hands each batch to the GPU and waits for its loss. Here the order of the images,
 how each is changed, and the learning rates of a whole epoch are uploaded at its beginning, and the loss is
 read back once in a while (see ``plans/cuda/step.py``). What is drawn is what ``Loader`` draws, so a run sees
-the same pictures on every backend, and goes on with them after a resume.
+the same images on every backend, and goes on with them after a resume.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scratchnet.plans.cuda.step import Totals
 
 READ_EVERY = 50  # steps: reading makes the host wait for the GPU, which then waits for the host
-RESIDENT_BYTES = 2 << 30  # of pictures that are kept on the GPU; CIFAR-10 has 0.15 GB of them
+RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.15 GB of them
 
 
 class DeviceEpochs:
@@ -35,7 +35,7 @@ class DeviceEpochs:
     optimizer : SGD
     loss : SoftmaxCrossEntropy
     loader : Loader
-        Its pictures are prepared on the GPU, unless they have to be resized, or are more than RESIDENT_BYTES:
+        Its images are prepared on the GPU, unless they have to be resized, or are more than RESIDENT_BYTES:
         then it prepares them, batch by batch.
     precision : {"fp32", "tf32", "bf16"}
     """
@@ -80,12 +80,12 @@ class DeviceEpochs:
             raise ValueError(f"label {wrong} is not one of the {classes} classes")
 
     def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[Totals]:
-        """Go once through the pictures, in training mode.
+        """Go once through the images, in training mode.
 
         Parameters
         ----------
         epoch : int
-            From 0: it decides the order of the pictures, their augmentation and the learning rates.
+            From 0: it decides the order of the images, their augmentation and the learning rates.
         schedule : callable
             From the step, counted from 0 over the whole run, to its learning rate.
 
@@ -103,7 +103,7 @@ class DeviceEpochs:
                 yield steps.totals()
 
     def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        """Yield what ``Steps.step`` takes: the number of pictures, and they themselves unless it has them."""
+        """Yield what ``Steps.step`` takes: the number of images, and they themselves unless it has them."""
         if not self.resident:
             for x, labels in self.loader.epoch(epoch):
                 yield len(labels), x, labels

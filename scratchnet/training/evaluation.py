@@ -1,4 +1,4 @@
-"""What a network thinks of pictures it does not learn from: loss, accuracy, probabilities, confusions."""
+"""What a network thinks of images it does not learn from: loss, accuracy, probabilities, confusions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.training.engine import make_engine
 from scratchnet.training.log import Progress
 
-VIEWS = (1, 2, 10)  # of how many views of each picture the mean may be taken, see views_of
+VIEWS = (1, 2, 10)  # of how many views of each image the mean may be taken, see views_of
 
 
 class Evaluation(NamedTuple):
@@ -53,7 +53,7 @@ def evaluate(
     engine : Layers or Plans, optional
         What computes the logits, see ``make_engine``; by default a new one.
     views : {1, 2, 10}
-        Take the mean of the logits of so many views of each picture: 2 are the picture and its mirror image,
+        Take the mean of the logits of so many views of each image: 2 are the image and its mirror image,
         10 are these and four shifted pairs, see ``views_of``.
 
     Returns
@@ -90,25 +90,25 @@ def evaluate(
 
 
 def views_of(x: Any) -> Iterator[Any]:
-    """Yield ten views of each picture: itself, shifted towards each of its corners, and all five mirrored.
+    """Yield ten views of each image: itself, shifted towards each of its corners, and all five mirrored.
 
-    They are the ten crops of Krizhevsky et al. 2012, sec. 4.1, here out of a picture with a border of a 32nd
+    They are the ten crops of Krizhevsky et al. 2012, sec. 4.1, here out of an image with a border of a 32nd
     of its height. The border is zero, the mean colour, as in training (see ``data.Augmentation``).
 
     Parameters
     ----------
     x : array (N, H, W, 3)
-        Normalised pictures.
+        Normalised images.
 
     Yields
     ------
     array (N, H, W, 3)
-        The picture, its mirror image, and then the shifted pairs.
+        The image, its mirror image, and then the shifted pairs.
 
     Examples
     --------
-    >>> picture = np.arange(1.0, 5.0).reshape(1, 2, 2, 1)
-    >>> itself, mirrored, lower_right, *others = views_of(picture)
+    >>> image = np.arange(1.0, 5.0).reshape(1, 2, 2, 1)
+    >>> itself, mirrored, lower_right, *others = views_of(image)
     >>> lower_right[0, :, :, 0]
     array([[0., 0.],
            [0., 1.]])
@@ -146,7 +146,7 @@ def predict(net: Layer, x: np.ndarray, engine: Any = None, views: int = 1) -> np
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised pictures, on the host.
+        Normalised images, on the host.
     engine : Layers or Plans, optional
         What computes, see ``make_engine``; by default the layers, which need no preparation.
     views : {1, 2, 10}

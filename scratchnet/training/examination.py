@@ -61,7 +61,7 @@ def undisturbed(net: Layer) -> Iterator[None]:
     arrays = [(flat, flat.data, flat.grad, flat.version) for flat in flats]
     gradients = [(p, p.has_grad) for p in parameters]
     layers = [layer for _, layer in net.walk()]
-    modes = [(layer, layer.training, layer._kept) for layer in layers]
+    modes = [(layer, layer.training, layer._saved) for layer in layers]
     statistics = [(array, array.copy()) for array in net.buffers().values()]
     generators = [
         (value.bit_generator, value.bit_generator.state)
@@ -78,7 +78,7 @@ def undisturbed(net: Layer) -> Iterator[None]:
         for p, had in gradients:
             p.has_grad = had
         for layer, training, kept in modes:
-            layer.training, layer._kept = training, kept
+            layer.training, layer._saved = training, kept
         for array, before in statistics:
             array[...] = before
         for generator, state in generators:

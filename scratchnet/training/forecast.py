@@ -2,7 +2,7 @@
 
 Memory is added up from what will be allocated: the flat arrays of parameters, gradients and momentum, and the
 block of a plan, whose buffers all have their places before any of them exists. What the process holds already
-(the interpreter, its libraries, the pictures) is asked of the system. Time is measured, with a few steps of
+(the interpreter, its libraries, the images) is asked of the system. Time is measured, with a few steps of
 the trainer's own loop on a copy of the network, so that not a bit of the run that follows is changed.
 """
 
@@ -76,7 +76,7 @@ class Forecast:
     parameters : int
         How many.
     multiply_adds : int
-        Of the forward pass of one picture; a training step takes three times as many for each.
+        Of the forward pass of one image; a training step takes three times as many for each.
     memory : dict of str to int
         Bytes by category. Where it trains on a GPU it is the GPU's memory.
     available : int or None
@@ -84,10 +84,10 @@ class Forecast:
     held : int
         Bytes of ``memory`` that are held already.
     largest_batch : int or None
-        At least so many pictures a step would fit.
+        At least so many images a step would fit.
     timing : Timing or None
         If steps were measured.
-    pictures : int or None
+    images : int or None
         How many there are to train on, if that is known: no batch is larger.
     """
 
@@ -114,7 +114,7 @@ class Forecast:
     @property
     def line(self) -> str:
         """The shortest form."""
-        return f"{count(self.multiply_adds)} multiply-adds a picture, {megabytes(self.total)} of memory"
+        return f"{count(self.multiply_adds)} multiply-adds an image, {megabytes(self.total)} of memory"
 
     @property
     def warning(self) -> str:
@@ -130,7 +130,7 @@ class Forecast:
     def __str__(self) -> str:
         rows = [
             ("parameters", f"{self.parameters:,}", ""),
-            ("multiply-adds", count(self.multiply_adds), "a picture, forward; three times that in training"),
+            ("multiply-adds", count(self.multiply_adds), "an image, forward; three times that in training"),
             (f"memory, batches of {self.batch_size}", "", ""),
             *((f"  {name}", megabytes(size), NOTES.get(name, "")) for name, size in self.memory.items()),
             ("  together", megabytes(self.total), ""),
@@ -138,13 +138,13 @@ class Forecast:
         if self.available is not None:
             fit = f"batches of {self.largest_batch:,} would fit" if self.largest_batch else "no batch fits"
             if self.largest_batch and self.largest_batch == self.pictures:
-                fit = f"a batch of all {self.pictures:,} pictures would fit"
+                fit = f"a batch of all {self.pictures:,} images would fit"
             rows.append(("  available", megabytes(self.available + self.held), fit))
         if self.timing is not None:
             t = self.timing
             rows += [
                 ("time", "", ""),
-                ("  a step", seconds(t.step), f"{self.batch_size / t.step:,.0f} pictures a second"),
+                ("  a step", seconds(t.step), f"{self.batch_size / t.step:,.0f} images a second"),
                 (
                     "  an epoch",
                     duration(t.epoch),
@@ -161,7 +161,7 @@ VARYING = ("activations", "workspace", "batches")  # with the batch
 NOTES = {
     "activations": "what the backward pass will need",
     "workspace": "gradients of activations and scratch, which take turns",
-    "batches": "pictures that are being prepared",
+    "batches": "images that are being prepared",
     "validation": "weights in a form that is quick to use",
     "saving": "a copy of the weights, while they are written",
     "program": "Python, libraries, and the data set",
@@ -191,7 +191,7 @@ def forecast(
         On the backend on which it shall train, in training mode. It is not changed.
     batch_size : int
     image_size : int, optional
-        Side of the pictures; by default that which a VGG was built for.
+        Side of the images; by default that which a VGG was built for.
     optimizer : SGD, optional
         By default one with momentum.
     train, validation : Loader, optional
@@ -214,7 +214,7 @@ def forecast(
     Raises
     ------
     ValueError
-        If the network does not take such pictures, or there is nothing to measure with.
+        If the network does not take such images, or there is nothing to measure with.
 
     Examples
     --------
@@ -224,17 +224,17 @@ def forecast(
     >>> f.parameters, f.memory["gradients"]
     (678506, 2714024)
     >>> print(f.line)  # doctest: +ELLIPSIS
-    10.0 M multiply-adds a picture, ... MB of memory
+    10.0 M multiply-adds an image, ... MB of memory
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be a whole number above zero, not {batch_size}")
     size = image_size or getattr(net, "settings", {}).get("image_size")
     if size is None:
-        raise ValueError("this network does not say which pictures it takes: give image_size")
+        raise ValueError("this network does not say which images it takes: give image_size")
     if measure and (train is None or not len(train)):
-        raise ValueError("a step can only be measured with pictures: give a Loader as train")
+        raise ValueError("a step can only be measured with images: give a Loader as train")
     if train is not None:
-        batch_size = max(1, min(batch_size, train.n_samples))  # there may be fewer pictures than a batch has
+        batch_size = max(1, min(batch_size, train.n_samples))  # there may be fewer images than a batch has
 
     def shape(n: int) -> tuple[int, ...]:
         return (n, size, size, 3)
@@ -286,7 +286,7 @@ def forecast(
 
 
 def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
-    """Return a number of pictures for which there is room, near the largest.
+    """Return a number of images for which there is room, near the largest.
 
     Above this batch, what varies is taken to grow in a straight line, through this batch and half of it.
     Where that leads is looked at again, unless it is far above: there many more buffers would have to be
@@ -355,7 +355,7 @@ def _measured(
     how = optimizer or SGD(twin.parameters(), 0.0, momentum=0.9)
     settings = {"momentum": how.momentum, "nesterov": how.nesterov, "weight_decay": how.weight_decay}
     steps = SGD(twin.parameters(), 0.0, **settings)
-    part = copy.copy(train)  # some of its pictures, prepared as they will be
+    part = copy.copy(train)  # some of its images, prepared as they will be
     part.indices = train.indices[: train.batch_size]
     loop = Trainer(twin, steps, lambda step: 0.0, part, part, loss=loss, engine=engine, precision=precision)
     step = _median(lambda: loop.train_epoch(0, "measuring"), part, train)
@@ -390,7 +390,7 @@ def _time(run: Callable[[], Any]) -> float:
 
 
 def _pictures_on_device(train: Loader | None) -> int:
-    """Return the bytes of the pictures, which training on a GPU keeps there."""
+    """Return the bytes of the images, which training on a GPU keeps there."""
     return 0 if train is None else train.images.nbytes
 
 

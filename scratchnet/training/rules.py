@@ -459,7 +459,7 @@ def _same(alike: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _has_structure(x: Any) -> bool:
-    """Tell pictures, in which neighbouring pixels are alike, from noise, which no label can be read from."""
+    """Tell images, in which neighbouring pixels are alike, from noise, which no label can be read from."""
     if x.ndim != 4 or x.shape[2] < 2:
         return False
     x = x - x.mean(axis=(0, 1, 2))

@@ -1,7 +1,7 @@
 """The algorithms for the CPU, one technique a file. In the order in which to read them:
 
 ==================  ======================================================================================
-``maps.py``         how feature maps lie in memory
+``layouts.py``         how feature maps lie in memory
 ``kernel.py``       what an algorithm has to offer
 ``epilogue.py``     what follows a convolution: ReLU, pooling, storing
 ``fold.py``         batch normalisation made part of the convolution before it, for inference
@@ -9,9 +9,9 @@
 ``blocks.py``       large matrix products as stacks of small ones
 ``winograd.py``     3 x 3 convolutions with a quarter of the multiplications
 ``toeplitz.py``     the same at 2 x 2 pixels
-``few.py``          the first layer, with its three channels
+``first_conv.py``          the first layer, with its three channels
 ``linear.py``       fully connected layers
 ``norm.py``         batch normalisation
-``simple.py``       the rest, and layers that are not known here
+``misc_kernels.py``       the rest, and layers that are not known here
 ==================  ======================================================================================
 """

@@ -1,6 +1,6 @@
 """Matrix products in stacks of small blocks, because small is faster.
 
-M, N, K, m and n are sizes of matrices here, not those of ``maps.py``.
+M, N, K, m and n are sizes of matrices here, not those of ``layouts.py``.
 
 OpenBLAS multiplies large matrices by first copying both operands, piece by piece, into the order in which its
 inner loop reads them. That pays when every piece is used often. For small matrices, M * N * K up to a
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet.plans.running import Steps
+from scratchnet.plans.cpu.steps import Steps
 
 COLUMNS = 64  # n: four vector registers of 16 numbers
 ROWS = 64  # m, at most
@@ -39,7 +39,7 @@ ROWS_FOR_ONE, FEWEST_FOR_ONE = 2048, 64  # where there is one row: how many of t
 SMALL = 1_000_000  # the largest M * N * K that OpenBLAS's kernels for small matrices take
 
 
-class Cut(NamedTuple):
+class BlockShape(NamedTuple):
     """How a product is cut into blocks.
 
     Attributes
@@ -54,10 +54,10 @@ class Cut(NamedTuple):
     columns: int = COLUMNS
 
 
-WHOLE = Cut(0)
+WHOLE = BlockShape(0)
 
 
-def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) -> None:
+def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shape: BlockShape) -> None:
     """Write down out = a @ b.
 
     Parameters
@@ -73,7 +73,7 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) 
     --------
     >>> a, b, out = np.ones((100, 30)), np.ones((30, 70)), np.zeros((100, 70))
     >>> do = Steps()
-    >>> product(do, a, b, out=out, cut=Cut(10_000))
+    >>> product(do, a, b, out=out, block_shape=BlockShape(10_000))
     >>> do.run()
     >>> out.min(), out.max(), len(do)
     (np.float64(30.0), np.float64(30.0), 2)
@@ -82,7 +82,7 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, cut: Cut) 
     if K == 1:  # nothing is added up, and each number of b is used with the next of a while it is near
         do(np.multiply, a, b, out=out)
         return
-    limit, n = cut.limit, min(N, cut.columns)
+    limit, n = block_shape.limit, min(N, block_shape.columns)
     while n > 16 and n * K * FEWEST_ROWS > limit:
         n //= 2
     m = rows_of_block(M, limit // max(1, n * K))
@@ -188,7 +188,7 @@ def _split(x: np.ndarray, axis: int, block: int) -> np.ndarray:
     return view
 
 
-def combine(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+def small_matmul(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     """Write down out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long runs.
 
     As a matrix product it makes four to six billion numbers a second on one core, many times as many as one
@@ -205,7 +205,7 @@ def combine(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> No
     --------
     >>> out = np.zeros((1, 50000))
     >>> do = Steps()
-    >>> combine(do, np.array([[1.0, -1.0]]), np.arange(100000.0).reshape(2, 50000), out=out)
+    >>> small_matmul(do, np.array([[1.0, -1.0]]), np.arange(100000.0).reshape(2, 50000), out=out)
     >>> do.run()
     >>> out.min(), out.max()
     (np.float64(-50000.0), np.float64(-50000.0))

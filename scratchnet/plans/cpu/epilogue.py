@@ -30,9 +30,9 @@ from math import prod
 import numpy as np
 
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
-from scratchnet.plans.cpu.maps import as_block
+from scratchnet.plans.cpu.layouts import as_block
+from scratchnet.plans.cpu.steps import Steps, relu_
 from scratchnet.plans.memory import Arena, Buffer
-from scratchnet.plans.running import Steps, rectify
 
 
 @dataclass(frozen=True)
@@ -106,30 +106,30 @@ class Epilogue:
         self.right: dict[Block, Buffer] = {}
         self.lower: dict[Block, Buffer] = {}
 
-    def request(self, arena: Arena, blocks: list[Block], forward: int, backward: int | None) -> None:
+    def reserve(self, arena: Arena, blocks: list[Block], forward: int, backward: int | None) -> None:
         """Ask for scratch, and for the masks, which live until the backward pass."""
         if not self.pool:
             return
-        for moment in (forward,) if backward is None else (forward, backward):
+        for step in (forward,) if backward is None else (forward, backward):
             sides = max(prod(block.sides) for block in blocks)
             pooled = max(prod(block.pooled) for block in blocks)
             scratch = (
-                self.kernel.per_lane(arena, "sides of windows", (sides,), moment),
-                self.kernel.per_lane(arena, "pooled", (pooled,), moment),
+                self.kernel.per_worker(arena, "sides of windows", (sides,), step),
+                self.kernel.per_worker(arena, "pooled", (pooled,), step),
             )
-            if moment == forward:
+            if step == forward:
                 self.forward_scratch = scratch
             else:
                 self.backward_scratch = scratch
         if backward is not None:
             for block in blocks:
-                self.right[block] = arena.request("right", block.sides, np.bool_, forward, backward)
-                self.lower[block] = arena.request("lower", block.pooled, np.bool_, forward, backward)
+                self.right[block] = arena.reserve("right", block.sides, np.bool_, forward, backward)
+                self.lower[block] = arena.reserve("lower", block.pooled, np.bool_, forward, backward)
 
-    def forward(self, do: Steps, lane: int, block: Block, y: np.ndarray) -> None:
+    def forward(self, do: Steps, worker: int, block: Block, y: np.ndarray) -> None:
         """Write down what becomes of a block ``y`` of the convolution's result; ``y`` is overwritten."""
         if self.pool:
-            y = self._pool(do, lane, block, y)
+            y = self._pool(do, worker, block, y)
         self.finish(do, y)
         row, pixels = block.pixels(y)
         copy_pairs(do, self.output.pairs(block.images, row, pixels), to_map=True)
@@ -139,22 +139,22 @@ class Epilogue:
         if self.bias is not None:
             do(np.add, y, self.bias[: y.shape[-1]], out=y)
         if self.relu:
-            rectify(do, y)
+            relu_(do, y)
 
-    def backward(self, do: Steps, lane: int, block: Block, dy: np.ndarray) -> None:
+    def backward(self, do: Steps, worker: int, block: Block, dy: np.ndarray) -> None:
         """Write down the gradient ``dy`` with respect to the same block of the convolution's result."""
-        g = first_of(self.backward_scratch[1][lane], *block.pooled) if self.pool else dy
+        g = first_of(self.backward_scratch[1][worker], *block.pooled) if self.pool else dy
         row, pixels = block.pixels(g)
         pairs = list(self.output.pairs(block.images, row, pixels, grad=True))
         if sum(in_block.size for _, in_block in pairs) < g.size:
-            do.copy(0, out=g)  # what lies outside the picture has no gradient
+            do.copy(0, out=g)  # what lies outside the image has no gradient
         copy_pairs(do, pairs, to_map=False)
         if self.pool:
-            self._unpool(do, lane, block, g, dy)
+            self._unpool(do, worker, block, g, dy)
 
-    def _pool(self, do: Steps, lane: int, block: Block, y: np.ndarray) -> np.ndarray:
-        sides = first_of(self.forward_scratch[0][lane], *block.sides)
-        pooled = first_of(self.forward_scratch[1][lane], *block.pooled)
+    def _pool(self, do: Steps, worker: int, block: Block, y: np.ndarray) -> np.ndarray:
+        sides = first_of(self.forward_scratch[0][worker], *block.sides)
+        pooled = first_of(self.forward_scratch[1][worker], *block.pooled)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         left, right = y[:, :rows, 0:columns:2], y[:, :rows, 1:columns:2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
@@ -166,8 +166,8 @@ class Epilogue:
         do(np.maximum, upper, lower, out=pooled)
         return pooled
 
-    def _unpool(self, do: Steps, lane: int, block: Block, g: np.ndarray, dy: np.ndarray) -> None:
-        sides = first_of(self.backward_scratch[0][lane], *block.sides)
+    def _unpool(self, do: Steps, worker: int, block: Block, g: np.ndarray, dy: np.ndarray) -> None:
+        sides = first_of(self.backward_scratch[0][worker], *block.sides)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
         do(np.multiply, g, self.lower[block].array, out=lower)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet.layers import BatchNorm2d, Conv2d
-from scratchnet.plans.running import Steps
+from scratchnet.plans.cpu.steps import Steps
 
 
 class Fold:

@@ -21,9 +21,9 @@ import numpy as np
 
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
+from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_over_workers
+from scratchnet.plans.cpu.steps import Phase, Steps, split_evenly
 from scratchnet.plans.memory import Arena
-from scratchnet.plans.running import Phase, Steps, share
 
 COLUMN_BYTES = 4 << 20
 
@@ -40,18 +40,20 @@ class Im2col(Kernel):
         _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
         self.K, self.S, self.P = conv.kernel_size, conv.stride, conv.padding
         self.row = self.K * self.K * self.input.C  # numbers in a row of the column matrix
-        item = self.setting.dtype.itemsize
+        item = self.context.dtype.itemsize
         # A column matrix smaller than dW would not pay: after each block, all of dW is added to a sum.
         budget = max(COLUMN_BYTES, self.row * self.O * item)
-        per_lane = -(-self.input.N // self.setting.lanes)
-        self.n = max(1, min(per_lane, budget // (self.OH * self.OW * self.row * item)))
+        per_worker = -(-self.input.N // self.context.workers)
+        self.n = max(1, min(per_worker, budget // (self.OH * self.OW * self.row * item)))
         self.fold = Fold(conv, self.group.norm)
         self.epilogue = Epilogue(self, self.fold.bias)
         self.weight = conv.weight.data.reshape(self.row, self.O)
         if self.fold.norm is not None:
             self.weight = np.empty_like(self.weight)  # kept from one forward to the next
-        if self.setting.training or self.input.N >= self.setting.lanes:
-            self.blocks = [self._by_images(images) for images in share(self.input.N, self.setting.lanes)]
+        if self.context.training or self.input.N >= self.context.workers:
+            self.blocks = [
+                self._by_images(images) for images in split_evenly(self.input.N, self.context.workers)
+            ]
         else:
             self.n = self.input.N
             self.blocks = self._by_rows()
@@ -65,30 +67,30 @@ class Im2col(Kernel):
     def _by_rows(self) -> list[list[Block]]:
         """Give each worker some rows of every image: there are fewer images than workers."""
         step = 2 if self.group.pool is not None else 1  # windows stay whole; an odd row at the end is in none
-        shares = share(self.OH // step, self.setting.lanes)
+        shares = split_evenly(self.OH // step, self.context.workers)
         blocks = [
             Block("plain", range(self.n), (self.n, len(rows) * step, self.OW, self.O), rows.start * step)
             for rows in shares
         ]
         return [[block] if block.size else [] for block in blocks]
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         H, W, C = self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.input.C
         self.padded: dict[int, Any] = {}
         self.columns: dict[int, Any] = {}
         self.y: dict[int, Any] = {}
-        for moment in (forward,) if backward is None else (forward, backward):
-            self.padded[moment] = self.per_lane(arena, "padded", (self.n, H, W, C), moment)
+        for step in (forward,) if backward is None else (forward, backward):
+            self.padded[step] = self.per_worker(arena, "padded", (self.n, H, W, C), step)
             rows = self.n * self.OH * self.OW
-            self.columns[moment] = self.per_lane(arena, "columns", (rows, self.row), moment)
-            self.y[moment] = self.per_lane(arena, "y", (self.n, self.OH, self.OW, self.O), moment)
-        self.forward_moment, self.backward_moment = forward, backward
-        self.epilogue.request(arena, [b for lane in self.blocks for b in lane], forward, backward)
+            self.columns[step] = self.per_worker(arena, "columns", (rows, self.row), step)
+            self.y[step] = self.per_worker(arena, "y", (self.n, self.OH, self.OW, self.O), step)
+        self.forward_step, self.backward_step = forward, backward
+        self.epilogue.reserve(arena, [b for worker in self.blocks for b in worker], forward, backward)
         if backward is not None:
-            self.dweight = self.per_lane(arena, "dW", (2, self.row, self.O), backward)
-            self.dbias = self.per_lane(arena, "db", (2, self.O), backward)
+            self.dweight = self.per_worker(arena, "dW", (2, self.row, self.O), backward)
+            self.dbias = self.per_worker(arena, "db", (2, self.O), backward)
             size = self.n * self.OH * self.O + self.n * self.O
-            self.sums = self.per_lane(arena, "sums", (size,), backward)
+            self.sums = self.per_worker(arena, "sums", (size,), backward)
             self.mask = self.mask_scratch(arena, backward)
 
     def describe(self) -> str:  # noqa: D102
@@ -98,19 +100,19 @@ class Im2col(Kernel):
         if self.fold.norm is None:
             return []
         phase = self.phase("weights")
-        self.fold.write(phase.lanes[0])
-        phase.lanes[0].copy(self.conv.weight.data.reshape(self.row, self.O), out=self.weight)
-        self.fold.scale(phase.lanes[0], self.weight)
+        self.fold.write(phase.workers[0])
+        phase.workers[0].copy(self.conv.weight.data.reshape(self.row, self.O), out=self.weight)
+        self.fold.scale(phase.workers[0], self.weight)
         return [phase]
 
     def forward(self) -> list[Phase]:  # noqa: D102
         phase, weight = self.phase("columns, product"), self.weight
-        for lane, do in enumerate(phase.lanes):
-            for block in self.blocks[lane]:
-                columns = self._columns(do, lane, block, self.forward_moment)
-                y = first_of(self.y[self.forward_moment][lane], *block.shape)
+        for worker, do in enumerate(phase.workers):
+            for block in self.blocks[worker]:
+                columns = self._columns(do, worker, block, self.forward_step)
+                y = first_of(self.y[self.forward_step][worker], *block.shape)
                 do(np.matmul, columns, weight, out=y.reshape(-1, self.O))
-                self.epilogue.forward(do, lane, block, y)
+                self.epilogue.forward(do, worker, block, y)
         return [phase]
 
     def backward(self) -> list[Phase]:
@@ -121,70 +123,70 @@ class Im2col(Kernel):
         else:
             phases[0].name = "dW, db, dx"
         weight = self.weight
-        for lane, do in enumerate(phases[0].lanes):
-            total, part = self.dweight[lane].array
-            db_total, db_part = self.dbias[lane].array
-            if not self.blocks[lane]:
+        for worker, do in enumerate(phases[0].workers):
+            total, part = self.dweight[worker].array
+            db_total, db_part = self.dbias[worker].array
+            if not self.blocks[worker]:
                 do.copy(0, out=total)
                 do.copy(0, out=db_total)
-            for k, block in enumerate(self.blocks[lane]):
-                dy = first_of(self.y[self.backward_moment][lane], *block.shape)
-                self.epilogue.backward(do, lane, block, dy)
-                columns = self._columns(do, lane, block, self.backward_moment)
+            for k, block in enumerate(self.blocks[worker]):
+                dy = first_of(self.y[self.backward_step][worker], *block.shape)
+                self.epilogue.backward(do, worker, block, dy)
+                columns = self._columns(do, worker, block, self.backward_step)
                 dy2 = dy.reshape(-1, self.O)
                 do(np.matmul, columns.T, dy2, out=part if k else total)
-                self._channel_sum(do, lane, dy, out=db_part if k else db_total)
+                self._channel_sum(do, worker, dy, out=db_part if k else db_total)
                 if k:
                     do(np.add, total, part, out=total)
                     do(np.add, db_total, db_part, out=db_total)
                 if not self.first:
-                    self._input_gradient(do, lane, block, dy2, weight, columns)
+                    self._input_gradient(do, worker, block, dy2, weight, columns)
             if self.first:
-                do = phases[1].lanes[lane]
-                for block in self.blocks[lane]:
-                    dy = first_of(self.y[self.backward_moment][lane], *block.shape)
-                    columns = self.columns[self.backward_moment][lane]
+                do = phases[1].workers[worker]
+                for block in self.blocks[worker]:
+                    dy = first_of(self.y[self.backward_step][worker], *block.shape)
+                    columns = self.columns[self.backward_step][worker]
                     columns = first_of(columns, block.size // self.O, self.row)
-                    self.epilogue.backward(do, lane, block, dy)
-                    self._input_gradient(do, lane, block, dy.reshape(-1, self.O), weight, columns)
-        last = self.phase("sum over lanes")
-        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(self.row, self.O)
-        for do, rows in zip(last.lanes, share(self.row, self.setting.lanes), strict=True):
+                    self.epilogue.backward(do, worker, block, dy)
+                    self._input_gradient(do, worker, block, dy.reshape(-1, self.O), weight, columns)
+        last = self.phase("sum over workers")
+        dweight = self.conv.weight.grad_view.reshape(self.row, self.O)
+        for do, rows in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
             part = slice(rows.start, rows.stop)
-            sum_lanes(do, [d.array[0][part] for d in self.dweight], out=dweight[part])
+            sum_over_workers(do, [d.array[0][part] for d in self.dweight], out=dweight[part])
         if self.conv.bias is not None:
-            dbias = self.conv.bias.view(self.conv.bias.buffer.grad)
-            sum_lanes(last.lanes[0], [d.array[0] for d in self.dbias], out=dbias)
+            dbias = self.conv.bias.grad_view
+            sum_over_workers(last.workers[0], [d.array[0] for d in self.dbias], out=dbias)
         return [*phases, last]
 
-    def _columns(self, do: Steps, lane: int, block: Block, moment: int) -> np.ndarray:
+    def _columns(self, do: Steps, worker: int, block: Block, step: int) -> np.ndarray:
         """Write down im2col of the block's pixels."""
         n, OH, P = len(block.images), block.shape[1], self.P
         H, W, C = self.input.H, self.input.W, self.input.C
-        # The rows that it needs, of which those outside of the picture are padding.
+        # The rows that it needs, of which those outside of the image are padding.
         top, height = block.row * self.S - P, (OH - 1) * self.S + self.K
         first, stop = max(0, top), min(H, top + height)
         x = self.input.data[block.images.start : block.images.stop, first:stop]  # (n, rows, W, C)
         if P:
-            padded = first_of(self.padded[moment][lane], n, height, W + 2 * P, C)
+            padded = first_of(self.padded[step][worker], n, height, W + 2 * P, C)
             do.copy(0, out=padded)
             do.copy(x, out=padded[:, first - top : stop - top, P : P + W])
             x = padded
-        columns = first_of(self.columns[moment][lane], n, OH, self.OW, self.K, self.K, C)
+        columns = first_of(self.columns[step][worker], n, OH, self.OW, self.K, self.K, C)
         windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))
         patches = windows[:, :: self.S, :: self.S].transpose(0, 1, 2, 4, 5, 3)  # (n, OH, OW, KH, KW, C)
         do.copy(patches, out=columns)
         return columns.reshape(-1, self.row)  # (n*OH*OW, KH*KW*C)
 
     def _input_gradient(
-        self, do: Steps, lane: int, block: Block, dy: np.ndarray, weight: np.ndarray, columns: np.ndarray
+        self, do: Steps, worker: int, block: Block, dy: np.ndarray, weight: np.ndarray, columns: np.ndarray
     ) -> None:
         """Write down col2im(dy W^T), over the columns and the padded images: they have served."""
         n, P = len(block.images), self.P
         H, W, C = self.input.H, self.input.W, self.input.C
         do(np.matmul, dy, weight.T, out=columns)
         patches = columns.reshape(n, self.OH, self.OW, self.K, self.K, C)
-        padded = first_of(self.padded[self.backward_moment][lane], n, H + 2 * P, W + 2 * P, C)
+        padded = first_of(self.padded[self.backward_step][worker], n, H + 2 * P, W + 2 * P, C)
         do.copy(0, out=padded)
         for i in range(self.K):
             for j in range(self.K):
@@ -194,12 +196,12 @@ class Im2col(Kernel):
         images = slice(block.images.start, block.images.stop)
         dx, x = self.input.grad[images], self.input.data[images]
         do.copy(padded[:, P : P + H, P : P + W], out=dx)
-        self.input.mask_gradient(do, dx, x, self.mask[lane].array)
+        self.input.mask_gradient(do, dx, x, self.mask[worker].array)
 
-    def _channel_sum(self, do: Steps, lane: int, dy: np.ndarray, out: np.ndarray) -> None:
+    def _channel_sum(self, do: Steps, worker: int, dy: np.ndarray, out: np.ndarray) -> None:
         """Write down the sum of dy (n, OH, OW, O) over all axes but the last, one axis after the other."""
         n, OH, _, O = dy.shape
-        scratch = self.sums[lane].array
+        scratch = self.sums[worker].array
         by_row = scratch[: n * OH * O].reshape(n, OH, O)
         by_image = scratch[n * OH * O :][: n * O].reshape(n, O)
         do(np.add.reduce, dy, -2, None, out=by_row)

@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.choosing import cut_for
-from scratchnet.plans.cpu.blocks import COLUMNS, combine, product
-from scratchnet.plans.cpu.maps import Map, Pair, Tiles
+from scratchnet.plans.cpu.blocks import COLUMNS, product, small_matmul
+from scratchnet.plans.cpu.choosing import choose_block_shape
+from scratchnet.plans.cpu.layouts import Map, Pair, Tiles
+from scratchnet.plans.cpu.steps import BLOCK, Phase, Steps, reshaped, split_evenly
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer, in_planes
-from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped, share
 
 FEW_ROWS_TO_TRANSPOSE = 32  # see ``transpose_weights``
 
 
 @dataclass(frozen=True)
-class Setting:
+class PlanContext:
     """What all kernels of a plan have in common.
 
     Attributes
     ----------
-    lanes : int
+    workers : int
         How many workers compute.
     training : bool
     dtype : numpy.dtype
@@ -32,7 +32,7 @@ class Setting:
         The largest M * N * K of a small matrix product, see ``blocks.py``.
     """
 
-    lanes: int
+    workers: int
     training: bool
     dtype: np.dtype
     block_limit: int
@@ -42,9 +42,9 @@ class Kernel:
     """One group of layers, on given maps.
 
     ``output.grad`` is with respect to what goes into the group's ReLU: it was masked where it was written
-    (see ``maps.py``).
+    (see ``layouts.py``).
 
-    First ``request`` asks for memory; when it is there, ``weights``, ``forward`` and ``backward`` return the
+    First ``reserve`` asks for memory; when it is there, ``weights``, ``forward`` and ``backward`` return the
     phases to run. In between nothing is computed.
 
     Parameters
@@ -65,11 +65,11 @@ class Kernel:
     weight_bytes = 0
     keeps_weights = False
 
-    def __init__(self, group: Group, input: Map, output: Map, setting: Setting, first: bool = False):
-        self.group, self.input, self.output, self.setting, self.first = group, input, output, setting, first
+    def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
+        self.group, self.input, self.output, self.context, self.first = group, input, output, context, first
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
-        """Ask for buffers that live at the moment (see ``memory.py``) of the forward or the backward pass.
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
+        """Ask for buffers that live at the step (see ``memory.py``) of the forward or the backward pass.
 
         For inference ``backward`` is None.
         """
@@ -83,9 +83,9 @@ class Kernel:
         if not isinstance(self.input, Tiles):
             return None
         phase = self.phase("borders")
-        for lane, chunks in enumerate(share(len(self.input.chunks), self.setting.lanes)):
+        for worker, chunks in enumerate(split_evenly(len(self.input.chunks), self.context.workers)):
             for c in chunks:
-                self.input.clear(phase.lanes[lane], c)
+                self.input.clear(phase.workers[worker], c)
         return phase
 
     def forward(self) -> list[Phase]:
@@ -102,24 +102,24 @@ class Kernel:
 
     # Helpers
 
-    def per_lane(
-        self, arena: Arena, name: str, shape: tuple[int, ...], moment: int, dtype: Any = None
+    def per_worker(
+        self, arena: Arena, name: str, shape: tuple[int, ...], step: int, dtype: Any = None
     ) -> Any:
-        """Ask for a scratch buffer for each lane, at one moment."""
-        dtype = dtype or self.setting.dtype
-        return [arena.request(f"{name} {k}", shape, dtype, moment, moment) for k in range(self.setting.lanes)]
+        """Ask for a scratch buffer for each worker, at one step."""
+        dtype = dtype or self.context.dtype
+        return [arena.reserve(f"{name} {k}", shape, dtype, step, step) for k in range(self.context.workers)]
 
-    def mask_scratch(self, arena: Arena, moment: int) -> list[Buffer]:
-        """Ask for what ``Map.mask_gradient`` needs, for each lane."""
-        return self.per_lane(arena, "mask", (BLOCK,), moment, np.bool_)
+    def mask_scratch(self, arena: Arena, step: int) -> list[Buffer]:
+        """Ask for what ``Map.mask_gradient`` needs, for each worker."""
+        return self.per_worker(arena, "mask", (BLOCK,), step, np.bool_)
 
     def product(self, do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         """Write down out = a @ b, in blocks where that is faster."""
-        product(do, a, b, out=out, cut=cut_for(a, b, self.setting.block_limit))
+        product(do, a, b, out=out, block_shape=choose_block_shape(a, b, self.context.block_limit))
 
-    def lane_of(self, item: int, count: int) -> int:
-        """Return which lane does which of ``count`` things of about the same size."""
-        return item * self.setting.lanes // count
+    def worker_of(self, item: int, count: int) -> int:
+        """Return which worker does which of ``count`` things of about the same size."""
+        return item * self.context.workers // count
 
     def transform_weights(
         self, do: Steps, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray
@@ -140,7 +140,7 @@ class Kernel:
         C, k = w.shape[2:]
         packed = in_planes(scratch, 3, 3, C, k)
         do.copy(w, out=packed)
-        combine(do, matrix, reshaped(packed, 9, C * k), out=reshaped(out, -1, C * k))
+        small_matmul(do, matrix, reshaped(packed, 9, C * k), out=reshaped(out, -1, C * k))
 
     def transpose_weights(
         self,
@@ -174,8 +174,8 @@ class Kernel:
         return U.swapaxes(2, 3) if few else U
 
     def phase(self, name: str, **settings: Any) -> Phase:
-        """Return an empty phase with all lanes."""
-        return Phase.new(name, self.setting.lanes, **settings)
+        """Return an empty phase with all workers."""
+        return Phase.new(name, self.context.workers, **settings)
 
 
 def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
@@ -196,8 +196,8 @@ def copy_pairs(do: Steps, pairs: Any, *, to_map: bool) -> None:
         do.copy(in_block, out=in_map) if to_map else do.copy(in_map, out=in_block)
 
 
-def sum_lanes(do: Steps, parts: list[np.ndarray], out: np.ndarray) -> None:
-    """Write down out = the sum of what each lane has added up, always in the same order."""
+def sum_over_workers(do: Steps, parts: list[np.ndarray], out: np.ndarray) -> None:
+    """Write down out = the sum of what each worker has added up, always in the same order."""
     if out is not parts[0]:
         do.copy(parts[0], out=out)
     for part in parts[1:]:

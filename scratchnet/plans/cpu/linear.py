@@ -5,7 +5,7 @@ Symbols: N images, I inputs, O outputs. The mathematics is in ``functional/linea
     y = x W + b        dW = x^T dy        dx = dy W^T        db = sum of dy
 
 dy is already with respect to the product: behind ReLU and dropout y > 0 exactly where both let a number pass,
-so (y > 0) / (1 - p) is the derivative of both, and it was applied where dy was written (see ``maps.py``).
+so (y > 0) / (1 - p) is the derivative of both, and it was applied where dy was written (see ``layouts.py``).
 
 The weight is the large matrix here, and every worker takes a part of it: columns of W forward, so that each
 makes some columns of y (see ``blocks.py`` for small batches); rows of W backward, so that each makes some
@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import WHOLE, Cut, long_block, long_product, product
-from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_lanes
+from scratchnet.plans.cpu.blocks import WHOLE, BlockShape, long_block, long_product, product
+from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_over_workers
+from scratchnet.plans.cpu.steps import Phase, Steps, split_evenly
 from scratchnet.plans.memory import Arena
-from scratchnet.plans.running import Phase, Steps, share
 
 LARGE = 1 << 22  # so many weights take much longer to read than a phase to begin
 # Backward, up to so many images products are quickest in blocks that copy nothing (see ``blocks.py``): with
@@ -33,52 +33,52 @@ class Linear(Kernel):
 
     algorithm = "product"
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         I, O, N = self.group.main.in_features, self.group.main.out_features, self.input.N
         self.by_rows = N == 1 and I * O >= LARGE
-        self.parts_of_weight = []  # of each lane
+        self.parts_of_weight = []  # of each worker
         self.blocks, size = [], 0
-        for some in share(I if self.by_rows else O, self.setting.lanes):
+        for some in split_evenly(I if self.by_rows else O, self.context.workers):
             part = slice(some.start, some.stop)
             self.parts_of_weight.append((part, slice(None)) if self.by_rows else (slice(None), part))
             rows, columns = (len(some), O) if self.by_rows else (I, len(some))
-            block = long_block(N, rows, columns, self.setting.block_limit) if some else None
+            block = long_block(N, rows, columns, self.context.block_limit) if some else None
             self.blocks.append(block)
             if block is not None:
                 size = max(size, rows // block[0] * N * columns)
         if size:
-            self.scratch = self.per_lane(arena, "parts of y", (size,), forward)
+            self.scratch = self.per_worker(arena, "parts of y", (size,), forward)
         if self.by_rows:
-            self.sums = self.per_lane(arena, "sum of rows", (1, O), forward)
+            self.sums = self.per_worker(arena, "sum of rows", (1, O), forward)
         if self._drops:
             shape = (self.input.N, self.group.main.out_features)
-            self.kept = arena.request("kept", shape, np.bool_, forward, forward)
+            self.kept = arena.reserve("kept", shape, np.bool_, forward, forward)
         if backward is not None:
             self.mask = self.mask_scratch(arena, backward)
-            self.in_blocks = self.setting.block_limit > 0 and N <= FEW_FOR_DX
+            self.in_blocks = self.context.block_limit > 0 and N <= FEW_FOR_DX
             if not self.in_blocks:
-                tallest = max(len(rows) for rows in share(I, self.setting.lanes))
-                self.dx = self.per_lane(arena, "dx, transposed", (tallest * N,), backward)
+                tallest = max(len(rows) for rows in split_evenly(I, self.context.workers))
+                self.dx = self.per_worker(arena, "dx, transposed", (tallest * N,), backward)
 
     @property
     def _drops(self) -> bool:
         dropout = self.group.dropout
-        return dropout is not None and self.setting.training and dropout.p > 0.0
+        return dropout is not None and self.context.training and dropout.p > 0.0
 
     def forward(self) -> list[Phase]:  # noqa: D102
         linear, y = self.group.main, self.output.rows
-        multiply, total, drop = self.phase("product"), self.phase("sum over lanes"), self.phase("dropout")
+        multiply, total, drop = self.phase("product"), self.phase("sum over workers"), self.phase("dropout")
         if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
-            multiply.lanes[0].call(self._draw)
-        for lane, columns in enumerate(share(linear.out_features, self.setting.lanes)):
+            multiply.workers[0].call(self._draw)
+        for worker, columns in enumerate(split_evenly(linear.out_features, self.context.workers)):
             part = slice(columns.start, columns.stop)
-            do = multiply.lanes[lane]
+            do = multiply.workers[worker]
             if self.by_rows:
-                self._product(do, lane, out=self.sums[lane].array)
-                do = total.lanes[lane]
-                sum_lanes(do, [s.array[:, part] for s in self.sums], out=y[:, part])
+                self._product(do, worker, out=self.sums[worker].array)
+                do = total.workers[worker]
+                sum_over_workers(do, [s.array[:, part] for s in self.sums], out=y[:, part])
             elif columns:
-                self._product(do, lane, out=y[:, part])
+                self._product(do, worker, out=y[:, part])
             if not columns:
                 continue
             if linear.bias is not None:
@@ -86,49 +86,51 @@ class Linear(Kernel):
             if self.group.relu is not None:
                 do(np.maximum, y[:, part], 0, out=y[:, part])
             if self._drops:
-                do = drop.lanes[lane]
+                do = drop.workers[worker]
                 do(np.multiply, y[:, part], self.kept.array[:, part], out=y[:, part])
                 do(np.multiply, y[:, part], y.dtype.type(self.output.scale), out=y[:, part])
-        return [phase for phase in (multiply, total, drop) if any(phase.lanes)]
+        return [phase for phase in (multiply, total, drop) if any(phase.workers)]
 
-    def _product(self, do: Steps, lane: int, out: np.ndarray) -> None:
-        """Write down the product with a lane's part of the weight."""
-        rows, columns = self.parts_of_weight[lane]
+    def _product(self, do: Steps, worker: int, out: np.ndarray) -> None:
+        """Write down the product with a worker's part of the weight."""
+        rows, columns = self.parts_of_weight[worker]
         x = self.input.rows[:, rows]  # (N, i), for i of the inputs
         weight = self.group.main.weight.data[rows, columns]  # (i, o), for o of the outputs
-        block = self.blocks[lane]
+        block = self.blocks[worker]
         if block is None:
             do(np.matmul, x, weight, out=out)
         else:
-            long_product(do, x, weight, out=out, scratch=self.scratch[lane].array, block=block)
+            long_product(do, x, weight, out=out, scratch=self.scratch[worker].array, block=block)
 
     def _draw(self) -> None:
         np.copyto(self.kept.array, self.group.dropout.draw(self.kept.shape))
 
     def backward(self) -> list[Phase]:  # noqa: D102
         linear, x, dy = self.group.main, self.input.rows, self.output.grad_rows
-        weight, dweight = linear.weight.data, linear.weight.view(linear.weight.buffer.grad)
+        weight, dweight = linear.weight.data, linear.weight.grad_view
         phase = self.phase("dW, db" if self.first else "dW, db, dx")
-        for lane, rows in enumerate(share(linear.in_features, self.setting.lanes)):
-            do, part = phase.lanes[lane], slice(rows.start, rows.stop)
+        for worker, rows in enumerate(split_evenly(linear.in_features, self.context.workers)):
+            do, part = phase.workers[worker], slice(rows.start, rows.stop)
             if not rows:
                 continue
-            cut = Cut(self.setting.block_limit) if self.input.N <= FEW_FOR_DW else WHOLE
-            product(do, x[:, part].T, dy, out=dweight[part], cut=cut)  # (i, N) (N, O)
+            block_shape = BlockShape(self.context.block_limit) if self.input.N <= FEW_FOR_DW else WHOLE
+            product(do, x[:, part].T, dy, out=dweight[part], block_shape=block_shape)  # (i, N) (N, O)
         if linear.bias is not None:
-            dbias = linear.bias.view(linear.bias.buffer.grad)
-            phase.lanes[-1](np.add.reduce, dy, 0, None, out=dbias)
+            dbias = linear.bias.grad_view
+            phase.workers[-1](np.add.reduce, dy, 0, None, out=dbias)
         dx = self.phase("dx", for_input_gradient=True) if self.first else phase
-        for lane, rows in enumerate(share(linear.in_features, self.setting.lanes)):
+        for worker, rows in enumerate(split_evenly(linear.in_features, self.context.workers)):
             if not rows:
                 continue
-            do, part = dx.lanes[lane], slice(rows.start, rows.stop)
+            do, part = dx.workers[worker], slice(rows.start, rows.stop)
             g = self.input.grad_rows[:, part]  # (N, i)
             if self.in_blocks:
-                product(do, dy, weight[part].T, out=g, cut=Cut(self.setting.block_limit))  # (N, O) (O, i)
+                product(
+                    do, dy, weight[part].T, out=g, block_shape=BlockShape(self.context.block_limit)
+                )  # (N, O) (O, i)
             else:  # OpenBLAS is a fifth to a half faster if the large matrix comes first
-                transposed = first_of(self.dx[lane], len(rows), self.input.N)  # (i, N) = (i, O) (O, N)
+                transposed = first_of(self.dx[worker], len(rows), self.input.N)  # (i, N) = (i, O) (O, N)
                 do(np.matmul, weight[part], dy.T, out=transposed)
                 do.copy(transposed.T, out=g)
-            self.input.mask_gradient(do, g, x[:, part], self.mask[lane].array)
+            self.input.mask_gradient(do, g, x[:, part], self.mask[worker].array)
         return [phase, dx] if self.first else [phase]

@@ -28,9 +28,9 @@ import numpy as np
 
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import Kernel, first_of
-from scratchnet.plans.cpu.maps import Map, Tiles
+from scratchnet.plans.cpu.layouts import Map, Tiles
+from scratchnet.plans.cpu.steps import BLOCK, Phase, Steps, reshaped, split_evenly
 from scratchnet.plans.memory import Arena
-from scratchnet.plans.running import BLOCK, Phase, Steps, reshaped, share
 
 
 class Norm(Kernel):
@@ -42,7 +42,7 @@ class Norm(Kernel):
         super().__init__(*arguments, **settings)
         self.norm, z = self.group.main, self.input
         self.M = z.N * z.H * z.W
-        if self.setting.training and self.M == 1:
+        if self.context.training and self.M == 1:
             raise ValueError(
                 f"{self.norm._label()}: one value a channel has no variance to train with: {z.shape}"
             )
@@ -52,15 +52,17 @@ class Norm(Kernel):
         if self.direct:
             self.output.filled = True
         if isinstance(z, Tiles):
-            parts = [[z.chunks[c] for c in some] for some in share(len(z.chunks), self.setting.lanes)]
+            parts = [
+                [z.chunks[c] for c in some] for some in split_evenly(len(z.chunks), self.context.workers)
+            ]
         else:
-            parts = [[images] for images in share(z.N, self.setting.lanes) if images]
+            parts = [[images] for images in split_evenly(z.N, self.context.workers) if images]
         self.blocks = [[b for images in part for b in self._blocks(images)] for part in parts]
-        self.blocks += [[] for _ in range(self.setting.lanes - len(self.blocks))]
-        self.every = [block for lane in self.blocks for block in lane]
+        self.blocks += [[] for _ in range(self.context.workers - len(self.blocks))]
+        self.every = [block for worker in self.blocks for block in worker]
         # What belongs to a channel, tiled to the longest run. By their names in the passes: mean = mu;
         # scale = w / s; shift = b; slope = dw / (M * s); rest = db / M.
-        self.tiled = np.zeros((5, max(self._long(block)[1] for block in self.every)), self.setting.dtype)
+        self.tiled = np.zeros((5, max(self._long(block)[1] for block in self.every)), self.context.dtype)
 
     def _blocks(self, images: range) -> list[Block]:
         """Cut some images into blocks that stay in the cache."""
@@ -99,17 +101,17 @@ class Norm(Kernel):
             rows = reshaped(x, 4 * block.shape[0], 4, self.input.TW, -1)
             self.input.clear_beyond(do, rows, 4 * block.row)
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         size = max(block.size for block in self.every)
         C, blocks = self.input.C, len(self.every)
-        self.x = self.per_lane(arena, "block", (size,), forward)
-        self.sums = arena.request("sums", (blocks, C), self.setting.dtype, forward, forward)
+        self.x = self.per_worker(arena, "block", (size,), forward)
+        self.sums = arena.reserve("sums", (blocks, C), self.context.dtype, forward, forward)
         if backward is not None:
-            self.dy = self.per_lane(arena, "dy", (size,), backward)
-            self.h = self.per_lane(arena, "h", (size,), backward)
-            self.back_sums = arena.request("sums", (2, blocks, C), self.setting.dtype, backward, backward)
+            self.dy = self.per_worker(arena, "dy", (size,), backward)
+            self.h = self.per_worker(arena, "h", (size,), backward)
+            self.back_sums = arena.reserve("sums", (2, blocks, C), self.context.dtype, backward, backward)
             self.mask = self.mask_scratch(arena, backward)
-        self.epilogue.request(arena, self.every, forward, backward)
+        self.epilogue.reserve(arena, self.every, forward, backward)
 
     def _add_up(self, do: Steps, x: np.ndarray, out: np.ndarray) -> None:
         """Write down the sum of a block (contiguous) over its pixels."""
@@ -123,38 +125,38 @@ class Norm(Kernel):
             self.tiled[row].reshape(-1, self.input.C)[...] = vector
 
     def borders(self) -> Phase | None:
-        """Return zeros for what is beside the picture: there nothing may be counted."""
+        """Return zeros for what is beside the image: there nothing may be counted."""
         if isinstance(self.input, Tiles) and (self.input.whole or self.input.filled):
             return None
         return super().borders()
 
     def forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, _, _ = self.tiled
-        if self.setting.training:
+        if self.context.training:
             average, variance = self.phase("mean"), self.phase("variance")
             phases = [average, self.phase("finish"), variance, self.phase("finish")]
-            phases[1].lanes[0].call(self._finish_mean)
-            phases[3].lanes[0].call(self._finish_variance)
+            phases[1].workers[0].call(self._finish_mean)
+            phases[3].workers[0].call(self._finish_variance)
         else:
             phases = [self.phase("finish")]
-            phases[0].lanes[0].call(self._use_running_statistics)
+            phases[0].workers[0].call(self._use_running_statistics)
         last = self.phase("normalise")
         k = 0
-        for lane, blocks in enumerate(self.blocks):
+        for worker, blocks in enumerate(self.blocks):
             for block in blocks:
                 z = self._view(self.input, block)
-                x = first_of(self.x[lane], *z.shape)
-                if self.setting.training:
-                    do = average.lanes[lane]
+                x = first_of(self.x[worker], *z.shape)
+                if self.context.training:
+                    do = average.workers[worker]
                     if not z.flags.c_contiguous:
                         do.copy(z, out=x)
                     self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
-                    do = variance.lanes[lane]
+                    do = variance.workers[worker]
                     do(np.subtract, z, mean[: z.shape[1]], out=x)
                     self._clear(do, block, x)
                     do(np.multiply, x, x, out=x)
                     self._add_up(do, x, out=self.sums.array[k])
-                do = last.lanes[lane]
+                do = last.workers[worker]
                 do(np.subtract, z, mean[: z.shape[1]], out=x)
                 do(np.multiply, x, scale[: z.shape[1]], out=x)
                 y = self._view(self.output, block) if self.direct else x
@@ -163,7 +165,7 @@ class Norm(Kernel):
                     self.epilogue.finish(do, y)
                     self._clear(do, block, y)
                 else:
-                    self.epilogue.forward(do, lane, block, y.reshape(block.shape))
+                    self.epilogue.forward(do, worker, block, y.reshape(block.shape))
                 k += 1
         return [*phases, last]
 
@@ -174,7 +176,7 @@ class Norm(Kernel):
     def _finish_variance(self) -> None:
         norm, M = self.norm, self.M
         var = self.sums.array.sum(axis=0, dtype=np.float64) / M
-        kind = self.setting.dtype.type
+        kind = self.context.dtype.type
         norm.running_mean += kind(norm.momentum) * (self.mean.astype(kind) - norm.running_mean)
         norm.running_var += kind(norm.momentum) * ((var * (M / (M - 1))).astype(kind) - norm.running_var)
         norm.weight.buffer.version += 1  # whoever has folded the statistics into weights has to do it again
@@ -192,33 +194,36 @@ class Norm(Kernel):
     def backward(self) -> list[Phase]:  # noqa: D102
         mean, scale, _, slope, rest = self.tiled
         phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
-        phases[1].lanes[0].call(self._finish_sums)
+        phases[1].workers[0].call(self._finish_sums)
         k = 0
-        for lane, blocks in enumerate(self.blocks):
+        for worker, blocks in enumerate(self.blocks):
             for block in blocks:
                 z, dz = self._view(self.input, block), self._view(self.input, block, grad=True)
                 L = z.shape[1]
-                h = first_of(self.h[lane], *z.shape)
-                do = phases[0].lanes[lane]
+                h = first_of(self.h[worker], *z.shape)
+                do = phases[0].workers[worker]
                 if self.direct:
                     kept = dy = self._view(self.output, block, grad=True)
                 else:
-                    kept, dy = dz, first_of(self.dy[lane], *z.shape)  # kept in dz's memory for the last phase
-                    self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
+                    kept, dy = (
+                        dz,
+                        first_of(self.dy[worker], *z.shape),
+                    )  # kept in dz's memory for the last phase
+                    self.epilogue.backward(do, worker, block, dy.reshape(block.shape))
                     do.copy(dy, out=kept)
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
                 do(np.subtract, z, mean[:L], out=h)
                 do(np.multiply, h, dy, out=h)
                 self._add_up(do, h, out=self.back_sums.array[1, k])
 
-                do = phases[2].lanes[lane]
+                do = phases[2].workers[worker]
                 do(np.subtract, z, mean[:L], out=h)
                 do(np.multiply, h, slope[:L], out=h)
                 do(np.subtract, kept, h, out=dz)
                 do(np.subtract, dz, rest[:L], out=dz)
                 do(np.multiply, dz, scale[:L], out=dz)
                 self._clear(do, block, dz)
-                self.input.mask_gradient(do, dz, z, self.mask[lane].array)
+                self.input.mask_gradient(do, dz, z, self.mask[worker].array)
                 k += 1
         return phases
 
@@ -226,6 +231,6 @@ class Norm(Kernel):
         norm = self.norm
         db, centred = self.back_sums.array.sum(axis=1, dtype=np.float64)
         dw = centred * self.inv_std
-        norm.bias.view(norm.bias.buffer.grad)[...] = db
-        norm.weight.view(norm.weight.buffer.grad)[...] = dw
+        norm.bias.grad_view[...] = db
+        norm.weight.grad_view[...] = dw
         self._tile(rest=db / self.M, slope=self.inv_std * dw / self.M)

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 
 from scratchnet import workers
-from scratchnet.plans import choosing
-from scratchnet.plans.cpu.few import Few
+from scratchnet.plans.cpu import choosing
+from scratchnet.plans.cpu.first_conv import FirstConv
 from scratchnet.plans.cpu.im2col import Im2col
-from scratchnet.plans.cpu.kernel import Kernel, Setting
+from scratchnet.plans.cpu.kernel import Kernel, PlanContext
+from scratchnet.plans.cpu.layouts import LAYOUTS, Map, Reshaped
 from scratchnet.plans.cpu.linear import Linear
-from scratchnet.plans.cpu.maps import LAYOUTS, Map, Reshaped
+from scratchnet.plans.cpu.misc_kernels import Average, Fallback, View
 from scratchnet.plans.cpu.norm import Norm
-from scratchnet.plans.cpu.simple import Average, Fallback, View
+from scratchnet.plans.cpu.steps import Phase, run
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.plan import Plan
-from scratchnet.plans.running import Phase, run
 
 # The algorithms, and the layout that each wants its input in. (Each can store its output in any layout; only
 # "few" always makes tiles.)
 CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
     "im2col": (Im2col, "plain"),
     "winograd": (Winograd, "tiles"),
-    "few": (Few, "plain"),
+    "few": (FirstConv, "plain"),
     "toeplitz": (Toeplitz, "pixels"),
 }
 OTHERS: dict[str, type[Kernel]] = {
@@ -46,7 +46,7 @@ class CpuPlan(Plan):
 
     def _compile(self) -> None:
         limit = choosing.block_limit()
-        self.setting = Setting(workers.size(), self.training, self.dtype, limit)
+        self.context = PlanContext(workers.size(), self.training, self.dtype, limit)
         self._make_kernels()
         if not self.training:
             self._keep_weights()
@@ -54,7 +54,7 @@ class CpuPlan(Plan):
     def _make_kernels(self) -> None:
         """Choose an algorithm for each group, and make the maps between them."""
         algorithms = [
-            choosing.algorithm_for(self.groups, i, self.algorithm, self.setting.dtype)
+            choosing.algorithm_for(self.groups, i, self.algorithm, self.context.dtype)
             if g.kind == "conv"
             else ""
             for i, g in enumerate(self.groups)
@@ -70,30 +70,30 @@ class CpuPlan(Plan):
                 layouts.append("plain")
         layouts.append("plain")
 
-        N, lanes = self.input_shape[0], self.setting.lanes
+        N, workers = self.input_shape[0], self.context.workers
         tiled = [g.input_shape for g, layout in zip(self.groups, layouts, strict=False) if layout == "tiles"]
         width, channels = tiled[0][2:] if tiled else (1, 1)
-        chunks = choosing.images_per_chunk(N, width, channels, lanes)
-        maps: list[Map] = [LAYOUTS[layouts[0]](self.input_shape, chunks, self.setting.dtype)]
+        chunks = choosing.images_per_chunk(N, width, channels, workers)
+        maps: list[Map] = [LAYOUTS[layouts[0]](self.input_shape, chunks, self.context.dtype)]
         self.kernels: list[Kernel] = []
         for i, g in enumerate(self.groups):
             before = maps[-1]
             if OTHERS.get(g.kind) is View:
                 output: Map = Reshaped(before, g.output_shape)
             else:
-                output = LAYOUTS[layouts[i + 1]](g.output_shape, chunks, self.setting.dtype)
+                output = LAYOUTS[layouts[i + 1]](g.output_shape, chunks, self.context.dtype)
                 output.rectified = g.relu is not None
                 if g.dropout is not None and self.training:
                     output.scale = 1.0 / (1.0 - g.dropout.p) if g.dropout.p < 1.0 else 0.0
             maps.append(output)
             kind = CONVOLUTIONS[algorithms[i]][0] if g.kind == "conv" else OTHERS[g.kind]
-            self.kernels.append(kind(g, before, output, self.setting, first=i == 0))
+            self.kernels.append(kind(g, before, output, self.context, first=i == 0))
         self.maps = maps
         self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
 
     def _keep_weights(self) -> None:
         """Decide which kernels keep their transformed weights: from the first on, as far as memory goes."""
-        budget = memory_budget(self._buffer.size * self.setting.dtype.itemsize if self._buffer else 0)
+        budget = memory_budget(self._buffer.size * self.context.dtype.itemsize if self._buffer else 0)
         for kernel in self.kernels:
             if 0 < kernel.weight_bytes <= budget:
                 kernel.keeps_weights = True
@@ -109,7 +109,7 @@ class CpuPlan(Plan):
                 continue
             if i and self._forward[i - 1]:
                 # They need no phase, hence no barrier, of their own: who writes the map leaves them alone.
-                for do, more in zip(self._forward[i - 1][-1].lanes, borders.lanes, strict=True):
+                for do, more in zip(self._forward[i - 1][-1].workers, borders.workers, strict=True):
                     do.extend(more)
             else:
                 self._forward[i].insert(0, borders)
@@ -147,7 +147,7 @@ class CpuPlan(Plan):
         return self.maps[0].take_gradient() if need_input_gradient else None
 
     def _how(self) -> str:
-        return f"{self.setting.lanes} workers, {self.dtype}"
+        return f"{self.context.workers} workers, {self.dtype}"
 
 
 def memory_budget(parameter_bytes: int) -> int:

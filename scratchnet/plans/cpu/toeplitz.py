@@ -1,6 +1,6 @@
-r"""A 3 x 3 convolution of a picture of 2 x 2 pixels: 9 products in place of 16, by a Toeplitz matrix.
+r"""A 3 x 3 convolution of an image of 2 x 2 pixels: 9 products in place of 16, by a Toeplitz matrix.
 
-Symbols as in ``maps.py``; the kernel is g[i, j], i and j from -1 to 1.
+Symbols as in ``layouts.py``; the kernel is g[i, j], i and j from -1 to 1.
 
 **One dimension.** With padding, two outputs of two inputs see all of the kernel::
 
@@ -37,12 +37,12 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS, combine
+from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
+from scratchnet.plans.cpu.steps import Phase, Steps, reshaped, split_evenly
 from scratchnet.plans.memory import Arena, in_planes, room_for
-from scratchnet.plans.running import Phase, Steps, reshaped, share
 
 K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
 K2 = np.kron(K, K).astype(np.float32)  # (9, 9): both dimensions at once
@@ -92,79 +92,79 @@ class Toeplitz(Kernel):
         super().__init__(*arguments, **settings)
         self.conv = self.group.main
         self.N, self.C, self.O = self.input.N, self.conv.in_channels, self.conv.out_channels
-        self.images = share(self.N, self.setting.lanes)
+        self.images = split_evenly(self.N, self.context.workers)
         self.blocks = [Block("pixels", images, (1, 2, 2, len(images) * self.O)) for images in self.images]
         self.fold = Fold(self.conv, self.group.norm)
         self.epilogue = Epilogue(self)
         self.columns = column_blocks(self.O)
         self.U: list[np.ndarray] = []
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         N, C, O, kind = self.N, self.C, self.O, np.float32
         n = max(len(images) for images in self.images)
-        self.V = arena.request("V", (3, 3, N, C), kind, forward, forward)
-        self.M = arena.request("M", (3, 3, N, O), kind, forward, forward)
-        self.rows = self.per_lane(arena, "rows", (3 * 2 * n * max(C, O),), forward)
-        self.y = self.per_lane(arena, "y", (4 * n * O,), forward)
-        self.w = self.per_lane(arena, "w", (room_for(9, C * COLUMNS),), forward)
+        self.V = arena.reserve("V", (3, 3, N, C), kind, forward, forward)
+        self.M = arena.reserve("M", (3, 3, N, O), kind, forward, forward)
+        self.rows = self.per_worker(arena, "rows", (3 * 2 * n * max(C, O),), forward)
+        self.y = self.per_worker(arena, "y", (4 * n * O,), forward)
+        self.w = self.per_worker(arena, "w", (room_for(9, C * COLUMNS),), forward)
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
             self.U = [np.empty((3, 3, C, b.stop - b.start), kind) for b in self.columns]
         else:
-            self.lane_U = self.per_lane(arena, "U", (room_for(9, C * COLUMNS),), forward)
+            self.worker_U = self.per_worker(arena, "U", (room_for(9, C * COLUMNS),), forward)
         blocks = [block for block in self.blocks if block.images]
-        self.epilogue.request(arena, blocks, forward, backward)
+        self.epilogue.reserve(arena, blocks, forward, backward)
         if backward is None:
             return
         self.back_columns = column_blocks(C)
-        self.dV = arena.request("dV", (3, 3, N, C), kind, backward, backward)
-        self.dM = arena.request("dM", (3, 3, N, O), kind, backward, backward)
-        self.back_rows = self.per_lane(arena, "rows", (3 * 2 * n * max(C, O),), backward)
-        self.dy = self.per_lane(arena, "dy", (4 * n * O,), backward)
-        self.back_w = self.per_lane(arena, "w", (room_for(9, O * COLUMNS),), backward)
-        self.UT = self.per_lane(arena, "UT", (room_for(9, O * COLUMNS),), backward)
-        self.dU = self.per_lane(arena, "dU", (room_for(9, O * COLUMNS),), backward)
+        self.dV = arena.reserve("dV", (3, 3, N, C), kind, backward, backward)
+        self.dM = arena.reserve("dM", (3, 3, N, O), kind, backward, backward)
+        self.back_rows = self.per_worker(arena, "rows", (3 * 2 * n * max(C, O),), backward)
+        self.dy = self.per_worker(arena, "dy", (4 * n * O,), backward)
+        self.back_w = self.per_worker(arena, "w", (room_for(9, O * COLUMNS),), backward)
+        self.UT = self.per_worker(arena, "UT", (room_for(9, O * COLUMNS),), backward)
+        self.dU = self.per_worker(arena, "dU", (room_for(9, O * COLUMNS),), backward)
         self.mask = self.mask_scratch(arena, backward)
 
     @property
     def weight_bytes(self) -> int:  # noqa: D102
         return 4 * 9 * self.C * self.O
 
-    def _derive(self, do: Steps, lane: int, columns: slice, U: np.ndarray) -> None:
+    def _derive(self, do: Steps, worker: int, columns: slice, U: np.ndarray) -> None:
         """Write down U for some columns of the weights, as the forward pass wants it."""
-        self.transform_weights(do, K2, self.conv.weight.data[..., columns], self.w[lane].array, U)
+        self.transform_weights(do, K2, self.conv.weight.data[..., columns], self.w[worker].array, U)
         self.fold.scale(do, U, columns)
 
     def weights(self) -> list[Phase]:
         """Combine the weights, unless that is done just before they are used."""
         phase = self.phase("weights")
-        self.fold.write(phase.lanes[0])
+        self.fold.write(phase.workers[0])
         phases = [phase, self.phase("weights")]
         for b, U in enumerate(self.U):
-            lane = self.lane_of(b, len(self.U))
-            self._derive(phases[1].lanes[lane], lane, self.columns[b], U)
+            worker = self.worker_of(b, len(self.U))
+            self._derive(phases[1].workers[worker], worker, self.columns[b], U)
         return phases
 
     def forward(self) -> list[Phase]:  # noqa: D102
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
         V, M = self.V.array, self.M.array
-        for lane, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
+        for worker, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
             n = slice(images.start, images.stop)
             if not images:
                 continue
-            rows = first_of(self.rows[lane], 3, 2, len(images), self.C)
-            expand(first.lanes[lane], self.input.data[:, :, n], rows, out=V[:, :, n])
-            do = third.lanes[lane]
-            y = first_of(self.y[lane], 2, 2, len(images), self.O)
-            contract(do, M[:, :, n], first_of(self.rows[lane], 2, 3, len(images), self.O), out=y)
-            self.epilogue.forward(do, lane, block, y.reshape(block.shape))
+            rows = first_of(self.rows[worker], 3, 2, len(images), self.C)
+            expand(first.workers[worker], self.input.data[:, :, n], rows, out=V[:, :, n])
+            do = third.workers[worker]
+            y = first_of(self.y[worker], 2, 2, len(images), self.O)
+            contract(do, M[:, :, n], first_of(self.rows[worker], 2, 3, len(images), self.O), out=y)
+            self.epilogue.forward(do, worker, block, y.reshape(block.shape))
         for b, columns in enumerate(self.columns):
-            lane = self.lane_of(b, len(self.columns))
-            do = second.lanes[lane]
+            worker = self.worker_of(b, len(self.columns))
+            do = second.workers[worker]
             if self.U:
                 U = self.U[b]
             else:
-                U = in_planes(self.lane_U[lane].array, 3, 3, self.C, columns.stop - columns.start)
-                self._derive(do, lane, columns, U)
+                U = in_planes(self.worker_U[worker].array, 3, 3, self.C, columns.stop - columns.start)
+                self._derive(do, worker, columns, U)
             self.product(do, V, U, out=M[..., columns])
             if self.fold.bias is not None:
                 to_all = M[0, 0, :, columns]
@@ -175,36 +175,38 @@ class Toeplitz(Kernel):
         names = "dy and input", "dW", "dx", "input gradient"
         first, second, third, fourth = (self.phase(name) for name in names)
         V, dM = self.dV.array, self.dM.array  # V first, and dV over it later
-        for lane, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
+        for worker, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
             n = slice(images.start, images.stop)
             if not images:
                 continue
-            do = first.lanes[lane]
-            dy = first_of(self.dy[lane], 2, 2, len(images), self.O)
-            self.epilogue.backward(do, lane, block, dy.reshape(block.shape))
-            rows = first_of(self.back_rows[lane], 3, 2, len(images), self.O)
+            do = first.workers[worker]
+            dy = first_of(self.dy[worker], 2, 2, len(images), self.O)
+            self.epilogue.backward(do, worker, block, dy.reshape(block.shape))
+            rows = first_of(self.back_rows[worker], 3, 2, len(images), self.O)
             contract_adjoint(do, dy, rows, out=dM[:, :, n])
             x = self.input.data[:, :, n]
-            rows = first_of(self.back_rows[lane], 3, 2, len(images), self.C)
+            rows = first_of(self.back_rows[worker], 3, 2, len(images), self.C)
             expand(do, x, rows, out=V[:, :, n])
 
-            do, dx = fourth.lanes[lane], self.input.grad[:, :, n]
+            do, dx = fourth.workers[worker], self.input.grad[:, :, n]
             expand_adjoint(do, V[:, :, n], rows.reshape(2, 3, len(images), self.C), out=dx)
-            self.input.mask_gradient(do, dx, x, self.mask[lane].array)
+            self.input.mask_gradient(do, dx, x, self.mask[worker].array)
 
-        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
+        dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)
         for b, c in enumerate(self.back_columns):
-            lane = self.lane_of(b, len(self.back_columns))
+            worker = self.worker_of(b, len(self.back_columns))
             k = c.stop - c.start
-            do = second.lanes[lane]
-            dU = in_planes(self.dU[lane].array, 3, 3, k, self.O)
+            do = second.workers[worker]
+            dU = in_planes(self.dU[worker].array, 3, 3, k, self.O)
             self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
-            combine(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight[:, c], 9, k * self.O))
+            small_matmul(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight[:, c], 9, k * self.O))
 
-            do = third.lanes[lane]  # dV over V, which has served
-            U = self.transpose_weights(do, K2, c, self.back_w[lane].array, self.UT[lane].array, rows=self.N)
+            do = third.workers[worker]  # dV over V, which has served
+            U = self.transpose_weights(
+                do, K2, c, self.back_w[worker].array, self.UT[worker].array, rows=self.N
+            )
             self.product(do, dM, U, out=V[..., c])
         if self.conv.bias is not None:
-            db = self.conv.bias.view(self.conv.bias.buffer.grad)
-            second.lanes[-1](np.matmul, np.ones(self.N, np.float32), dM[0, 0], out=db)
+            db = self.conv.bias.grad_view
+            second.workers[-1](np.matmul, np.ones(self.N, np.float32), dM[0, 0], out=db)
         return [first, second, third, fourth]

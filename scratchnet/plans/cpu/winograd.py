@@ -2,7 +2,7 @@ r"""Winograd's algorithm F(4x4, 3x3): a 3 x 3 convolution with 36 multiplication
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sec. 4.1 and 4.3.
 
-Symbols beyond those of ``maps.py``: T tiles (T = R * TW * n for R rows of tiles of a chunk), O outputs,
+Symbols beyond those of ``layouts.py``: T tiles (T = R * TW * n for R rows of tiles of a chunk), O outputs,
 "run" = TW * n * C (or O) numbers that lie next to each other.
 
 **One dimension.** Four neighbouring outputs of a kernel of three, y[i] = sum over j of x[i+j] g[j], take six
@@ -35,7 +35,7 @@ order.
 Any points will do in exact arithmetic. In float32 they decide how much larger the numbers in between are than
 the result, and so how much of it is lost. Lavin and Gray take 0, 1, -1, 2, -2. With POINTS, which are 0 and
 two pairs whose sizes lie about evenly on both sides of 1, the error is less than half of theirs
-(``tests/test_plans_cpu.py`` measures it; Barabasz et al. 2020 and Alam et al. 2022 search for such points).
+(``test_kernels.py`` measures it; Barabasz et al. 2020 and Alam et al. 2022 search for such points).
 And with eighths all entries of A and B are exact in float32.
 
 **Two dimensions.** The same along rows and along columns, for tiles of 4 x 4 outputs::
@@ -63,7 +63,7 @@ another thing, a convolution with the turned kernel; this one shares a transform
 dM is shared by both.
 
 **Transforms are matrix products, too**: B^T, with six rows, times six long runs of neighbouring numbers (see
-``maps.py`` for why they are). A tile's six rows of pixels are there; of its six columns, four are its own
+``layouts.py`` for why they are). A tile's six rows of pixels are there; of its six columns, four are its own
 phases, and the outer two are phase 3 of the tile before and phase 0 of the tile behind. In a row of tiles
 that is the same run moved by one tile, n * C numbers, so it takes a copy::
 
@@ -89,13 +89,13 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS, combine, rows_of_block
+from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block, small_matmul
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_lanes
-from scratchnet.plans.cpu.maps import Tiles
+from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_over_workers
+from scratchnet.plans.cpu.layouts import Tiles
+from scratchnet.plans.cpu.steps import Phase, Steps, reshaped, split_evenly
 from scratchnet.plans.memory import Arena, in_planes, room_for
-from scratchnet.plans.running import Phase, Steps, reshaped, share
 
 POINTS = 0, 5 / 8, -5 / 8, 3 / 2, -3 / 2
 
@@ -198,12 +198,12 @@ class Winograd(Kernel):
         T = 0
         for c, images in enumerate(x.chunks):
             per_row = x.TW * len(images)
-            for_all = x.TH * len(x.chunks) // self.setting.lanes  # rows for each worker
+            for_all = x.TH * len(x.chunks) // self.context.workers  # rows for each worker
             most = max(1, min(x.TH, for_all, PART // (144 * (self.C + self.O)) // per_row))
             count = -(-x.TH // most)
-            while count < x.TH and count * len(x.chunks) % self.setting.lanes:  # the same for each worker
+            while count < x.TH and count * len(x.chunks) % self.context.workers:  # the same for each worker
                 count += 1
-            for rows in share(x.TH, count):
+            for rows in split_evenly(x.TH, count):
                 shape = (len(rows), 4, 4, per_row * self.O)
                 block = Block("tiles", images, shape, rows.start, x.TW)
                 self.parts.append(Part(c, block, slice(T, T + len(rows) * per_row)))
@@ -232,64 +232,64 @@ class Winograd(Kernel):
     def weight_bytes(self) -> int:  # noqa: D102
         return 4 * sum(room_for(36, self.C * (b.stop - b.start)) for b in self.columns)
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, O, T = self.C, self.O, self.largest
         kind = np.float32
-        self.t = self.per_lane(arena, "t", (self._room(6, 6, C),), forward)  # B^T x, (R, 6, 6 slots, run)
-        self.s = self.per_lane(arena, "s", (self._room(4, 6, O),), forward)  # A^T M, (R, 4, 6, run)
-        self.y = self.per_lane(arena, "y", (16 * T * O,), forward)  # (R, 4, 4, run)
+        self.t = self.per_worker(arena, "t", (self._room(6, 6, C),), forward)  # B^T x, (R, 6, 6 slots, run)
+        self.s = self.per_worker(arena, "s", (self._room(4, 6, O),), forward)  # A^T M, (R, 4, 6, run)
+        self.y = self.per_worker(arena, "y", (16 * T * O,), forward)  # (R, 4, 4, run)
         blocks = [part.block for part in self.parts]
-        self.epilogue.request(arena, blocks, forward, backward)
+        self.epilogue.reserve(arena, blocks, forward, backward)
         if self.by_rows:
-            self.V = self.per_lane(arena, "V", (room_for(36, T * C),), forward)
-            self.M = self.per_lane(arena, "M", (room_for(36, T * O),), forward)
+            self.V = self.per_worker(arena, "V", (room_for(36, T * C),), forward)
+            self.M = self.per_worker(arena, "M", (room_for(36, T * O),), forward)
         else:
             until = forward if backward is None else backward  # it makes dW, too
-            self.V = [arena.request("V", (room_for(36, self.T * C),), kind, forward, until)]
-            self.M = [arena.request("M", (room_for(36, self.T * O),), kind, forward, forward)]
-        self.w = self.per_lane(arena, "w", (room_for(9, C * COLUMNS),), forward)  # some columns, packed
+            self.V = [arena.reserve("V", (room_for(36, self.T * C),), kind, forward, until)]
+            self.M = [arena.reserve("M", (room_for(36, self.T * O),), kind, forward, forward)]
+        self.w = self.per_worker(arena, "w", (room_for(9, C * COLUMNS),), forward)  # some columns, packed
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
             self.U = _cut(np.empty(self.weight_bytes // 4, kind), C, self.columns)
         elif self.by_rows:
-            self.all_U = arena.request("U", (self.weight_bytes // 4,), kind, forward, forward)
+            self.all_U = arena.reserve("U", (self.weight_bytes // 4,), kind, forward, forward)
         else:
-            self.lane_U = self.per_lane(arena, "U", (room_for(36, C * COLUMNS),), forward)
+            self.worker_U = self.per_worker(arena, "U", (room_for(36, C * COLUMNS),), forward)
         if backward is None:
             return
 
         self.back_columns = column_blocks(C)
-        self.a = self.per_lane(arena, "a", (self._room(6, 4, O),), backward)  # A dy, (R, 6, 4, run)
-        self.dy = self.per_lane(arena, "dy", (16 * T * O,), backward)
+        self.a = self.per_worker(arena, "a", (self._room(6, 4, O),), backward)  # A dy, (R, 6, 4, run)
+        self.dy = self.per_worker(arena, "dy", (16 * T * O,), backward)
         run = max(self.input.TW * len(images) * C for images in self.input.chunks)
-        self.b = self.per_lane(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)  # dV B^T of a chunk
+        self.b = self.per_worker(arena, "b", (6 * self.input.TH + 2, 4 * run), backward)  # dV B^T of a chunk
         self.mask = self.mask_scratch(arena, backward)
-        self.back_w = self.per_lane(arena, "w", (room_for(9, O * COLUMNS),), backward)
-        self.db = arena.request("db", (len(self.parts), O), kind, backward, backward)
+        self.back_w = self.per_worker(arena, "w", (room_for(9, O * COLUMNS),), backward)
+        self.db = arena.reserve("db", (len(self.parts), O), kind, backward, backward)
         if self.by_rows:
-            self.back_t = self.per_lane(arena, "t", (self._room(6, 6, C),), backward)
-            self.dV = self.per_lane(arena, "dV", (room_for(6 * self.slots, T * C),), backward)
-            self.dM = self.per_lane(arena, "dM", (room_for(36, T * O),), backward)
-            self.dU = self.per_lane(arena, "dU", (2, room_for(36, C * O)), backward)
+            self.back_t = self.per_worker(arena, "t", (self._room(6, 6, C),), backward)
+            self.dV = self.per_worker(arena, "dV", (room_for(6 * self.slots, T * C),), backward)
+            self.dM = self.per_worker(arena, "dM", (room_for(36, T * O),), backward)
+            self.dU = self.per_worker(arena, "dU", (2, room_for(36, C * O)), backward)
             room = sum(room_for(36, O * (b.stop - b.start)) for b in self.back_columns)
-            self.UT = [arena.request("UT", (room,), kind, backward, backward)]
+            self.UT = [arena.reserve("UT", (room,), kind, backward, backward)]
         else:
             room = room_for(6 * self.slots, self.T * C)
-            self.dV = [arena.request("dV", (room,), kind, backward, backward)]
-            self.dM = [arena.request("dM", (room_for(36, self.T * O),), kind, backward, backward)]
-            self.rows_of_dU = max(1, min(64, -(-C // self.setting.lanes)))
-            self.packed = self.per_lane(
+            self.dV = [arena.reserve("dV", (room,), kind, backward, backward)]
+            self.dM = [arena.reserve("dM", (room_for(36, self.T * O),), kind, backward, backward)]
+            self.rows_of_dU = max(1, min(64, -(-C // self.context.workers)))
+            self.packed = self.per_worker(
                 arena, "some channels of V", (36 * self.T * self.rows_of_dU,), backward
             )
-            self.dU = self.per_lane(arena, "dU", (room_for(36, self.rows_of_dU * O),), backward)
-            self.UT = self.per_lane(arena, "UT", (room_for(36, O * COLUMNS),), backward)
+            self.dU = self.per_worker(arena, "dU", (room_for(36, self.rows_of_dU * O),), backward)
+            self.UT = self.per_worker(arena, "UT", (room_for(36, O * COLUMNS),), backward)
 
     def _columns_at_once(self) -> int:
         """Return how many columns a block of U has: half as many, where all tiles are then one block of rows.
 
-        U is read once for each block of rows, from memory if it was kept. For one picture of 224 px, 28 x 28
+        U is read once for each block of rows, from memory if it was kept. For one image of 224 px, 28 x 28
         pixels and 512 channels, that makes it 2.4 ms in place of 2.7.
         """
-        limit, T = self.setting.block_limit, self.largest if self.by_rows else self.T
+        limit, T = self.context.block_limit, self.largest if self.by_rows else self.T
         whole = [rows_of_block(T, limit // (n * self.C)) == T for n in (COLUMNS, COLUMNS // 2)]
         return COLUMNS // 2 if whole == [False, True] else COLUMNS
 
@@ -299,10 +299,12 @@ class Winograd(Kernel):
 
     # The transforms of one part
 
-    def _transform_input(self, do: Steps, lane: int, part: Part, V: np.ndarray, t: Any, fresh: bool) -> None:
+    def _transform_input(
+        self, do: Steps, worker: int, part: Part, V: np.ndarray, t: Any, fresh: bool
+    ) -> None:
         """Write down V = B^T x B, where V has the axes (6, 6, R, run).
 
-        The zeros beyond the picture stay in t from one part to the next, and are written if it is ``fresh``.
+        The zeros beyond the image stay in t from one part to the next, and are written if it is ``fresh``.
         """
         x = self.input.chunk(part.chunk)
         rows, _, TW, n, C = x.shape
@@ -312,59 +314,59 @@ class Winograd(Kernel):
         windows = windows.transpose(0, 2, 1)  # (R, 6, 4*run): the six rows of pixels of each row of tiles
         V = V.transpose(2, 0, 1, 3)  # (R, 6, 6, run)
         if TW == 1:
-            t = in_planes(t[lane].array, R, 6, 4, run)
-            combine(do, BT, windows, out=reshaped(t, R, 6, 4 * run))
-            combine(do, BT_INNER, t, out=V)
+            t = in_planes(t[worker].array, R, 6, 4, run)
+            small_matmul(do, BT, windows, out=reshaped(t, R, 6, 4 * run))
+            small_matmul(do, BT_INNER, t, out=V)
             return
-        t = in_planes(t[lane].array, R, 6, 6, run)  # by row, transformed row, and slot
-        combine(do, BT, windows, out=reshaped(t[:, :, 1:5], R, 6, 4 * run))
+        t = in_planes(t[worker].array, R, 6, 6, run)  # by row, transformed row, and slot
+        small_matmul(do, BT, windows, out=reshaped(t[:, :, 1:5], R, 6, 4 * run))
         if fresh:
             do.copy(0, out=t[:, :, 0, :one_tile])
             do.copy(0, out=t[:, :, 5, -one_tile:])
         do.copy(t[:, :, 4, :-one_tile], out=t[:, :, 0, one_tile:])
         do.copy(t[:, :, 1, one_tile:], out=t[:, :, 5, :-one_tile])
-        combine(do, BT, t, out=V)
+        small_matmul(do, BT, t, out=V)
 
-    def _transform_output(self, do: Steps, lane: int, part: Part, M: np.ndarray) -> None:
+    def _transform_output(self, do: Steps, worker: int, part: Part, M: np.ndarray) -> None:
         """Write down y = A^T M A, and what follows; M has the axes (6, 6, R, run)."""
         R, run = part.R, M.shape[-1]
-        s = in_planes(self.s[lane].array, R, 4, 6, run)
-        combine(
+        s = in_planes(self.s[worker].array, R, 4, 6, run)
+        small_matmul(
             do, AT, M.transpose(2, 1, 0, 3), out=s.transpose(0, 2, 1, 3)
         )  # (R, 6, 6, run) to (R, 6, 4, run)
         if self.direct:
             rows = self.output.chunk(part.chunk)[1 + 4 * part.row : 1 + 4 * (part.row + R)]
             y = reshaped(rows, R, 4, 4, run)
         else:
-            y = first_of(self.y[lane], R, 4, 4, run)
-        combine(do, AT, s, out=y)
+            y = first_of(self.y[worker], R, 4, 4, run)
+        small_matmul(do, AT, s, out=y)
         if not self.direct:
-            self.epilogue.forward(do, lane, part.block, y)
+            self.epilogue.forward(do, worker, part.block, y)
         else:
             self.epilogue.finish(do, y)
             self.output.clear_beyond(do, rows, 4 * part.row)
 
-    def _transform_dy(self, do: Steps, lane: int, part: Part, dM: np.ndarray, db: np.ndarray) -> None:
+    def _transform_dy(self, do: Steps, worker: int, part: Part, dM: np.ndarray, db: np.ndarray) -> None:
         """Write down dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, run)."""
         R, run = part.R, dM.shape[-1]
         if self.direct:
             dy = self.output.grad_chunk(part.chunk)[4 * part.row : 4 * (part.row + R)]
         else:
-            dy = first_of(self.dy[lane], *part.block.shape)
-            self.epilogue.backward(do, lane, part.block, dy)
+            dy = first_of(self.dy[worker], *part.block.shape)
+            self.epilogue.backward(do, worker, part.block, dy)
         if self.conv.bias is not None:
             pixels = reshaped(dy, -1, self.O)  # (16*T, O)
             do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=db)
-        a = in_planes(self.a[lane].array, R, 6, 4, run)
-        combine(do, A, reshaped(dy, R, 4, 4 * run), out=reshaped(a, R, 6, 4 * run))
-        combine(do, A, a, out=dM.transpose(2, 0, 1, 3))
+        a = in_planes(self.a[worker].array, R, 6, 4, run)
+        small_matmul(do, A, reshaped(dy, R, 4, 4 * run), out=reshaped(a, R, 6, 4 * run))
+        small_matmul(do, A, a, out=dM.transpose(2, 0, 1, 3))
 
-    def _transform_dV(self, do: Steps, lane: int, part: Part, dV: np.ndarray, fresh: bool) -> None:
+    def _transform_dV(self, do: Steps, worker: int, part: Part, dV: np.ndarray, fresh: bool) -> None:
         r"""Write down dx = B dV B^T, where dV has the axes (6, slots, R, run).
 
-        If dV is ``fresh``, zeros beyond the picture are written into it; otherwise they are there.
+        If dV is ``fresh``, zeros beyond the image are written into it; otherwise they are there.
 
-        Parts of a chunk come in order, on one lane. First the columns: of this part's rows of tiles, six rows
+        Parts of a chunk come in order, on one worker. First the columns: of this part's rows of tiles, six rows
         each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::
 
             b    0 | 0 1 2 3 4 5 | 0 1 2 3 4 5 | 0 1 ...      a row of zeros, six for each row of tiles, zeros
@@ -373,7 +375,7 @@ class Winograd(Kernel):
         """
         R, run = part.R, dV.shape[-1]
         TH, TW = self.input.TH, self.input.TW
-        b = self.b[lane].array.reshape(-1)[: (6 * TH + 2) * 4 * run].reshape(6 * TH + 2, 4, run)
+        b = self.b[worker].array.reshape(-1)[: (6 * TH + 2) * 4 * run].reshape(6 * TH + 2, 4, run)
         if part.row == 0:
             do.copy(0, out=b[0])
             do.copy(0, out=b[-1])
@@ -385,7 +387,7 @@ class Winograd(Kernel):
             do.copy(dV[:, 6, :, :-one_tile], out=dV[:, 0, :, one_tile:])
             do.copy(dV[:, 1, :, one_tile:], out=dV[:, 7, :, :-one_tile])
         own = b[1 + 6 * part.row : 1 + 6 * (part.row + R)].reshape(R, 6, 4, run)
-        combine(do, B_OVERLAP if TW > 1 else B_INNER, dV.transpose(2, 0, 1, 3), out=own)
+        small_matmul(do, B_OVERLAP if TW > 1 else B_INNER, dV.transpose(2, 0, 1, 3), out=own)
 
         first = max(0, part.row - 1)
         stop = TH if part.row + R == TH else part.row + R - 1
@@ -394,38 +396,36 @@ class Winograd(Kernel):
         rows = b[6 * first : 6 * stop + 2].reshape(-1, 4 * run)
         windows = np.lib.stride_tricks.sliding_window_view(rows, 8, axis=0)[::6]  # (rows of tiles, 4*run, 8)
         dx = self.input.grad_chunk(part.chunk)[4 * first : 4 * stop]
-        combine(do, B_OVERLAP, windows.transpose(0, 2, 1), out=reshaped(dx, stop - first, 4, 4 * run))
+        small_matmul(do, B_OVERLAP, windows.transpose(0, 2, 1), out=reshaped(dx, stop - first, 4, 4 * run))
         x = self.input.chunk(part.chunk)[1 + 4 * first : 1 + 4 * stop]
         flat = reshaped(dx, -1, 4 * run), reshaped(x, -1, 4 * run)
-        self.input.mask_gradient(do, *flat, self.mask[lane].array)
-        if (
-            stop == TH and not self.input.rectified
-        ):  # a mask would have set to zero what is not in the picture
+        self.input.mask_gradient(do, *flat, self.mask[worker].array)
+        if stop == TH and not self.input.rectified:  # a mask would have set to zero what is not in the image
             self.input.clear_beyond(do, self.input.grad_chunk(part.chunk))
 
     def _transform_dU(self, do: Steps, dU: np.ndarray, dw: np.ndarray) -> None:
         """Write down dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
-        combine(do, G2T, dU, out=dw)
+        small_matmul(do, G2T, dU, out=dw)
 
     # The passes
 
     def weights(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("weights")
-        self.fold.write(phase.lanes[0])
+        self.fold.write(phase.workers[0])
         if self.fold.bias is not None:
-            phase.lanes[0].copy(self.fold.bias, out=self.bias.reshape(-1, self.O))
+            phase.workers[0].copy(self.fold.bias, out=self.bias.reshape(-1, self.O))
         return [phase, self._derive_all()] if self.keeps_weights else [phase]
 
     def _derive_all(self) -> Phase:
         phase = self.phase("weights")
         for b, (columns, U) in enumerate(zip(self.columns, self.U, strict=True)):
-            lane = self.lane_of(b, len(self.U))
-            self._derive(phase.lanes[lane], lane, columns, U)
+            worker = self.worker_of(b, len(self.U))
+            self._derive(phase.workers[worker], worker, columns, U)
         return phase
 
-    def _derive(self, do: Steps, lane: int, columns: slice, U: np.ndarray) -> None:
+    def _derive(self, do: Steps, worker: int, columns: slice, U: np.ndarray) -> None:
         """Write down U for some columns of the weights, as the forward pass wants it."""
-        self.transform_weights(do, G2, self.conv.weight.data[..., columns], self.w[lane].array, U)
+        self.transform_weights(do, G2, self.conv.weight.data[..., columns], self.w[worker].array, U)
         self.fold.scale(do, U, columns)
 
     def forward(self) -> list[Phase]:  # noqa: D102
@@ -437,80 +437,86 @@ class Winograd(Kernel):
         if not self.keeps_weights:
             self.U = _cut(self.all_U.array, self.C, self.columns)
             phases.insert(0, self._derive_all())
-        for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
-            do = phase.lanes[lane]
+        for worker, some in enumerate(split_evenly(len(self.parts), self.context.workers)):
+            do = phase.workers[worker]
             for part, fresh in _and_whether_new(self.parts[k] for k in some):
-                V = in_planes(self.V[lane].array, 6, 6, part.T, self.C)
-                M = in_planes(self.M[lane].array, 6, 6, part.T, self.O)
-                self._transform_input(do, lane, part, V.reshape(6, 6, part.R, -1), self.t, fresh)
+                V = in_planes(self.V[worker].array, 6, 6, part.T, self.C)
+                M = in_planes(self.M[worker].array, 6, 6, part.T, self.O)
+                self._transform_input(do, worker, part, V.reshape(6, 6, part.R, -1), self.t, fresh)
                 for columns, U in zip(self.columns, self.U, strict=True):
                     self.product(do, V, U, out=M[..., columns])
-                self._transform_output(do, lane, part, M.reshape(6, 6, part.R, -1))
+                self._transform_output(do, worker, part, M.reshape(6, 6, part.R, -1))
         return phases
 
     def _forward_by_phases(self) -> list[Phase]:
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
         V = in_planes(self.V[0].array, 6, 6, self.T, self.C)
         M = in_planes(self.M[0].array, 6, 6, self.T, self.O)
-        for lane, some in enumerate(share(len(self.parts), self.setting.lanes)):
+        for worker, some in enumerate(split_evenly(len(self.parts), self.context.workers)):
             for part, fresh in _and_whether_new(self.parts[k] for k in some):
                 shape = (6, 6, part.R, -1)
                 self._transform_input(
-                    first.lanes[lane], lane, part, reshaped(V[:, :, part.tiles], *shape), self.t, fresh
+                    first.workers[worker], worker, part, reshaped(V[:, :, part.tiles], *shape), self.t, fresh
                 )
-                self._transform_output(third.lanes[lane], lane, part, reshaped(M[:, :, part.tiles], *shape))
+                self._transform_output(
+                    third.workers[worker], worker, part, reshaped(M[:, :, part.tiles], *shape)
+                )
         for b, columns in enumerate(self.columns):
-            lane = self.lane_of(b, len(self.columns))
-            do = second.lanes[lane]
+            worker = self.worker_of(b, len(self.columns))
+            do = second.workers[worker]
             if self.U:
                 U = self.U[b]
             else:
-                U = in_planes(self.lane_U[lane].array, 6, 6, self.C, columns.stop - columns.start)
-                self._derive(do, lane, columns, U)
+                U = in_planes(self.worker_U[worker].array, 6, 6, self.C, columns.stop - columns.start)
+                self._derive(do, worker, columns, U)
             self.product(do, V, U, out=M[..., columns])
         return [first, second, third]
 
     def backward(self) -> list[Phase]:  # noqa: D102
         return self._backward_by_rows() if self.by_rows else self._backward_by_phases()
 
-    def _parts_by_lane(self) -> list[list[Part]]:
-        """Divide parts so that each chunk stays on one lane."""
-        lanes = share(len(self.input.chunks), self.setting.lanes)
-        return [[part for part in self.parts if part.chunk in chunks] for chunks in lanes]
+    def _parts_by_worker(self) -> list[list[Part]]:
+        """Divide parts so that each chunk stays on one worker."""
+        workers = split_evenly(len(self.input.chunks), self.context.workers)
+        return [[part for part in self.parts if part.chunk in chunks] for chunks in workers]
 
     def _backward_by_rows(self) -> list[Phase]:
-        weights, main, last = self.phase("weights"), self.phase("rows of tiles"), self.phase("sum over lanes")
+        weights, main, last = (
+            self.phase("weights"),
+            self.phase("rows of tiles"),
+            self.phase("sum over workers"),
+        )
         UT = _cut(self.UT[0].array, self.O, self.back_columns)
         for b, columns in enumerate(self.back_columns):
-            lane = self.lane_of(b, len(UT))
+            worker = self.worker_of(b, len(UT))
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self.transform_weights(weights.lanes[lane], G2, w, self.back_w[lane].array, UT[b])
-        for lane, parts in enumerate(self._parts_by_lane()):
-            do = main.lanes[lane]
-            total, one = (in_planes(dU, 6, 6, self.C, self.O) for dU in self.dU[lane].array)
+            self.transform_weights(weights.workers[worker], G2, w, self.back_w[worker].array, UT[b])
+        for worker, parts in enumerate(self._parts_by_worker()):
+            do = main.workers[worker]
+            total, one = (in_planes(dU, 6, 6, self.C, self.O) for dU in self.dU[worker].array)
             if not parts:
                 do.copy(0, out=total)
             for k, (part, fresh) in enumerate(_and_whether_new(parts)):
-                V = in_planes(self.dV[lane].array, 6, self.slots, part.T, self.C)  # later dV
+                V = in_planes(self.dV[worker].array, 6, self.slots, part.T, self.C)  # later dV
                 inner = V[:, 1:7] if self.slots == 8 else V
-                dM = in_planes(self.dM[lane].array, 6, 6, part.T, self.O)
-                self._transform_dy(do, lane, part, dM.reshape(6, 6, part.R, -1), self._db(part))
+                dM = in_planes(self.dM[worker].array, 6, 6, part.T, self.O)
+                self._transform_dy(do, worker, part, dM.reshape(6, 6, part.R, -1), self._db(part))
                 mine = reshaped(inner, 6, 6, part.R, part.T // part.R * self.C)
-                self._transform_input(do, lane, part, mine, self.back_t, fresh)
+                self._transform_input(do, worker, part, mine, self.back_t, fresh)
                 self.product(do, inner.swapaxes(-1, -2), dM, out=one if k else total)
                 if k:
                     do(np.add, total, one, out=total)
                 for columns, U in zip(self.back_columns, UT, strict=True):  # dV over V, which has served
                     self.product(do, dM, U, out=inner[..., columns])
-                self._transform_dV(do, lane, part, V.reshape(6, self.slots, part.R, -1), fresh)
-        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, -1)
-        for do, some in zip(last.lanes, share(self.C * self.O, self.setting.lanes), strict=True):
+                self._transform_dV(do, worker, part, V.reshape(6, self.slots, part.R, -1), fresh)
+        dweight = self.conv.weight.grad_view.reshape(9, -1)
+        for do, some in zip(last.workers, split_evenly(self.C * self.O, self.context.workers), strict=True):
             part = slice(some.start, some.stop)
             if some:
                 dUs = [in_planes(dU.array[0], 6, 6, self.C * self.O)[..., part] for dU in self.dU]
-                sum_lanes(do, dUs, out=dUs[0])
+                sum_over_workers(do, dUs, out=dUs[0])
                 self._transform_dU(do, reshaped(dUs[0], 36, -1), dweight[:, part])
-        self._sum_db(last.lanes[0])
+        self._sum_db(last.workers[0])
         return [weights, main, last]
 
     def _backward_by_phases(self) -> list[Phase]:
@@ -519,33 +525,33 @@ class Winograd(Kernel):
         dV = in_planes(self.dV[0].array, 6, self.slots, self.T, self.C)
         inner = dV[:, 1:7] if self.slots == 8 else dV
         dM = in_planes(self.dM[0].array, 6, 6, self.T, self.O)
-        for lane, parts in enumerate(self._parts_by_lane()):
+        for worker, parts in enumerate(self._parts_by_worker()):
             for part in parts:
                 run = part.T // part.R
                 mine = reshaped(dM[:, :, part.tiles], 6, 6, part.R, run * self.O)
-                self._transform_dy(first.lanes[lane], lane, part, mine, self._db(part))
+                self._transform_dy(first.workers[worker], worker, part, mine, self._db(part))
                 mine = reshaped(dV[:, :, part.tiles], 6, self.slots, part.R, run * self.C)
-                self._transform_dV(fourth.lanes[lane], lane, part, mine, fresh=True)
+                self._transform_dV(fourth.workers[worker], worker, part, mine, fresh=True)
 
-        dweight = self.conv.weight.view(self.conv.weight.buffer.grad).reshape(9, self.C, self.O)
+        dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)
         rows = self.rows_of_dU
         blocks = [slice(c, min(c + rows, self.C)) for c in range(0, self.C, rows)]
         for b, c in enumerate(blocks):
-            lane = self.lane_of(b, len(blocks))
-            do, k = second.lanes[lane], c.stop - c.start
-            dU = in_planes(self.dU[lane].array, 6, 6, k, self.O)
+            worker = self.worker_of(b, len(blocks))
+            do, k = second.workers[worker], c.stop - c.start
+            dU = in_planes(self.dU[worker].array, 6, 6, k, self.O)
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
-            packed = first_of(self.packed[lane], 6, 6, self.T, k)
+            packed = first_of(self.packed[worker], 6, 6, self.T, k)
             do.copy(V[..., c], out=packed)
             self.product(do, packed.swapaxes(-1, -2), dM, out=dU)
             self._transform_dU(do, reshaped(dU, 36, k * self.O), reshaped(dweight[:, c], 9, k * self.O))
-        self._sum_db(second.lanes[-1])
+        self._sum_db(second.workers[-1])
 
         for b, columns in enumerate(self.back_columns):
-            lane = self.lane_of(b, len(self.back_columns))
-            do = third.lanes[lane]
+            worker = self.worker_of(b, len(self.back_columns))
+            do = third.workers[worker]
             U = self.transpose_weights(
-                do, G2, columns, self.back_w[lane].array, self.UT[lane].array, rows=self.T
+                do, G2, columns, self.back_w[worker].array, self.UT[worker].array, rows=self.T
             )
             self.product(do, dM, U, out=inner[..., columns])
         return [first, second, third, fourth]
@@ -556,7 +562,7 @@ class Winograd(Kernel):
 
     def _sum_db(self, do: Steps) -> None:
         if self.conv.bias is not None:
-            do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.view(self.conv.bias.buffer.grad))
+            do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.grad_view)
 
 
 def _and_whether_new(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:

@@ -8,7 +8,7 @@
 ``conv.py``         convolution as products, between im2col and what follows it
 ``linear.py``       fully connected layers, with ReLU and dropout
 ``norm.py``         batch normalisation
-``simple.py``       the rest, and layers that are not known here
+``misc_kernels.py``       the rest, and layers that are not known here
 ``graphs.py``       launches that are recorded once and replayed
 ``plan.py``         all of it together
 ``step.py``         a whole training step as one graph, with the data on the GPU

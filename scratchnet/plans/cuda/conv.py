@@ -52,26 +52,26 @@ class Convolution(Kernel):
         self.pools = self.group.pool is not None
         self.keeps_output = self.group.relu is not None and not self.pools
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        rows, operand = self.n * self.OH * self.OW, self.setting.operand
-        self.columns = arena.request("columns", (rows, self.row), operand, forward, forward)
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        rows, operand = self.n * self.OH * self.OW, self.context.operand
+        self.columns = arena.reserve("columns", (rows, self.row), operand, forward, forward)
         if self.pools:
-            self.z = arena.request("z", (rows, self.O), np.float32, forward, forward)
+            self.z = arena.reserve("z", (rows, self.O), np.float32, forward, forward)
         if self.group.norm is not None:
-            self.centre = arena.request("centre", (self.O,), np.float32, forward, forward)
-            self.scale = arena.request("scale", (self.O,), np.float32, forward, forward)
+            self.centre = arena.reserve("centre", (self.O,), np.float32, forward, forward)
+            self.scale = arena.reserve("scale", (self.O,), np.float32, forward, forward)
         if backward is None:
             return
         if self.pools:
-            self.code = arena.request("code", self.output.shape, np.uint8, forward, backward)
-        self.columns_again = arena.request("columns", (rows, self.row), np.float32, backward, backward)
+            self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
+        self.columns_again = arena.reserve("columns", (rows, self.row), np.float32, backward, backward)
         if self.pools or self.group.relu is not None or operand != np.float32:
-            self.dz = arena.request("dz", (rows, self.O), operand, backward, backward)
+            self.dz = arena.reserve("dz", (rows, self.O), operand, backward, backward)
         else:
             self.dz = None  # dy itself
         if self.conv.bias is not None:
             self.parts = [modules.sums_shape(self._summed(images), self.O)[0] for images in self._chunks()]
-            self.partial = arena.request("partial", (sum(self.parts), self.O), np.float32, backward, backward)
+            self.partial = arena.reserve("partial", (sum(self.parts), self.O), np.float32, backward, backward)
 
     def _chunks(self) -> Iterator[slice]:
         for start in range(0, self.N, self.n):
@@ -90,25 +90,25 @@ class Convolution(Kernel):
             statistics = norm.running_mean, norm.running_var
             modules.norm_fold(norm.weight.data, *statistics, bias, centre, scale, norm.eps)
             follows = {"shift": norm.bias.data, "centre": centre, "scale": scale, "relu": relu}
-        weight = self.setting.operands.of(self.conv.weight)  # (KH*KW*C, O)
+        weight = self.context.operands.of(self.conv.weight)  # (KH*KW*C, O)
         for images in self._chunks():
             n = images.stop - images.start
             rows = n * self.OH * self.OW
-            columns = first_of(self.columns, self.setting.operand, rows, self.row)
+            columns = first_of(self.columns, self.context.operand, rows, self.row)
             modules.im2col(self.input.data[images], columns, *self.size)
             y = self.output.data[images]
             if self.pools:
                 z = first_of(self.z, np.float32, n, self.OH, self.OW, self.O)
-                self.setting.products(columns, weight, out=z.reshape(rows, self.O))
-                code = self.code.array[images] if self.setting.training else None
+                self.context.products(columns, weight, out=z.reshape(rows, self.O))
+                code = self.code.array[images] if self.context.training else None
                 modules.epilogue_pool(z, y, code, **follows)
             else:
-                self.setting.products(columns, weight, out=y.reshape(rows, self.O))
+                self.context.products(columns, weight, out=y.reshape(rows, self.O))
                 if relu or follows["shift"] is not None:
                     modules.epilogue(y, y, **follows)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        weight, products = self.conv.weight, self.setting.products
+        weight, products = self.conv.weight, self.context.products
         dweight = gradient(weight).reshape(self.row, self.O)
         with_bias = self.conv.bias is not None
         first_part = 0
@@ -121,12 +121,12 @@ class Convolution(Kernel):
                 first_part += self.parts[k]
             dz = self._dz(images, partial).reshape(rows, self.O)
 
-            columns = first_of(self.columns_again, self.setting.operand, rows, self.row)
+            columns = first_of(self.columns_again, self.context.operand, rows, self.row)
             modules.im2col(self.input.data[images], columns, *self.size)
             products(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
             if need_input_gradient:
                 dcolumns = first_of(self.columns_again, np.float32, rows, self.row)
-                products(dz, self.setting.operands.of(weight), out=dcolumns, transpose_b=True)
+                products(dz, self.context.operands.of(weight), out=dcolumns, transpose_b=True)
                 modules.col2im(dcolumns, self.input.grad[images], *self.size)
         if with_bias:
             modules.finish_sums(self.partial.array, gradient(self.conv.bias))
@@ -135,7 +135,7 @@ class Convolution(Kernel):
         """Return the gradient of z for some images, and launch the sums of its rows, if there is a bias."""
         dy = self.output.grad[images]
         shape = images.stop - images.start, self.OH, self.OW, self.O
-        dz = dy if self.dz is None else first_of(self.dz, self.setting.operand, *shape)
+        dz = dy if self.dz is None else first_of(self.dz, self.context.operand, *shape)
         if self.pools:
             modules.unpool(dy, self.code.array[images], dz, partial)
         elif self.dz is not None or partial is not None:

@@ -38,13 +38,13 @@ class Map:
         """Whether its memory is another map's."""
         return self.source is not None
 
-    def request(self, arena: Arena, name: str, born: int, dies: int) -> None:
+    def reserve(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
         """Ask for memory for the map."""
-        self._data = arena.request(name, self.shape, self.dtype, born, dies)
+        self._data = arena.reserve(name, self.shape, self.dtype, first_use, last_use)
 
-    def request_grad(self, arena: Arena, name: str, born: int, dies: int) -> None:
+    def reserve_grad(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
         """Ask for memory for its gradient."""
-        self._grad = arena.request(name, self.shape, self.dtype, born, dies)
+        self._grad = arena.reserve(name, self.shape, self.dtype, first_use, last_use)
 
     @property
     def data(self) -> Any:
@@ -87,7 +87,7 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Setting:
+class PlanContext:
     """What all kernels of a plan have in common.
 
     Attributes
@@ -112,7 +112,7 @@ class Setting:
 class Kernel:
     """One group of layers, on given maps.
 
-    First ``request`` asks for memory; when it is there, ``forward`` and ``backward`` launch, as often as one
+    First ``reserve`` asks for memory; when it is there, ``forward`` and ``backward`` launch, as often as one
     likes.
 
     Parameters
@@ -130,11 +130,11 @@ class Kernel:
     keeps_output = False  # whether backward needs the output map, too
     replayable = True  # whether all that it does is launching, so that a graph can record it
 
-    def __init__(self, group: Group, input: Map, output: Map, setting: Setting, first: bool = False):
-        self.group, self.input, self.output, self.setting, self.first = group, input, output, setting, first
+    def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
+        self.group, self.input, self.output, self.context, self.first = group, input, output, context, first
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:
-        """Ask for buffers that live at the moment (see ``memory.py``) of the forward or the backward pass.
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
+        """Ask for buffers that live at the step (see ``memory.py``) of the forward or the backward pass.
 
         For inference ``backward`` is None.
         """
@@ -171,4 +171,4 @@ def first_of(buffer: Buffer, dtype: Any, *shape: int) -> Any:
 
 def gradient(parameter: Parameter) -> Any:
     """Return where a parameter's gradient goes, whether or not it has one yet."""
-    return parameter.view(parameter.buffer.grad)
+    return parameter.grad_view

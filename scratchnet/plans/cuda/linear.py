@@ -31,28 +31,28 @@ class Linear(Kernel):
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         dropout = self.group.dropout
-        self.drops = dropout is not None and self.setting.training and dropout.p > 0.0
+        self.drops = dropout is not None and self.context.training and dropout.p > 0.0
         self.keeps_output = self.group.relu is not None
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        operand = self.setting.operand
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        operand = self.context.operand
         self.x = self.dz = None  # the input, and the output's gradient, themselves
         if operand != np.float32:
-            self.x = arena.request("x", self.input.shape, operand, forward, forward)
+            self.x = arena.reserve("x", self.input.shape, operand, forward, forward)
         if backward is None:
             return
         if operand != np.float32:
-            self.x_again = arena.request("x", self.input.shape, operand, backward, backward)
+            self.x_again = arena.reserve("x", self.input.shape, operand, backward, backward)
         if self.group.relu is not None or operand != np.float32:
-            self.dz = arena.request("dz", self.output.shape, operand, backward, backward)
+            self.dz = arena.reserve("dz", self.output.shape, operand, backward, backward)
         if self.group.main.bias is not None:
             shape = modules.sums_shape(*self.output.shape)
-            self.partial = arena.request("partial", shape, np.float32, backward, backward)
+            self.partial = arena.reserve("partial", shape, np.float32, backward, backward)
 
     def forward(self) -> None:  # noqa: D102
         linear, y = self.group.main, self.output.data
         x = self.input.data if self.x is None else self._cast(self.x)
-        self.setting.products(x, self.setting.operands.of(linear.weight), out=y)
+        self.context.products(x, self.context.operands.of(linear.weight), out=y)
         bias, relu = None if linear.bias is None else linear.bias.data, self.group.relu is not None
         if relu or bias is not None:
             modules.epilogue(y, y, bias, relu=relu)
@@ -71,10 +71,10 @@ class Linear(Kernel):
         if linear.bias is not None:
             modules.finish_sums(partial, gradient(linear.bias))
         x = self.input.data if self.x is None else self._cast(self.x_again)
-        self.setting.products(x, dz, out=gradient(linear.weight), transpose_a=True)
+        self.context.products(x, dz, out=gradient(linear.weight), transpose_a=True)
         if need_input_gradient:
-            weight = self.setting.operands.of(linear.weight)
-            self.setting.products(dz, weight, out=self.input.grad, transpose_b=True)
+            weight = self.context.operands.of(linear.weight)
+            self.context.products(dz, weight, out=self.input.grad, transpose_b=True)
 
     def _cast(self, buffer: Any) -> Any:
         modules.cast(self.input.data, buffer.array)

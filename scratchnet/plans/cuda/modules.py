@@ -452,7 +452,7 @@ def norm_backward(
 
 
 def average(x: Any, y: Any) -> None:
-    """Compute the mean of every channel over the picture, as ``functional.global_avg_pool2d_forward`` does.
+    """Compute the mean of every channel over the image, as ``functional.global_avg_pool2d_forward`` does.
 
     Parameters
     ----------
@@ -639,7 +639,7 @@ def pictures(
     scale: tuple[float, float, float],
     shift: tuple[float, float, float],
 ) -> None:
-    """Prepare a batch: choose pictures, crop, mirror, cut out, normalise. The same bits as the ``Loader``'s.
+    """Prepare a batch: choose images, crop, mirror, cut out, normalise. The same bits as the ``Loader``'s.
 
     Parameters
     ----------
@@ -647,10 +647,10 @@ def pictures(
         The whole data set.
     labels : int64 (M,)
     choices : int32 (images of an epoch, 6)
-        For each of them: its index in ``images``; top and left of the window in the padded picture, from 0 to
+        For each of them: its index in ``images``; top and left of the window in the padded image, from 0 to
         2 * crop; whether to mirror it; top and left of the hole, of which the latter may be negative.
     batch : int64 (1,)
-        On the GPU: which batch of the epoch this is, so that its first picture is row batch * batch_size.
+        On the GPU: which batch of the epoch this is, so that its first image is row batch * batch_size.
     x : float32 (N, H, W, 3)
         Written. N may be smaller than the batch size, in an epoch's last batch.
     y : int64 (N,)

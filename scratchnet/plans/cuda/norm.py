@@ -29,32 +29,32 @@ class Norm(Kernel):
         self.norm, self.rows = self.group.main, prod(self.input.shape[:3])
         self.pools = self.group.pool is not None
         self.keeps_output = self.group.relu is not None and not self.pools
-        if self.setting.training and self.rows == 1:
+        if self.context.training and self.rows == 1:
             raise ValueError(
                 f"{self.norm._label()}: one value a channel has no variance to train with: {self.input.shape}"
             )
 
-    def request(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        C, dies = self.input.shape[3], forward if backward is None else backward
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        C, last_use = self.input.shape[3], forward if backward is None else backward
         self.mean, self.inv_std, self.scale = (
-            arena.request(name, (C,), np.float32, forward, dies) for name in ("mean", "inv_std", "scale")
+            arena.reserve(name, (C,), np.float32, forward, last_use) for name in ("mean", "inv_std", "scale")
         )
         if backward is None:
             return
         shape = 2, *modules.sums_shape(self.rows, C)
-        self.partial = arena.request("partial", shape, np.float32, forward, forward)
+        self.partial = arena.reserve("partial", shape, np.float32, forward, forward)
         shape = 2, *modules.sums_shape(prod(self.output.shape[:3]), C)
-        self.sums = arena.request("partial", shape, np.float32, backward, backward)
+        self.sums = arena.reserve("partial", shape, np.float32, backward, backward)
         self.code = None
         if self.pools:
-            self.code = arena.request("code", self.output.shape, np.uint8, forward, backward)
+            self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
 
     def forward(self) -> None:  # noqa: D102
         norm, x, y = self.norm, self.input.data, self.output.data
         mean, inv_std, scale = self.mean.array, self.inv_std.array, self.scale.array
         running = norm.running_mean, norm.running_var
         code = None
-        if self.setting.training:
+        if self.context.training:
             partial = self.partial.array
             modules.norm_statistics(x, partial)
             modules.norm_finish(

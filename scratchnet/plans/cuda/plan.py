@@ -13,11 +13,11 @@ from scratchnet.backend import BackendError
 from scratchnet.plans.cuda import modules
 from scratchnet.plans.cuda.conv import Convolution
 from scratchnet.plans.cuda.graphs import Replayed
-from scratchnet.plans.cuda.kernel import Kernel, Map, Operands, Setting
+from scratchnet.plans.cuda.kernel import Kernel, Map, Operands, PlanContext
 from scratchnet.plans.cuda.linear import Linear
+from scratchnet.plans.cuda.misc_kernels import Average, Fallback, View
 from scratchnet.plans.cuda.norm import Norm
 from scratchnet.plans.cuda.products import Products
-from scratchnet.plans.cuda.simple import Average, Fallback, View
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.plan import Plan
 
@@ -69,12 +69,12 @@ class CudaPlan(Plan):
         if self._buffer is not None and self.dtype == np.float32:
             operands = operands_of(self._buffer, operand)
         self.operands = operands
-        setting = Setting(xp, self.training, Products(xp, self.precision), operand, operands)
+        context = PlanContext(xp, self.training, Products(xp, self.precision), operand, operands)
         self.kernels, self.maps = [], [Map(self.input_shape, self.dtype)]
         for i, g in enumerate(self.groups):
             before, kind = self.maps[-1], KERNELS[g.kind]
             self.maps.append(Map(g.output_shape, self.dtype, before if kind.is_view else None))
-            self.kernels.append(kind(g, before, self.maps[-1], setting, first=i == 0))
+            self.kernels.append(kind(g, before, self.maps[-1], context, first=i == 0))
         self.dropping = [k for k in self.kernels if isinstance(k, Linear) and k.drops]
 
     def _bind(self) -> None:
@@ -218,7 +218,7 @@ class CudaPlan(Plan):
         other.input_shape = (images, *self.input_shape[1:])
         other.groups = other._group()
         other._compile()
-        other._request_memory()
+        other._reserve_memory()
         return other.arena.size
 
 

@@ -1,14 +1,14 @@
-"""A whole training step as one CUDA graph: pictures, forward, loss, backward, SGD.
+"""A whole training step as one CUDA graph: images, forward, loss, backward, SGD.
 
 What differs from step to step lies in device memory. At the start of an epoch the host uploads it all at
 once, and from then on only says "again"::
 
     rates       float32 (steps,)         the learning rate of each step
-    choices     int32 (pictures, 6)      which pictures, in which order, and how each is changed
+    choices     int32 (images, 6)      which images, in which order, and how each is changed
     counters    int64 (1 + dropouts,)    the step within the epoch; then what says which numbers each
                                          dropout drops
 
-    the graph:  pictures -> x, labels    forward    loss, its gradient    backward    SGD    counters += 1
+    the graph:  images -> x, labels    forward    loss, its gradient    backward    SGD    counters += 1
                                                           |
                                                        totals += losses, hits, images     read once in a while
 
@@ -35,21 +35,21 @@ from scratchnet.plans.plan import compile
 class Totals(NamedTuple):
     """What has been added up since ``Steps.begin``."""
 
-    loss: float  # the sum of all pictures' losses
-    hits: int  # how many pictures' largest logit was that of their label
+    loss: float  # the sum of all images' losses
+    hits: int  # how many images' largest logit was that of their label
     images: int
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A data set in device memory, and how pictures are prepared there.
+    """A data set in device memory, and how images are prepared there.
 
     Attributes
     ----------
     images : uint8 (M, H, W, 3), on the device
     labels : int64 (M,), on the device
     how : dict
-        ``crop``, ``cutout``, ``fill``, ``scale`` and ``shift``, as ``modules.pictures`` takes them.
+        ``crop``, ``cutout``, ``fill``, ``scale`` and ``shift``, as ``modules.images`` takes them.
     """
 
     images: Any
@@ -71,8 +71,8 @@ class Steps:
     batch_size : int
         Of every batch of an epoch but the last.
     precision : {"fp32", "tf32", "bf16"}
-    pictures : Pictures, optional
-        Where batches come from. Without, each step is given its pictures.
+    images : Images, optional
+        Where batches come from. Without, each step is given its images.
     graphs : bool
         False: launch everything anew in each step, for comparison.
 
@@ -113,7 +113,7 @@ class Steps:
         ----------
         rates : float32 (steps,)
             The learning rate of each step.
-        choices : int32 (pictures of the epoch, 6), if there are ``pictures``
+        choices : int32 (images of the epoch, 6), if there are ``images``
             As ``Loader.choices`` returns them.
         """
         self.rates = self._uploaded(self.rates, np.asarray(rates, np.float32))
@@ -126,13 +126,13 @@ class Steps:
         self.totals_there.fill(0)
 
     def step(self, count: int, x: Any = None, labels: Any = None) -> None:
-        """Make a step with the next ``count`` pictures, and do not wait for it.
+        """Make a step with the next ``count`` images, and do not wait for it.
 
         Parameters
         ----------
         count : int
-        x : array (count, H, W, 3), unless there are ``pictures``
-        labels : integer array (count,), unless there are ``pictures``
+        x : array (count, H, W, 3), unless there are ``images``
+        labels : integer array (count,), unless there are ``images``
             Classes that the network has: it is not checked.
         """
         self._prepare_optimizer()
@@ -142,7 +142,7 @@ class Steps:
         self._of_size[count](x, labels)
 
     def plan(self, count: int) -> CudaPlan:
-        """Return the plan of steps with so many pictures, of which there has been one."""
+        """Return the plan of steps with so many images, of which there has been one."""
         return self._of_size[count].plan
 
     def totals(self) -> Totals:

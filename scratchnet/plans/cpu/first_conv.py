@@ -1,0 +1,187 @@
+"""The first convolution: three channels in, which is too few for Winograd, and for im2col's copies as well.
+
+Symbols as in ``layouts.py``; L = 4 * TW * n, all columns of a row of pixels, of all images of a chunk.
+
+im2col would copy every pixel nine times, three numbers at a time. Here each is copied three times, in long
+runs, because images come last and only the shifts along the row are made. The shifts along the column are
+free: three rows of the image that follow each other in memory are the three rows of the kernel::
+
+    row h     row h-1 of the image, shifted by -1, 0, 1 columns, each channel: 3*C runs, and a run of ones
+    row h+1   the same
+    row h+2   the same                            windows of three rows overlap, and none is copied
+              `-- window h, (9*C + 3, L)
+
+So y[h] (L, O) = window[h]^T (L, 9*C + 3) times W (9*C + 3, O), and y[h] lies as the next layer's tiles do.
+The ones make the bias part of the product: it stands in W in the middle row's place, with zeros in the other
+two's. And backward, dW = window[h] dy[h], summed over h, has db in that place.
+
+Where there are fewer chunks than workers, a chunk is divided into pieces of its rows, each with shifted rows
+of its own: the two that neighbours have in common are made twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratchnet import functional as F
+from scratchnet.plans.cpu.fold import Fold
+from scratchnet.plans.cpu.kernel import Kernel, sum_over_workers
+from scratchnet.plans.cpu.layouts import Tiles
+from scratchnet.plans.cpu.steps import BLOCK, Phase, Steps, relu_, split_evenly
+from scratchnet.plans.memory import Arena
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of one chunk, which one worker computes.
+
+    Attributes
+    ----------
+    chunk : int
+    rows : range
+        Of the output.
+    start : int
+        Where its shifted rows begin in the memory of all, counted in rows of one image.
+    """
+
+    chunk: int
+    rows: range
+    start: int
+
+
+class FirstConv(Kernel):
+    """3 x 3 convolution, stride 1, padding 1, of an image of few channels [+ ReLU], into a map of tiles."""
+
+    algorithm = "few channels"
+    output: Tiles
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.conv = self.group.main
+        self.H, self.W, self.C, self.O = self.input.H, self.input.W, self.input.C, self.conv.out_channels
+        self.fold = Fold(self.conv, self.group.norm)
+        self.depth = 3 * self.C + 1  # runs in a row: three shifts of each channel, and the ones
+        self.chunks = self.output.chunks
+        self.output.filled = True
+        self.pieces: list[Piece] = []
+        start = 0
+        for c, images in enumerate(self.chunks):
+            for rows in split_evenly(self.H, min(self.H, -(-self.context.workers // len(self.chunks)))):
+                self.pieces.append(Piece(c, rows, start))
+                start += len(images) * (len(rows) + 2)
+        self.rows_of_all = start
+        self.tallest = max(len(piece.rows) for piece in self.pieces)
+        self.weight = np.zeros((3, self.depth, self.O), self.context.dtype)
+
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        TW, kind = self.output.TW, self.context.dtype
+        n = max(len(images) for images in self.chunks)
+        padded = (self.C, self.tallest + 2, 4 * TW + 2, n)
+        self.padded = self.per_worker(arena, "padded", padded, forward)
+        shape = (self.rows_of_all, self.depth, 4 * TW)  # of each piece (rows + 2, depth, L)
+        self.rows = arena.reserve("shifted rows", shape, kind, forward, backward or forward)
+        if backward is not None:
+            self.dweight = self.per_worker(arena, "dW", (2, 3 * self.depth, self.O), backward)
+            self.by_row = self.per_worker(
+                arena, "dW of rows", (self.tallest, 3 * self.depth, self.O), backward
+            )
+
+    def weights(self) -> list[Phase]:
+        """Put weights and bias together."""
+        phase = self.phase("weights")
+        do, C, O = phase.workers[0], self.C, self.O
+        self.fold.write(do)
+        do.copy(self.conv.weight.data.reshape(3, 3 * C, O), out=self.weight[:, : 3 * C])
+        self.fold.scale(do, self.weight[:, : 3 * C])
+        if self.fold.bias is not None:
+            do.copy(self.fold.bias, out=self.weight[1, 3 * C])
+        return [phase]
+
+    def _pieces_by_worker(self) -> list[list[Piece]]:
+        return [
+            [self.pieces[k] for k in some] for some in split_evenly(len(self.pieces), self.context.workers)
+        ]
+
+    def _rows(self, piece: Piece) -> np.ndarray:
+        """Return the shifted rows of a piece, (rows + 2, depth, 4, TW, n)."""
+        n, height = len(self.chunks[piece.chunk]), len(piece.rows) + 2
+        rows = self.rows.array[piece.start : piece.start + n * height]
+        return rows.reshape(height, self.depth, 4, self.output.TW, n)
+
+    def _windows(self, piece: Piece) -> np.ndarray:
+        """Return the windows of three rows, (rows, 9*C + 3, L), a view."""
+        rows = self._rows(piece).reshape(len(piece.rows) + 2, self.depth, -1)  # (rows + 2, depth, L)
+        # Three rows are 3 * depth runs that follow each other, and the next window begins one row later.
+        shape = len(piece.rows), 3 * self.depth, rows.shape[2]
+        return np.lib.stride_tricks.as_strided(rows, shape, rows.strides, writeable=False)
+
+    def forward(self) -> list[Phase]:  # noqa: D102
+        phase = self.phase("shift, product")
+        weight = self.weight.reshape(3 * self.depth, self.O)
+        for worker, pieces in enumerate(self._pieces_by_worker()):
+            do = phase.workers[worker]
+            for piece in pieces:
+                self._shift(do, worker, piece)
+                windows = self._windows(piece).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
+                last = piece.rows.stop == self.H  # it has the rows beyond the image as well
+                stop = 4 * self.output.TH if last else piece.rows.stop
+                rows = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + stop]  # [.., 4, TW, n, O]
+                y = rows[: len(piece.rows)].reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
+                step = max(1, BLOCK // y[0].size)
+                for h in range(0, len(y), step):
+                    do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
+                    if self.group.relu is not None:
+                        relu_(do, y[h : h + step])
+                self.output.clear_beyond(do, rows, piece.rows.start)
+        return [phase]
+
+    def _shift(self, do: Steps, worker: int, piece: Piece) -> None:
+        """Write down the shifted rows of a piece."""
+        H, W, C, TW = self.H, self.W, self.C, self.output.TW
+        images, rows = self.chunks[piece.chunk], self._rows(piece)
+        n, height = len(images), len(rows)
+        padded = self.padded[worker].array.reshape(-1)[: C * height * (4 * TW + 2) * n]
+        padded = padded.reshape(C, height, 4 * TW + 2, n)
+        do.copy(0, out=padded)
+        first, stop = max(0, piece.rows.start - 1), min(H, piece.rows.stop + 1)  # of the image, not beyond
+        inside = padded[:, first + 1 - piece.rows.start : stop + 1 - piece.rows.start, 1 : W + 1]
+        do.copy(self.input.data[images.start : images.stop, first:stop].transpose(3, 1, 2, 0), out=inside)
+        for j in range(3):
+            shifted = padded[:, :, j : j + 4 * TW].reshape(C, height, TW, 4, n)  # columns as (tile, phase)
+            do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
+        do.copy(1, out=rows[:, 3 * C])
+
+    def backward(self) -> list[Phase]:  # noqa: D102
+        phase, last = self.phase("dW, db"), self.phase("sum over workers")
+        for worker, pieces in enumerate(self._pieces_by_worker()):
+            do = phase.workers[worker]
+            total, one = self.dweight[worker].array
+            if not pieces:
+                do.copy(0, out=total)
+            for k, piece in enumerate(pieces):
+                dy = self.output.grad_chunk(piece.chunk)[piece.rows.start : piece.rows.stop]
+                dy = dy.reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
+                by_row = self.by_row[worker].array[: len(dy)]
+                do(np.matmul, self._windows(piece), dy, out=by_row)
+                do(np.add.reduce, by_row, 0, None, out=one if k else total)
+                if k:
+                    do(np.add, total, one, out=total)
+        do, C = last.workers[0], self.C
+        total = self.dweight[0].array[0]
+        sum_over_workers(do, [total, *(d.array[0] for d in self.dweight[1:])], out=total)
+        total = total.reshape(3, self.depth, self.O)
+        weight, bias = self.conv.weight, self.conv.bias
+        do.copy(total[:, : 3 * C], out=weight.grad_view.reshape(3, 3 * C, self.O))
+        if bias is not None:
+            do.copy(total[1, 3 * C], out=bias.grad_view)
+        rarely = self.phase("dx", for_input_gradient=True)
+        rarely.workers[0].call(self._input_gradient)
+        return [phase, last, rarely]
+
+    def _input_gradient(self) -> None:
+        """Compute dx plainly: training never asks for it."""
+        cache = self.input.data, self.conv.weight.data, False, 1, 1
+        self.input.grad[...] = F.conv2d_backward(self.output.take_gradient(), cache)[0]

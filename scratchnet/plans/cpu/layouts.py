@@ -1,0 +1,313 @@
+"""How feature maps lie in memory: three layouts, each as one of the algorithms likes it.
+
+Symbols, here and in all files of this folder:
+
+    N  images in the batch      H W  height and width      C  channels of the input     O  of the output
+    n  images in a chunk of the batch (work is divided by chunks)
+    TH TW  tiles of 4 x 4 pixels that cover the height and the width
+
+``Plain`` is (N, H, W, C), as everywhere else in scratchnet. ``Pixels`` is (H, W, N, C): for maps of few
+pixels, where all images' values of one pixel make one matrix (N, C). ``Tiles`` is for Winograd's algorithm,
+which works on tiles of 4 x 4 pixels::
+
+    one chunk:  [ 4*TH + 2 rows,  4 phases,  TW tiles,  n images,  C channels ]
+
+    a row of 12 pixels         0 1 2 3 | 4 5 6 7 | 8 9 10 11           column = 4 * tile + phase
+    lies in memory as          0 4 8 | 1 5 9 | 2 6 10 | 3 7 11         each of them n * C numbers
+                               phase 0 phase 1 phase 2  phase 3
+
+(This "phase" has nothing to do with the ``Phase`` of ``steps.py``, which is work between two barriers.)
+
+So "column 1 of every tile of this row, of all images and channels" is one run of TW * n * C neighbouring
+numbers, about 4000 of them at every level of VGG, and a transform that combines the columns of a tile is a
+product of a tiny matrix with a few such runs. Above and below stand a row of zeros, the padding of a 3 x 3
+convolution; left and right need none, see ``winograd.py``. Where H or W are no multiples of 4, a kernel that
+writes whole tiles sets to zero what is beyond the image, in a map as in a gradient; the others write pixels
+only, and ``clear`` does the rest, as the memory had served something else.
+
+A gradient lies like the map that it belongs to, without the rows above and below. Where a map is the output
+of a ReLU, whoever writes the map's gradient multiplies it at once by (map > 0), while it is in the cache:
+then what stands there is the gradient with respect to the ReLU's input.
+
+Kernels that write a map need not know its layout. They hold a block of pixels, as a view with the axes
+
+    block [R, S, S, T, n, C]       block[r, i, j, t] is the pixel in row  row + S*r + i  and column  S*t + j
+
+where S is 4 for tiles, 2 for pooled tiles, otherwise 1: R rows of squares of S x S pixels, T in each row.
+They ask ``pairs`` for views of equal shapes, of the map and of the block, to copy between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from scratchnet.plans.cpu.steps import Steps, in_blocks
+from scratchnet.plans.memory import Arena, Buffer
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Map:
+    """A feature map and, in training, its gradient.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        As the layers see it: (N, H, W, C), or (N, features).
+    chunks : list of range
+        How kernels divide the batch.
+    dtype : dtype
+
+    Attributes
+    ----------
+    rectified : bool
+        Whether it is the output of a ReLU, so that its gradient is masked where it is written.
+    scale : float
+        What that gradient is also multiplied by: 1 / (1 - p) behind a dropout, otherwise 1.
+    """
+
+    layout = ""
+    is_view = False  # whether its memory is another map's
+    border = 0  # rows of zeros above, and below
+
+    def __init__(self, shape: tuple[int, ...], chunks: list[range], dtype: Any):
+        self.shape, self.chunks, self.dtype = tuple(shape), chunks, np.dtype(dtype)
+        self.N = shape[0]
+        self.H, self.W, self.C = shape[1:] if len(shape) == 4 else (1, 1, prod(shape[1:]))
+        self.rectified, self.scale = False, 1.0
+        self._data: Buffer | None = None
+        self._grad: Buffer | None = None
+
+    def reserve(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
+        """Ask for memory for the map."""
+        self._data = arena.reserve(name, self.memory_shape(self.border), self.dtype, first_use, last_use)
+
+    def reserve_grad(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
+        """Ask for memory for its gradient."""
+        self._grad = arena.reserve(name, self.memory_shape(0), self.dtype, first_use, last_use)
+
+    @property
+    def data(self) -> Any:
+        """The map's memory."""
+        return self._data.array
+
+    @property
+    def grad(self) -> Any:
+        """Its gradient's memory."""
+        return self._grad.array
+
+    def memory_shape(self, border: int) -> tuple[int, ...]:
+        """Return the shape of the array in memory."""
+        raise NotImplementedError
+
+    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
+        """Yield views of the map and of a block of pixels, of equal shapes and together all of its pixels.
+
+        Parameters
+        ----------
+        images : range
+            The n images of the block.
+        row : int
+            The row of its first pixel.
+        block : array (R, S, S, T, n, C)
+            Parts of it that lie outside the image are left out.
+        grad : bool
+            Views of the gradient in place of the map.
+        """
+        raise NotImplementedError
+
+    def put(self, x: np.ndarray) -> None:
+        """Copy an array, as the layers see it, into the map, now."""
+        if isinstance(self, Plain):
+            self.data[...] = x.reshape(self.data.shape)
+            return
+        for own, block in self.pairs(range(self.N), 0, as_block(x)):
+            own[...] = block
+
+    def take_gradient(self) -> np.ndarray:
+        """Return a copy of the gradient as the layers see it, now."""
+        if isinstance(self, Plain):
+            return self.grad.reshape(self.shape).copy()
+        dx = np.empty(self.shape, self.dtype)
+        for own, block in self.pairs(range(self.N), 0, as_block(dx), grad=True):
+            block[...] = own
+        return dx
+
+    def mask_gradient(self, do: Steps, gradient: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
+        """Write down gradient *= (data > 0) * scale, if this map comes from a ReLU.
+
+        Parameters
+        ----------
+        do : Steps
+        gradient, data : array
+            Views of one shape.
+        mask : bool array
+            Scratch, of BLOCK elements.
+        """
+        if not self.rectified:
+            return
+        for g, x in in_blocks(gradient, data):
+            positive = mask[: g.size].reshape(g.shape)
+            do(np.greater, x, 0, out=positive)
+            do(np.multiply, g, positive, out=g)
+            if self.scale != 1.0:
+                do(np.multiply, g, self.dtype.type(self.scale), out=g)
+
+
+class _Grid(Map):
+    """What the layouts have in common in which every pixel has a place of its own on two axes."""
+
+    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:
+        """Return a view (H, W, n, C) of some images."""
+        raise NotImplementedError
+
+    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
+        R, S, _, T = block.shape[:4]
+        pixels = self.pixels(images, grad=grad)
+        for i in range(S):
+            for j in range(S):
+                own = pixels[row + i :: S, j::S][:R, :T]  # (R, T, n, C), fewer at the edges
+                yield own, block[: own.shape[0], i, j, : own.shape[1]]
+
+
+class Plain(_Grid):
+    """(N, H, W, C), or (N, features)."""
+
+    layout = "plain"
+
+    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+        return (self.N, self.H, self.W, self.C)
+
+    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:  # noqa: D102
+        return (self.grad if grad else self.data)[images.start : images.stop].transpose(1, 2, 0, 3)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The map as a matrix (N, H*W*C)."""
+        return self.data.reshape(self.N, -1)
+
+    @property
+    def grad_rows(self) -> np.ndarray:
+        """Its gradient as a matrix (N, H*W*C)."""
+        return self.grad.reshape(self.N, -1)
+
+
+class Reshaped(Plain):
+    """Another map's memory under another shape: what Flatten makes."""
+
+    is_view = True
+
+    def __init__(self, source: Plain, shape: tuple[int, ...]):
+        super().__init__(shape, source.chunks, source.dtype)
+        self.source = source
+        self.rectified, self.scale = source.rectified, source.scale
+
+    @property
+    def data(self) -> Any:  # noqa: D102
+        return self.source.data.reshape(self.memory_shape(0))
+
+    @property
+    def grad(self) -> Any:  # noqa: D102
+        return self.source.grad.reshape(self.memory_shape(0))
+
+
+class Pixels(_Grid):
+    """(H, W, N, C)."""
+
+    layout = "pixels"
+
+    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+        return (self.H, self.W, self.N, self.C)
+
+    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:  # noqa: D102
+        return (self.grad if grad else self.data)[:, :, images.start : images.stop]
+
+
+class Tiles(Map):
+    """One array [4*TH + 2, 4, TW, n, C] for each chunk of the batch, one after the other in one buffer."""
+
+    layout = "tiles"
+    border = 1
+
+    def __init__(self, shape: tuple[int, ...], chunks: list[range], dtype: Any):
+        super().__init__(shape, chunks, dtype)
+        self.TH, self.TW = -(-self.H // 4), -(-self.W // 4)
+        self.filled = False  # whether whoever writes the map writes whole tiles
+
+    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+        # Only the size counts: n images' worth of this memory is one chunk, in the chunk's own order.
+        return (self.N, 4 * self.TH + 2 * border, 4, self.TW, self.C)
+
+    def chunk(self, c: int) -> np.ndarray:
+        """Return chunk c of the map, [4*TH + 2, 4, TW, n, C]."""
+        return self._chunk(self.data, c)
+
+    def grad_chunk(self, c: int) -> np.ndarray:
+        """Return chunk c of the gradient, [4*TH, 4, TW, n, C]."""
+        return self._chunk(self.grad, c)
+
+    def _chunk(self, memory: np.ndarray, c: int) -> np.ndarray:
+        images = self.chunks[c]
+        _, rows, _, TW, C = memory.shape
+        return memory[images.start : images.stop].reshape(rows, 4, TW, len(images), C)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tiles hold pixels only."""
+        return self.H % 4 == self.W % 4 == 0
+
+    def clear(self, do: Steps, c: int) -> None:
+        """Write down zeros in chunk c of the map, wherever its writer writes nothing."""
+        rows = self.chunk(c)
+        do.copy(0, out=rows[0])
+        do.copy(0, out=rows[-1])
+        if not self.filled:
+            self.clear_beyond(do, rows[1:-1])
+
+    def clear_beyond(self, do: Steps, rows: np.ndarray, first: int = 0) -> None:
+        """Write down zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
+
+        ``first`` says which row of the image the first of them is.
+        """
+        inside = min(len(rows), self.H - first)
+        if inside < len(rows):
+            do.copy(0, out=rows[inside:])
+        if self.W % 4:
+            do.copy(0, out=rows[:inside, self.W % 4 :, -1])
+
+    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
+        R, S, _, T = block.shape[:4]
+        per_tile = 4 // S  # how many columns of the block fall into one tile
+        for c, chunk in enumerate(self.chunks):
+            both = range(max(chunk.start, images.start), min(chunk.stop, images.stop))
+            if not both:
+                continue
+            rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]
+            rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
+            part = block[:, :, :, :, both.start - images.start : both.stop - images.start]
+            inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
+            if inside:  # then one pair has it all: column 4*tile + phase is S * (per_tile * tile + q) + j
+                own = rows[row : row + S * R]
+                yield (
+                    own.reshape(R, S, per_tile, S, self.TW, *own.shape[-2:]),  # [R, i, q, j, tile, n, C]
+                    part.reshape(R, S, S, self.TW, per_tile, *own.shape[-2:]).transpose(0, 1, 4, 2, 3, 5, 6),
+                )
+                continue
+            for i in range(S):
+                for phase in range(4):
+                    q, j = divmod(phase, S)  # column 4*tile + phase = S * (per_tile * tile + q) + j
+                    tiles = min(len(range(q, T, per_tile)), len(range(phase, self.W, 4)))
+                    own = rows[row + i :: S, phase, :tiles][:R]  # (R, tiles, n, C)
+                    yield own, part[: own.shape[0], i, j, q::per_tile][:, :tiles]
+
+
+LAYOUTS = {kind.layout: kind for kind in (Plain, Pixels, Tiles)}
+
+
+def as_block(x: np.ndarray) -> np.ndarray:
+    """Return images (n, H, W, C) as a block [H, 1, 1, W, n, C], a view."""
+    return x.transpose(1, 2, 0, 3)[:, None, None]

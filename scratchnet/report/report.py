@@ -1,0 +1,274 @@
+"""The page of a run: what is read for it, what is computed for it, and in which order it shows that."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchnet import checkpoint, data, inspection
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.models import VGG
+from scratchnet.report import page, sections
+from scratchnet.report.output import place_for
+from scratchnet.report.sections import Part, Shown
+from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
+from scratchnet.training.cli import DEFAULTS, check_options
+from scratchnet.training.log import Progress, duration
+
+
+class Report:
+    """The page of one run.
+
+    Parameters
+    ----------
+    run_path : path
+        The run's folder, of which nothing is changed.
+    output : path, optional
+        By default ``report.html`` in that folder.
+    data_dir : path, optional
+        Where the data lie; by default where they lay in training. Nothing is downloaded.
+    image : path or address, optional
+        An image to follow through the network; by default the first validation picture.
+    say : callable, optional
+        Takes a line that says what is being done.
+
+    Attributes
+    ----------
+    run : RunDirectory
+    epochs : int
+        How many the run shall have in all.
+    output : Path
+
+    Raises
+    ------
+    RunError
+        If there is no run, its configuration is damaged, or the page cannot be written where it shall be.
+    DataError
+        If ``image`` cannot be read.
+
+    Examples
+    --------
+    >>> Report("no/such/run")
+    Traceback (most recent call last):
+    scratchnet.training.rundir.RunError: there is no run: no/such/run is no folder
+    """
+
+    def __init__(
+        self,
+        run_path: str | os.PathLike,
+        output: str | os.PathLike | None = None,
+        data_dir: str | os.PathLike | None = None,
+        image: str | os.PathLike | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.run = RunDirectory(run_path, read_only=True)
+        self.config = self.run.read_config()
+        for name, kind in {"options": dict, "class_names": list, "mean": list, "std": list}.items():
+            if not isinstance(self.config.get(name), kind):
+                raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
+        self.options = DEFAULTS | self.config["options"]
+        check_options(self.options, self.run)
+        self.epochs = self.options["epochs"]
+        self.class_names = self.config["class_names"]
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise RunError(f"{self.run.config} is damaged: its class_names are no names")
+        try:
+            self.normalisation = data.Normalisation(self.config["mean"], self.config["std"])
+        except (OverflowError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self.run.config} is damaged: its mean and std cannot be used: {error}"
+            ) from error
+        self.output = Path(output or self.run.path / "report.html")
+        self.target = place_for(self.output)  # before all the work, not after it
+        self.data_dir = data_dir or self.options["data_dir"]
+        self.given = self._given_picture(image) if image else None
+        self.say = say
+        self.pictures: data.ImageData | None = None
+        self.no_pictures = ""  # why there are none
+
+    def write(self, newest: bool = False, refresh: int | None = None) -> None:
+        """Write the page, whole or not at all.
+
+        Parameters
+        ----------
+        newest : bool
+            Show the last epoch's weights, not those that validation chose.
+        refresh : int, optional
+            After how many seconds a browser shall look again.
+
+        Raises
+        ------
+        RunError, FormatError
+            If the run has no finished epoch yet, or a file of it is damaged.
+        ModuleNotFoundError
+            If matplotlib is not installed.
+        OSError
+            If the page cannot be written.
+        """
+        rows = self.run.read_log()
+        if not rows:
+            raise RunError(f"{self.run.path} has no finished epoch yet: wait for the first, or use --watch")
+        weights = self.run.last if newest else self.run.best
+        shown = list(self._parts(rows, weights))
+        name = self.run.path.resolve().name
+        links = "\n".join(f'<a href="#{part.name}">{part.title}</a>' for part in shown)
+        body = [
+            f"<header>\n<h1>{escape(name)}</h1>",
+            page.facts(self._summary(rows, weights.name)),
+            f"<nav>{links}</nav>\n</header>\n<main>",
+            *(page.section(*part) for part in shown),
+            "</main>",
+            f"<footer><p>Made {time.strftime('%Y-%m-%d %H:%M:%S')} by examples/report.py.</p></footer>",
+        ]
+        text = page.page(f"{name}: a run of scratchnet", "\n".join(body), refresh)
+        with checkpoint.replacing(self.target) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8", errors="replace")
+
+    def stop_refreshing(self) -> None:
+        """Let browsers that show the page look for no newer one any more."""
+        text = page.without_refresh(self.output.read_text(encoding="utf-8"))
+        with checkpoint.replacing(self.target) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8")
+
+    def _summary(self, rows: list[dict[str, float]], weights: str) -> dict[str, Any]:
+        best = max(rows, key=lambda row: row["val_accuracy"])
+        return {
+            "network": self.options["arch"] + " with batch normalisation" * bool(self.options["batch_norm"]),
+            "data": self.config.get("data", self.options["data"]),
+            "epochs done": f"{len(rows)} of {self.epochs}",
+            "best validation accuracy": f"{100 * best['val_accuracy']:.2f} % (epoch {best['epoch']})",
+            "time": duration(sum(row["seconds"] for row in rows)),
+            "computed on": self.config.get("device", "unknown"),
+            "weights shown here": weights,
+        }
+
+    def _parts(self, rows: list[dict[str, float]], weights: Path) -> Iterator[Part]:
+        yield sections.curves(rows, self.options, len(self.class_names))
+        if weights.exists():
+            net = self._load_net(weights)
+            self._load_pictures()
+            yield self._doctor(net, rows)
+            yield from self._mistakes(net)
+            yield sections.filters(net)
+            yield from self._inside(net)
+        else:
+            yield sections.absent("weights", "Weights", f"there is no {weights}")
+        yield sections.settings(self.config, self.options)
+
+    def _load_net(self, weights: Path) -> VGG:
+        """Return the network, if it is the one that the configuration speaks of."""
+        net, config = checkpoint.load(weights), self.run.config
+        differ, classes, size = "", net.settings["num_classes"], net.settings["image_size"]
+        if classes != len(self.class_names):
+            differ = f"has {classes} classes and {config} {len(self.class_names)}"
+        elif size != self.options["image_size"]:
+            differ = f"takes images of {size} pixels and {config} says {self.options['image_size']}"
+        if differ:
+            raise RunError(f"{weights} {differ}: one of them is damaged, or of another run")
+        return net
+
+    def _doctor(self, net: VGG, rows: list[dict[str, float]]) -> Part:
+        """Return the last diagnosis that training made; where it made none, one that is made now."""
+        diagnoses = doctor.read(self.run.path)
+        if diagnoses:
+            return sections.diagnosis(diagnoses[-1], f"after step {diagnoses[-1].step:,} of training")
+        if self.pictures is None:
+            return sections.absent("doctor", "Doctor", f"training made no diagnosis, and {self.no_pictures}")
+        self.say("asking the doctor")
+        x, labels = next(self._loader(self._split()[0]).epoch(0))
+        loss = SoftmaxCrossEntropy(self.options["label_smoothing"])
+        found = doctor.diagnose(net, x, labels, loss=loss, epochs=rows)
+        return sections.diagnosis(found, f"now, with the weights shown here and {len(x)} training images")
+
+    def _mistakes(self, net: VGG) -> Iterator[Part]:
+        """Yield what the network takes for what, on the validation pictures."""
+        if self.pictures is None:
+            yield sections.absent("confusions", "Confusions and mistakes", self.no_pictures)
+            return
+        validation = self._split()[1]
+        self.say(f"naming {len(validation):,} validation images")
+        engine, found = make_engine(net), []
+        with Progress("validation images", len(validation)) as progress:
+            for x, _ in self._loader(validation).epoch(0):
+                found.append(predict(net, x, engine))
+                progress.update(len(x))
+        probabilities, labels = np.concatenate(found), self.pictures.train_labels[validation]
+        yield sections.confusions(probabilities, labels, self.class_names, net.info.get("val_accuracy"))
+        images = self.pictures.train_images[validation]
+        yield sections.mistakes(probabilities, labels, images, self.class_names)
+
+    def _inside(self, net: VGG) -> Iterator[Part]:
+        """Yield how an image goes through the network, and where the network looks in some."""
+        if self.given is None and self.pictures is None:
+            yield sections.absent(
+                "maps", "Feature maps and Grad-CAM", f"{self.no_pictures}, or an image with --image"
+            )
+            return
+        self.say("looking at feature maps and Grad-CAM")
+        shown = [] if self.given is None else [self.given]
+        if self.pictures is not None:
+            validation = self._split()[1]
+            labels = self.pictures.train_labels[validation]
+            firsts = [validation[labels == k][:1] for k in range(len(self.class_names))]
+            shown += [self._validation_picture(index) for index in np.concatenate(firsts)]
+        maps = inspection.feature_maps(net, shown[0].x)
+        yield sections.feature_maps(net, shown[0], maps)
+        yield sections.grad_cam(net, shown, maps, self.class_names)
+
+    # The data
+
+    def _load_pictures(self) -> None:
+        """Get the data set, once; where it cannot be had, the page does without."""
+        if self.pictures is not None or self.no_pictures:
+            return
+        self.say("reading the data")
+        try:
+            if self.options["data"] == "shapes10":
+                self.pictures = data.shapes10()
+            else:
+                self.pictures = data.cifar10(self.data_dir, download=False)
+        except data.DataError as error:
+            self.no_pictures = f"{error}: give the folder of the data with --data-dir"
+            self.say(self.no_pictures)
+
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return which images were trained on and which validated on, drawn again as training drew them."""
+        labels = self.pictures.train_labels
+        n_validation, seed = self.options["validation"] or len(labels) // 10, self.options["seed"]
+        try:
+            learn, validate = data.split_validation(labels, n_validation, seed)
+            if self.options["subset"]:
+                learn = data.subset(labels, learn, self.options["subset"], seed)
+        except ValueError as error:
+            config, name = self.run.config, self.pictures.name
+            raise RunError(f"{config} is damaged: its options do not fit {name}: {error}") from error
+        return learn, validate
+
+    def _loader(self, indices: np.ndarray) -> data.Loader:
+        return data.Loader(
+            self.pictures.train_images,
+            self.pictures.train_labels,
+            batch_size=128 if self.options["image_size"] <= 64 else 8,
+            shuffle=False,
+            normalisation=self.normalisation,
+            image_size=self.options["image_size"],
+            indices=indices,
+        )
+
+    def _validation_picture(self, index: int) -> Shown:
+        x, (label,) = next(self._loader(np.array([index])).epoch(0))
+        return Shown(self.pictures.train_images[index], x, self.class_names[label])
+
+    def _given_picture(self, image: str | os.PathLike) -> Shown:
+        if os.path.isdir(image):
+            raise data.DataError(f"{os.fsdecode(image)} is a folder, where one image is wanted")
+        picture = data.load_picture(image)
+        pixels = data.picture_to_array(picture, self.options["image_size"])
+        seen = data.picture_to_array(picture, min(self.options["image_size"], sections.LARGEST_PICTURE))
+        return Shown(seen, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))

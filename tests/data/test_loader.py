@@ -1,0 +1,248 @@
+"""The loader: every image once an epoch, the same bits however it is used; and the splits before it."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from scratchnet import workers
+from scratchnet.data import Augmentation, Loader, Normalisation, split_validation, subset
+
+
+def numbered(n=10, size=8):
+    """Images that carry their own index in every pixel, and labels that are that index."""
+    images = np.empty((n, size, size, 3), np.uint8)
+    images[:] = np.arange(n).reshape(-1, 1, 1, 1)
+    return images, np.arange(n)
+
+
+def collect(loader, epoch=0):
+    batches = list(loader.epoch(epoch))
+    return np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
+
+
+@given(n=st.integers(1, 30), batch_size=st.integers(1, 35), shuffle=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_every_picture_comes_once_with_its_label_and_the_short_batch_last(n, batch_size, shuffle):
+    loader = Loader(*numbered(n, size=2), batch_size, shuffle=shuffle)
+    batches = list(loader.epoch(0))
+    sizes = [len(y) for _, y in batches]
+    assert len(batches) == len(loader) and sizes[:-1] == [batch_size] * (len(sizes) - 1)
+    x, y = (np.concatenate(part) for part in zip(*batches, strict=True))
+    assert sorted(y) == list(range(n))
+    assert np.array_equal(np.rint(x[:, 0, 0, 0] * 255), y)
+
+
+def test_what_is_handed_out():
+    x, y = next(Loader(*numbered(), 4, shuffle=False).epoch(0))
+    assert x.shape == (4, 8, 8, 3) and x.dtype == np.float32 and x.flags.c_contiguous
+    assert y.shape == (4,) and y.dtype == np.int64
+    assert next(Loader(*numbered(), 4, shuffle=False, dtype="float64").epoch(0))[0].dtype == np.float64
+
+
+def test_without_shuffling_the_order_is_the_given_one():
+    assert collect(Loader(*numbered(), 3, shuffle=False))[1].tolist() == list(range(10))
+
+
+def test_order_changes_with_epoch_and_seed_and_with_nothing_else():
+    def order(seed, epoch, batch_size=7):
+        return collect(Loader(*numbered(50, 2), batch_size, shuffle=True, seed=seed), epoch)[1].tolist()
+
+    assert order(0, 0) == order(0, 0) == order(0, 0, batch_size=50)
+    assert len({tuple(order(*key)) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}) == 4
+
+
+def test_batches_do_not_depend_on_what_was_drawn_before():
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    settings_ = dict(shuffle=True, augmentation=Augmentation.named("crop-flip-cutout"), seed=5)
+    through, resumed = (Loader(images, np.arange(40), 16, **settings_) for _ in range(2))
+    for epoch in range(3):
+        expected = collect(through, epoch)
+    found = collect(resumed, 2)  # straight to the third epoch
+    assert np.array_equal(expected[0], found[0]) and np.array_equal(expected[1], found[1])
+
+
+def test_two_epochs_at_once_do_not_disturb_each_other():
+    loader = Loader(*numbered(20), 4, shuffle=True, augmentation=Augmentation.named("crop-flip"))
+    for (xa, ya), (xb, yb) in zip(loader.epoch(1), loader.epoch(1), strict=True):
+        assert np.array_equal(xa, xb) and np.array_equal(ya, yb)
+
+
+def test_handed_out_batches_stay_as_they_are():
+    batches = list(Loader(*numbered(), 5, shuffle=False).epoch(0))
+    assert not np.shares_memory(batches[0][0], batches[1][0])
+    assert batches[0][0][0].max() == 0
+
+
+def test_augmentation_pads_with_what_normalises_to_about_zero():
+    images = np.full((30, 8, 8, 3), 250, np.uint8)
+    normalisation = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    crop = Augmentation(crop=4)
+    loader = Loader(images, np.arange(30), 30, shuffle=False, augmentation=crop, normalisation=normalisation)
+    x, _ = next(loader.epoch(0))
+    assert set(np.unique(np.abs(x) < 0.01)) == {True, False}
+    assert np.allclose(x[np.abs(x) >= 0.01], (250 / 255 - 0.5) / 0.25)
+
+
+def test_indices_choose_without_copying_or_changing_the_images():
+    images, labels = numbered(20)
+    images.flags.writeable = labels.flags.writeable = False
+    loader = Loader(
+        images, labels, 3, shuffle=True, augmentation=Augmentation(flip=True), indices=[4, 9, 2, 17]
+    )
+    assert loader.images is images and len(loader) == 2 and loader.n_samples == 4
+    assert sorted(collect(loader)[1]) == [2, 4, 9, 17]
+
+
+def test_resizing_is_pillows_bilinear():
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    x, _ = next(Loader(image, [0], 1, shuffle=False, image_size=64).epoch(0))
+    expected = np.asarray(Image.fromarray(image[0]).resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(np.rint(x[0] * 255), expected)
+
+
+def test_the_next_batch_is_prepared_while_the_caller_computes(monkeypatch):
+    prepared, another_thread = threading.Event(), []
+
+    class Watched(Loader):
+        def _prepare(self, order, epoch, batch):
+            if batch == 1:
+                another_thread.append(threading.current_thread() is not threading.main_thread())
+                prepared.set()
+            return super()._prepare(order, epoch, batch)
+
+    batches = Watched(*numbered(), 5, shuffle=False).epoch(0)
+    next(batches)
+    assert prepared.wait(10) and another_thread == [True]  # though nobody has asked for it yet
+    batches.close()
+
+
+def test_a_busy_pool_does_not_hold_the_loader_up():
+    release = threading.Event()
+    others = [workers.submit(release.wait, 30) for _ in range(workers.size() + 2)]
+    try:
+        start = time.monotonic()
+        assert len(list(Loader(*numbered(), 2, shuffle=False).epoch(0))) == 5
+        assert time.monotonic() - start < 10
+    finally:
+        release.set()
+        for other in others:
+            other.result()
+
+
+def test_an_error_while_preparing_reaches_the_caller():
+    class Broken(Augmentation):
+        def apply(self, images, rng, fill):
+            if (images == 6).any():
+                raise RuntimeError("cannot augment image 6")
+            return images
+
+    batches = Loader(*numbered(), 5, shuffle=False, augmentation=Broken()).epoch(0)
+    next(batches)
+    with pytest.raises(RuntimeError, match="image 6"):
+        next(batches)
+
+
+def test_stopping_midway_leaves_nothing_behind_and_the_loader_usable():
+    loader = Loader(*numbered(100), 2, shuffle=True)
+    for k in range(50):
+        for _ in loader.epoch(k):
+            break
+    assert workers.submit(int, "7").result(10) == 7
+    assert len(list(loader.epoch(0))) == 50
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"batch_size": 0}, "above zero"),
+        ({"image_size": 0}, "above zero"),
+        ({"seed": -1}, "seed"),
+        ({"labels": np.arange(9)}, "10 whole-number labels"),
+        ({"labels": np.arange(10.0)}, "whole-number"),
+        ({"indices": [0, 10]}, "indices"),
+        ({"indices": [-1]}, "indices"),
+        ({"images": np.zeros((10, 3, 8, 8), np.uint8)}, "channels are last"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change, message):
+    images, labels = numbered()
+    arguments = dict(images=images, labels=labels, batch_size=2, shuffle=True) | change
+    with pytest.raises(ValueError, match=message):
+        Loader(**arguments)
+
+
+# ---- stratified splits ----
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), data=st.data(), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=80)
+def test_splits_are_stratified_disjoint_and_complete(labels, data, seed):
+    labels = np.array(labels)
+    n = data.draw(st.integers(0, len(labels) - 1))
+    train, validation = split_validation(labels, n, seed)
+    assert len(validation) == n
+    assert sorted([*train, *validation]) == list(range(len(labels)))
+    check_shares(labels, np.arange(len(labels)), validation)
+    m = data.draw(st.integers(1, len(train)))
+    chosen = subset(labels, train, m, seed)
+    assert len(set(chosen)) == len(chosen) == m and set(chosen) <= set(train)
+    check_shares(labels, train, chosen)
+
+
+def check_shares(labels, pool, chosen):
+    """Every class has its exact share, rounded down or up."""
+    share = np.bincount(labels[pool], minlength=5) * len(chosen) / len(pool)
+    assert (np.abs(np.bincount(labels[chosen], minlength=5) - share) < 1).all()
+
+
+def test_cifar_sized_split_is_exact_and_depends_on_the_seed():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
+    train, validation = split_validation(labels)
+    assert len(train) == 45000 and (np.bincount(labels[validation]) == 500).all()
+    assert (np.bincount(labels[subset(labels, train, 2000)]) == 200).all()
+    assert np.array_equal(split_validation(labels)[1], validation)
+    assert not np.array_equal(split_validation(labels, seed=1)[1], validation)
+
+
+@pytest.mark.parametrize("n", [-1, 10, 11])
+def test_impossible_validation_sizes_are_refused(n):
+    with pytest.raises(ValueError, match=f"cannot set aside {n} of 10"):
+        split_validation(np.zeros(10, int), n)
+
+
+@pytest.mark.parametrize("n", [-1, 0, 4])
+def test_impossible_subsets_are_refused(n):
+    with pytest.raises(ValueError, match=f"subset of {n} from 3"):
+        subset(np.zeros(10, int), [1, 2, 3], n)
+
+
+@pytest.mark.parametrize("name", ["none", "crop2-flip", "crop-flip-cutout5", "cutout3"])
+def test_choices_say_what_an_epoch_does_to_which_picture(name):
+    """With nothing but the numbers, somebody else makes the same pictures."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
+    augmentation, fill = Augmentation.named(name), np.array([9, 8, 7], np.uint8)
+    normalisation = Normalisation(mean=fill / 255, std=(0.2, 0.3, 0.4))
+    how = {"shuffle": True, "augmentation": augmentation, "normalisation": normalisation, "seed": 3}
+    loader = Loader(images, np.arange(7), 3, indices=np.array([6, 0, 2, 5, 3]), **how)
+    scale, shift = (factor.astype("float32") for factor in normalisation.affine)
+    made = []
+    for index, top, left, mirrored, hole_top, hole_left in loader.choices(4):
+        c = augmentation.crop
+        padded = np.empty((8 + 2 * c, 6 + 2 * c, 3), np.uint8)
+        padded[:] = fill
+        padded[c : c + 8, c : c + 6] = images[index]
+        picture = padded[top : top + 8, left : left + 6][:, :: -1 if mirrored else 1].copy()
+        for h in range(hole_top, hole_top + augmentation.cutout):
+            for w in range(hole_left, hole_left + augmentation.cutout):
+                if 0 <= h < 8 and 0 <= w < 6:
+                    picture[h, w] = fill
+        made.append(picture * scale - shift)
+    expected = [(x, y) for x, y in loader.epoch(4)]
+    np.testing.assert_array_equal(np.stack(made), np.concatenate([x for x, _ in expected]))
+    np.testing.assert_array_equal(loader.choices(4)[:, 0], np.concatenate([y for _, y in expected]))
