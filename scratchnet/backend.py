@@ -13,9 +13,16 @@ import sys
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+"""An array of either library, in annotations: CuPy's arrays have NumPy's methods, and CuPy has no types of its own.
+
+Where a function takes whatever NumPy can read, it says ``numpy.typing.ArrayLike``.
+"""
 
 ON_CPU = "use --backend numpy to compute on the CPU"
 
