@@ -2,7 +2,7 @@
 
 ::
 
-    pip install 'scratchnet[bench]'
+    pip install '.[bench]'
     python benchmarks/all.py
 
 Writes to ``benchmarks/results/``, named after the day: a Markdown file with a summary and every table, a

@@ -2,7 +2,7 @@
 
 ::
 
-    pip install 'scratchnet[plot]'
+    pip install '.[plot]'
     python benchmarks/curves.py runs/vgg16-bn runs/vgg16 --output curves.svg
 """
 
@@ -95,7 +95,7 @@ def main() -> None:
     try:
         draw(read_logs(options.runs), options.output)
     except ModuleNotFoundError:
-        raise RunError("drawing needs matplotlib: pip install 'scratchnet[plot]'") from None
+        raise RunError("drawing needs matplotlib: pip install '.[plot]'") from None
 
 
 if __name__ == "__main__":

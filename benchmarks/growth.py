@@ -2,7 +2,7 @@
 
 ::
 
-    pip install 'scratchnet[bench]'
+    pip install '.[bench]'
     python benchmarks/growth.py --output growth
 
 Every point is a race of its own, in fresh processes: scratchnet's plan and PyTorch channels last, in training

@@ -2,7 +2,7 @@
 
 ::
 
-    pip install 'scratchnet[bench]'
+    pip install '.[bench]'
     python benchmarks/inference.py --image-size 224 --batch-size 1
 
 All in float32. How it is measured is in ``race.py``, and who takes part in ``contenders.py``.

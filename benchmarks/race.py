@@ -154,7 +154,7 @@ def check_installed(contender: str) -> None:
     """Refuse a contender whose libraries are not there."""
     for library in NEEDS.get(contender, []):
         if importlib.util.find_spec(library) is None:
-            advice = "pip install 'scratchnet[bench]'" + WITHOUT_CUDA * (library == "torch")
+            advice = "pip install '.[bench]'" + WITHOUT_CUDA * (library == "torch")
             raise WorkerError(f"{library} is not installed: {advice}")
 
 

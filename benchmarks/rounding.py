@@ -2,7 +2,7 @@
 
 ::
 
-    pip install 'scratchnet[bench]'
+    pip install '.[bench]'
     python benchmarks/rounding.py
 
 The reference is PyTorch in float64 on the same weights and images; the distance is that of all gradients

@@ -2,7 +2,7 @@
 
 ::
 
-    pip install 'scratchnet[bench]'
+    pip install '.[bench]'
     python benchmarks/train_step.py
 
 One training step: forward, loss, backward without the gradient of the image, SGD with momentum 0.9. How it

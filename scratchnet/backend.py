@@ -192,8 +192,8 @@ def _cupy() -> Backend:
                 f"CuPy is installed but broken, since {error.name} is missing: reinstall it, or {ON_CPU}"
             ) from error
         raise BackendError(
-            "CuPy is not installed: install it with pip install 'scratchnet[cuda13]' (NVIDIA driver 580 or "
-            f"newer) or 'scratchnet[cuda12]', or {ON_CPU}"
+            "CuPy is not installed: install it with pip install 'cupy-cuda13x[ctk]' (NVIDIA driver 580 or "
+            f"newer) or 'cupy-cuda12x[ctk]', or {ON_CPU}"
         ) from error
     except Exception as error:  # a clash of packages or a missing library can raise anything while importing
         reason = error.__cause__ or error  # CuPy wraps what is wrong into a page of general advice

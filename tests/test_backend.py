@@ -46,7 +46,7 @@ except ImportError as error:
 """
 # What is wrong -> (the module, or the source of a package named cupy), the sentence.
 FAILURES = {
-    "not installed": (None, r"CuPy is not installed: install it with pip install 'scratchnet\[cuda13\]'"),
+    "not installed": (None, r"CuPy is not installed: install it with pip install 'cupy-cuda13x\[ctk\]'"),
     "a library is missing": (
         BROKEN_IMPORT,
         r"installed but broken \(libcublas.so.12: cannot open shared object",
@@ -193,18 +193,41 @@ def test_a_copied_backend_is_the_same():
     assert copy.deepcopy(numpy) is numpy
 
 
+def run_python(code):
+    root = scratchnet.__path__[0].rpartition("scratchnet")[0]
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_importing_scratchnet_imports_no_heavy_library():
-    code = f"""
-import importlib, pkgutil, sys
-sys.path.insert(0, {str(scratchnet.__path__[0].rpartition("scratchnet")[0])!r})
+    code = """
+import importlib, pkgutil
 import scratchnet
 names = [m.name for m in pkgutil.walk_packages(scratchnet.__path__, "scratchnet.")]
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)
-print(len(names), *sorted({{"cupy", "torch", "matplotlib", "mpi4py"}} & set(sys.modules)))
+print(len(names), *sorted({"cupy", "torch", "matplotlib", "mpi4py"} & set(sys.modules)))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    count, *imported = result.stdout.split()
+    count, *imported = run_python(code)
     assert int(count) > 15
     assert imported == []
+
+
+def test_importing_the_package_imports_no_submodule_and_not_even_numpy():
+    code = """
+import scratchnet
+print(*sorted(name for name in sys.modules if name == "numpy" or name.startswith("scratchnet.")))
+"""
+    assert run_python(code) == []
+
+
+def test_submodules_are_imported_at_first_use():
+    code = """
+import scratchnet as sn
+print(set(sn.__all__) <= set(dir(sn)), type(sn.models.vgg11(width=0.0625, classifier_width=8)).__name__)
+for name in sn.__all__:
+    getattr(sn, name)
+print(getattr(sn, "modells", "unknown"))
+"""
+    assert run_python(code) == ["True", "VGG", "unknown"]

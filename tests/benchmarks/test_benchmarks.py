@@ -138,7 +138,7 @@ def test_with_nobody_left_there_is_no_race(race):
 
 def test_libraries_that_are_not_installed_are_named_before_anything_starts(race, monkeypatch):
     monkeypatch.setattr(race.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(race.WorkerError, match="jax is not installed: pip install 'scratchnet.bench.'"):
+    with pytest.raises(race.WorkerError, match=r"jax is not installed: pip install '.\[bench\]'"):
         race.measure(TASK, ["scratchnet", "jax"], 3, Silent())
     assert not FakeWorker.started
 
@@ -435,7 +435,7 @@ def test_without_pytorch_it_says_what_to_install(load, monkeypatch, capsys):
     train_step = load("train_step")
     monkeypatch.setattr(load("race").importlib.util, "find_spec", lambda name: None)
     assert train_step.main([]) == 2
-    assert "pip install 'scratchnet[bench]'" in capsys.readouterr().err
+    assert "pip install '.[bench]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -674,7 +674,7 @@ def test_curves_without_matplotlib_say_how_to_install_it(tmp_path, curves, monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = curves(logged(tmp_path / "run"), "--output", tmp_path / "curves.svg")
-    assert result.status == 2 and "pip install 'scratchnet[plot]'" in result.said
+    assert result.status == 2 and "pip install '.[plot]'" in result.said
 
 
 def test_curves_stop_at_ctrl_c(tmp_path, curves, monkeypatch):
