@@ -8,6 +8,7 @@ import pytest
 from scratchnet import plans
 from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
 from scratchnet.models import vgg11, vgg16
+from scratchnet.plans.memory import Arena, in_planes, room_for
 from scratchnet.plans.sizes import sizes
 
 
@@ -49,3 +50,33 @@ def test_a_plan_that_exists_is_left_alone():
 def test_what_compile_refuses_is_refused():
     with pytest.raises(ValueError, match="mode"):
         sizes(vgg11(10, 32, width=0.125, classifier_width=16), (2, 32, 32, 3), training=False)
+
+
+def test_buffers_that_live_together_never_overlap():
+    rng = np.random.default_rng(0)
+    arena = Arena()
+    for k in range(60):
+        first_use = int(rng.integers(0, 20))
+        arena.reserve(
+            str(k), (int(rng.integers(1, 5000)),), "float32", first_use, first_use + int(rng.integers(0, 6))
+        )
+    arena.assign_offsets()
+    for a in arena.buffers:
+        for b in arena.buffers:
+            if a is not b and a.lives_with(b):
+                assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+    assert arena.size < 0.6 * sum(b.nbytes for b in arena.buffers)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 16, 512), (6, 8, 1, 1), (3, 3, 5, 7), (2, 4, 32), (2, 2, 17, 3)])
+def test_planes_lie_apart_for_the_cache_and_fill_no_more_than_their_room(shape):
+    rows, columns, *plane = shape
+    memory = np.zeros(room_for(rows * columns, int(np.prod(plane))), np.float32)
+    planes = in_planes(memory, *shape)
+    assert planes.shape == shape
+    planes[...] = np.arange(1, planes.size + 1).reshape(shape)
+    assert np.count_nonzero(memory) == planes.size, "no two numbers share a place"
+    lines, rest = divmod(planes.strides[1], 64)
+    assert rest == 0 and lines % 2 == 1 and planes.strides[0] == columns * planes.strides[1]
+    with pytest.raises(ValueError, match="reshape"):
+        in_planes(memory[:-1], *shape)

@@ -163,14 +163,15 @@ class Im2col(Kernel):
         """Write down im2col of the block's pixels."""
         n, OH, P = len(block.images), block.shape[1], self.P
         H, W, C = self.input.H, self.input.W, self.input.C
-        # The rows that it needs, of which those outside of the image are padding.
+        # The rows that it needs. Those outside the image are padding, and they may be all.
         top, height = block.row * self.S - P, (OH - 1) * self.S + self.K
-        first, stop = max(0, top), min(H, top + height)
+        first, stop = (min(max(0, row), H) for row in (top, top + height))
         x = self.input.data[block.images.start : block.images.stop, first:stop]  # (n, rows, W, C)
         if P:
             padded = first_of(self.padded[step][worker], n, height, W + 2 * P, C)
             do.copy(0, out=padded)
-            do.copy(x, out=padded[:, first - top : stop - top, P : P + W])
+            if first < stop:
+                do.copy(x, out=padded[:, first - top : stop - top, P : P + W])
             x = padded
         columns = first_of(self.columns[step][worker], n, OH, self.OW, self.K, self.K, C)
         windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))

@@ -1,0 +1,55 @@
+"""One convolution through a plan, and the same in float64: what tests of kernels compare."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scratchnet import functional as F
+from scratchnet import layers, plans
+
+EPSILON = 1e-5  # relative error of one layer, which the project allows
+
+
+def error(got, expected):
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def one_layer(conv, shape, *, pool=False, relu=False, algorithm="auto", seed=0):
+    """Run one convolution (and what follows) through a plan and in float64; return both sides' results."""
+    rng = np.random.default_rng(seed)
+    rest = [layers.ReLU()] * relu + [layers.MaxPool2d(2)] * pool
+    net = layers.Sequential(conv, *rest)
+    x = rng.standard_normal(shape).astype(np.float32)
+    if conv.bias is not None:
+        conv.bias.data[...] = rng.standard_normal(conv.bias.shape)
+    plan = plans.compile(net, shape, training=True, algorithm=algorithm)
+    y = plan.forward(x)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx = plan.backward(dy, need_input_gradient=True)
+    got = {"y": y, "dx": dx} | {name: p.grad.copy() for name, p in net.parameters().items()}
+
+    bias = None if conv.bias is None else conv.bias.data.astype(float)
+    z, cache = F.conv2d_forward(
+        x.astype(float), conv.weight.data.astype(float), bias, conv.stride, conv.padding
+    )
+    caches = []
+    if relu:
+        z, kept = F.relu_forward(z)
+        caches.append((F.relu_backward, kept))
+    if pool:
+        z, kept = F.max_pool2d_forward(z, 2)
+        caches.append((F.max_pool2d_backward, kept))
+    g = dy.astype(float)
+    for backward, kept in reversed(caches):
+        g = backward(g, kept)
+    dx, dweight, dbias = F.conv2d_backward(g, cache)
+    expected = {"y": z, "dx": dx, "0.weight": dweight}
+    if bias is not None:
+        expected["0.bias"] = dbias
+    return plan, got, expected
+
+
+def assert_accurate(got, expected):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert error(got[name], expected[name]) < EPSILON, name
