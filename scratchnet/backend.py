@@ -1,7 +1,7 @@
-"""Which array library computes: NumPy on the CPU or CuPy on a GPU.
+"""The array library that computes: NumPy on the CPU or CuPy on a GPU.
 
 This is the one module that knows. Everything above asks ``array_module(x)`` for the library that made ``x``,
-writes its array operations once, and so runs on both. CuPy is imported only when somebody asks for it.
+writes its array operations once, and so runs on both. CuPy is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
-"""An array of either library, in annotations: CuPy's arrays have NumPy's methods, and CuPy has no types of its own.
+"""An array of either library, in annotations: CuPy's arrays have the same methods, and CuPy has no types.
 
-Where a function takes whatever NumPy can read, it says ``numpy.typing.ArrayLike``.
+A function that takes anything NumPy can read says ``numpy.typing.ArrayLike``.
 """
 
 ON_CPU = "use --backend numpy to compute on the CPU"
@@ -55,7 +55,7 @@ class Backend:
     xp: ModuleType
     device: str
 
-    def asarray(self, x: Any, dtype: Any = None) -> Any:
+    def asarray(self, x: ArrayLike, dtype: DTypeLike | None = None) -> Array:
         """Return ``x`` as an array of this backend, copied only where it has to be.
 
         Parameters
@@ -63,7 +63,7 @@ class Backend:
         x : array_like
             Anything that NumPy can read, or an array of either backend.
         dtype : dtype, optional
-            The element type wanted; by default that of ``x``.
+            The element type; by default that of ``x``.
 
         Returns
         -------
@@ -73,7 +73,7 @@ class Backend:
             x = to_numpy(x)
         return self.xp.asarray(x, dtype=dtype)
 
-    def to_numpy(self, x: Any) -> np.ndarray:
+    def to_numpy(self, x: ArrayLike) -> Array:
         """Return ``x`` as a NumPy array on the host."""
         return to_numpy(x)
 
@@ -82,10 +82,10 @@ class Backend:
         if self.name == "cupy":
             self.xp.cuda.get_current_stream().synchronize()
 
-    def __deepcopy__(self, memo: dict) -> Backend:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         return self  # a library cannot be copied, and a copied network computes on the same one
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return get, (self.name,)  # nor can it be pickled, but its name can
 
     def __str__(self) -> str:
@@ -135,10 +135,9 @@ def get(name: str | Backend = "auto") -> Backend:
 
 
 def array_module(x: Any) -> ModuleType:
-    """Return the library that ``x`` is an array of: ``cupy`` for CuPy's arrays, ``numpy`` for everything
-    else.
+    """Return the library of an array: ``cupy`` for CuPy's arrays, ``numpy`` for everything else.
 
-    Never imports CuPy: where nobody imported it, nothing can be an array of it.
+    Never imports CuPy: until it has been imported, nothing can be an array of it.
 
     Parameters
     ----------
@@ -153,7 +152,7 @@ def array_module(x: Any) -> ModuleType:
     return cupy if cupy is not None and isinstance(x, getattr(cupy, "ndarray", ())) else np
 
 
-def to_numpy(x: Any) -> np.ndarray:
+def to_numpy(x: ArrayLike) -> Array:
     """Return ``x`` as a NumPy array on the host: a copy if it lies on a GPU, itself if it is one already.
 
     Parameters
@@ -183,7 +182,7 @@ def _cpu() -> str:
 
 
 def _cupy() -> Backend:
-    """Import CuPy, make it compute something, and say precisely what is wrong where it cannot."""
+    """Import CuPy, compute a small product with it, and say precisely what is wrong where that fails."""
     try:
         import cupy
     except ModuleNotFoundError as error:
@@ -252,7 +251,7 @@ def _cupy() -> Backend:
 
 
 def _version(number: int) -> str:
-    """CUDA writes 12.4 as 12040."""
+    """Return a version as CUDA prints it: the number 12040 stands for 12.4."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 

@@ -10,9 +10,16 @@ from typing import Any
 def whole(least: int = 1, **arguments: Any) -> None:
     """Check that every argument is a whole number of at least ``least``.
 
+    Parameters
+    ----------
+    least : int
+    **arguments
+        From the name of an argument to its value.
+
     Raises
     ------
     ValueError
+        For the first that is not, with its name and value.
 
     Examples
     --------
@@ -28,9 +35,16 @@ def whole(least: int = 1, **arguments: Any) -> None:
 def real(low: float = float("-inf"), high: float = float("inf"), **arguments: Any) -> None:
     """Check that every argument is a finite number with ``low <= number <= high``.
 
+    Parameters
+    ----------
+    low, high : float
+    **arguments
+        From the name of an argument to its value.
+
     Raises
     ------
     ValueError
+        For the first that is not, with its name and value.
 
     Examples
     --------
@@ -42,12 +56,7 @@ def real(low: float = float("-inf"), high: float = float("inf"), **arguments: An
     ValueError: p must be a number between 0 and 1, not 2
     """
     for name, value in arguments.items():
-        if (
-            not isinstance(value, Real)
-            or isinstance(value, bool)
-            or not isfinite(value)
-            or not low <= value <= high
-        ):
+        if not _is_finite(value) or not low <= value <= high:
             if isfinite(low) and isfinite(high):
                 wanted = f"a number between {low:g} and {high:g}"
             elif isfinite(low):
@@ -55,3 +64,12 @@ def real(low: float = float("-inf"), high: float = float("inf"), **arguments: An
             else:
                 wanted = "a finite number"
             raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

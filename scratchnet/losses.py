@@ -1,13 +1,14 @@
-"""Losses: what training makes small."""
+"""Loss functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from numpy.typing import ArrayLike
 
+from scratchnet import checks
 from scratchnet import functional as F
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 
 
 class SoftmaxCrossEntropy:
@@ -29,12 +30,13 @@ class SoftmaxCrossEntropy:
     """
 
     def __init__(self, label_smoothing: float = 0.0):
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+        checks.real(0.0, 1.0, label_smoothing=label_smoothing)
+        if label_smoothing == 1.0:
+            raise ValueError("label_smoothing must be below 1, or nothing is left of the label")
         self.label_smoothing = label_smoothing
         self._cache: Any = None
 
-    def forward(self, logits: Any, labels: Any) -> Any:
+    def forward(self, logits: Array, labels: ArrayLike) -> Array:
         """Return the loss.
 
         Parameters
@@ -58,34 +60,34 @@ class SoftmaxCrossEntropy:
             raise ValueError(
                 f"SoftmaxCrossEntropy: expected logits (N, K), got {getattr(logits, 'shape', logits)}"
             )
-        labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
-        if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        targets: Array = array_module(labels).asarray(labels)
+        if targets.shape != logits.shape[:1] or targets.dtype.kind not in "iu":
             raise ValueError(
                 f"SoftmaxCrossEntropy: expected integer labels ({logits.shape[0]},), "
-                f"got {labels.dtype} {labels.shape}"
+                f"got {targets.dtype} {targets.shape}"
             )
-        if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
-            wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
+        wrong = (targets < 0) | (targets >= logits.shape[1])
+        if bool(wrong.any()):
             raise ValueError(
-                f"SoftmaxCrossEntropy: label {wrong[0]} is not one of the {logits.shape[1]} classes"
+                f"SoftmaxCrossEntropy: label {targets[wrong][0]} is not one of the {logits.shape[1]} classes"
             )
-        # Checked where they are: labels on the host need no wait for a GPU.
-        if array_module(labels) is not array_module(logits):
-            labels = array_module(logits).asarray(labels)
-        value, self._cache = F.softmax_cross_entropy_forward(logits, labels, self.label_smoothing)
+        # Checked where they lie: labels on the host need no wait for a GPU.
+        if array_module(targets) is not array_module(logits):
+            targets = array_module(logits).asarray(targets)
+        value, self._cache = F.softmax_cross_entropy_forward(logits, targets, self.label_smoothing)
         return value
 
-    def __call__(self, logits: Any, labels: Any) -> Any:
+    def __call__(self, logits: Array, labels: ArrayLike) -> Array:
         """Call ``forward``."""
         return self.forward(logits, labels)
 
-    def backward(self) -> Any:
+    def backward(self) -> Array:
         """Return the gradient of the last loss with respect to the logits, (N, K).
 
         Raises
         ------
         RuntimeError
-            If forward was not called before, once for each backward.
+            If forward has not been called, once for each backward.
         """
         if self._cache is None:
             raise RuntimeError(

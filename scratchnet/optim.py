@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, and how its learning rate changes over a run."""
+"""Stochastic gradient descent, and schedules of its learning rate."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
-from scratchnet import workers
+from scratchnet import checks, workers
+from scratchnet.backend import Array
 from scratchnet.parameters import FlatBuffer, Parameter
 
-# Numbers that a step works on at a time: values, gradients, momentum and scratch together stay in the cache.
-BLOCK = 1 << 15
+# Numbers that one call updates: their values, gradients, momentum and scratch together stay in the cache.
+BLOCK_SIZE = 1 << 15
 
 
 def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
-    """Tell whether a parameter is a bias, or the scale or shift of a normalisation: one number a channel.
+    """Tell whether a parameter is a bias, or scale or shift of a normalisation: one number per channel.
 
     For ``SGD(..., no_decay=is_bias_or_norm)``.
 
@@ -34,7 +36,7 @@ def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
     return parameter.ndim == 1
 
 
-class _Run(NamedTuple):
+class _Span(NamedTuple):
     """Numbers that lie next to each other in the flat arrays, and decay alike."""
 
     buffer: FlatBuffer
@@ -43,15 +45,15 @@ class _Run(NamedTuple):
     momentum_start: int  # in the momentum buffer
     decay: float
 
-    def joined(self, following: _Run) -> list[_Run]:
-        """Return one run of both where the following one continues this one, and otherwise the two."""
+    def joined(self, following: _Span) -> list[_Span]:
+        """Return one span of both where the following one continues this one, and otherwise the two."""
         end = self._replace(start=self.stop, momentum_start=self.momentum_start + self.stop - self.start)
         if end == following._replace(stop=self.stop):
             return [self._replace(stop=following.stop)]
         return [self, following]
 
-    def cut(self, size: int) -> Iterator[_Run]:
-        """Yield the same numbers in blocks of at most ``size``."""
+    def blocks(self, size: int) -> Iterator[_Span]:
+        """Yield the same numbers as spans of at most ``size``."""
         for start in range(self.start, self.stop, size):
             stop = min(start + size, self.stop)
             yield self._replace(
@@ -60,7 +62,7 @@ class _Run(NamedTuple):
 
 
 class SGD:
-    """Stochastic gradient descent with momentum, Nesterov's momentum and weight decay, as in PyTorch.
+    """Stochastic gradient descent with momentum, Nesterov momentum and weight decay, as in PyTorch.
 
     For each weight w with gradient g and momentum buffer v, which is zero at first::
 
@@ -76,11 +78,12 @@ class SGD:
     lr : float
         The learning rate. Assign ``optimizer.lr`` to change it.
     momentum : float
+        From 0 to below 1.
     weight_decay : float
     nesterov : bool
     no_decay : callable, optional
-        ``no_decay(name, parameter)`` tells which parameters weight decay leaves alone; ``is_bias_or_norm`` is
-        one. By default everything decays.
+        ``no_decay(name, parameter)`` tells which parameters weight decay leaves alone, for example
+        ``is_bias_or_norm``. By default everything decays.
 
     Attributes
     ----------
@@ -109,17 +112,16 @@ class SGD:
     ):
         if not isinstance(parameters, Mapping) or not parameters:
             raise ValueError("SGD takes the dict that net.parameters() returns, with at least one parameter")
-        for name, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}.items():
-            if not value >= 0.0:
-                raise ValueError(f"{name} must not be negative, and is {value}")
+        checks.real(0.0, lr=lr, momentum=momentum, weight_decay=weight_decay)
         if momentum >= 1.0:
-            raise ValueError(f"momentum must be below 1, and is {momentum}: what it adds up would never fade")
+            raise ValueError(f"momentum must be below 1, not {momentum}: what it adds up would never fade")
         if nesterov and momentum == 0.0:
             raise ValueError("nesterov needs a momentum above zero")
         self.parameters = dict(parameters)
         self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
         self.no_decay = no_decay or (lambda name, parameter: False)
-        self.momentum_buffer: Any = None
+        self.momentum_buffer: Array | None = None
+        _lay_together(list(self.parameters.values()))
 
     def step(self) -> None:
         """Change the parameters by one step against their gradients.
@@ -139,37 +141,40 @@ class SGD:
         elif self.momentum:  # the network may have moved since
             self.momentum_buffer = first.buffer.backend.asarray(self.momentum_buffer)
 
-        runs = self._runs()
-        if not runs:
+        spans = self._spans()
+        if not spans:
             raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
-        buffers = {id(run.buffer): run.buffer for run in runs}.values()
+        buffers = {id(span.buffer): span.buffer for span in spans}.values()
         for buffer in buffers:
             buffer.fill()
         if first.buffer.backend.name == "numpy":
             # Every number is updated on its own, so it makes no difference which worker has which block.
-            blocks = [block for run in runs for block in run.cut(BLOCK)]
+            blocks = [block for span in spans for block in span.blocks(BLOCK_SIZE)]
             count = min(workers.size(), len(blocks))
             workers.run_parallel([partial(self._update_all, blocks[k::count]) for k in range(count)])
         else:
-            self._update_all(runs)
+            self._update_all(spans)
         for buffer in buffers:
             buffer.version += 1
 
-    def _update_all(self, runs: list[_Run]) -> None:
-        xp = runs[0].buffer.backend.xp
-        longest = max(run.stop - run.start for run in runs)
-        kinds = {run.buffer.dtype for run in runs}
-        scratch = {kind: xp.empty(longest, kind) for kind in kinds}
-        for buffer, start, stop, momentum_start, decay in runs:
+    def _update_all(self, spans: list[_Span]) -> None:
+        xp = spans[0].buffer.backend.xp
+        longest = max(span.stop - span.start for span in spans)
+        scratch = {span.buffer.dtype: xp.empty(longest, span.buffer.dtype) for span in spans}
+        for buffer, start, stop, momentum_start, decay in spans:
             size = stop - start
-            v = self.momentum_buffer[momentum_start:][:size] if self.momentum else None
-            spare = scratch[buffer.dtype][:size]
-            self._update(buffer.data[start:stop], buffer.grad[start:stop], v, decay, spare, xp)
+            v = None
+            if self.momentum_buffer is not None:
+                v = self.momentum_buffer[momentum_start : momentum_start + size]
+            w, g = buffer.data[start:stop], buffer.grad[start:stop]
+            self._update(w, g, v, decay, scratch[buffer.dtype][:size], xp)
 
-    def _update(self, w: Any, g: Any, v: Any, weight_decay: float, scratch: Any, xp: Any) -> None:
+    def _update(
+        self, w: Array, g: Array, v: Array | None, weight_decay: float, scratch: Array, xp: ModuleType
+    ) -> None:
         """Apply the formula to one block of the flat arrays: w and v change, g is only read.
 
-        What stands in between goes to ``scratch``: a new array for each block costs more than the arithmetic.
+        Intermediate values go to ``scratch``: a new array for each block costs more than the arithmetic.
         """
         if weight_decay:
             g = xp.add(g, xp.multiply(w, weight_decay, out=scratch), out=scratch)
@@ -183,22 +188,34 @@ class SGD:
                 g = v
         w -= xp.multiply(g, self.lr, out=scratch)
 
-    def _runs(self) -> list[_Run]:
-        """Join the parameters that have a gradient into runs; in a plain network it is one."""
-        runs: list[_Run] = []
+    def _spans(self) -> list[_Span]:
+        """Join the parameters that have a gradient into spans; in a plain network there is one."""
+        spans: list[_Span] = []
         momentum_start = 0
         for name, p in self.parameters.items():
             if p.has_grad:
                 decay = 0.0 if self.no_decay(name, p) else self.weight_decay
-                run = _Run(p.buffer, p.span.start, p.span.stop, momentum_start, decay)
-                joined = runs.pop().joined(run) if runs else [run]
-                runs.extend(joined)
+                span = _Span(p.buffer, p.span.start, p.span.stop, momentum_start, decay)
+                spans.extend(spans.pop().joined(span) if spans else [span])
             momentum_start += p.size
-        return runs
+        return spans
+
+
+def _lay_together(parameters: list[Parameter]) -> None:
+    """Gather parameters of layers that are in no network into one buffer, so that a step is one pass.
+
+    What lies in a buffer with others stays there: it is a part of a network that only some of is trained.
+    """
+    held = {id(p) for p in parameters}
+    buffers = {id(p.buffer): p.buffer for p in parameters}.values()
+    if len({p.dtype for p in parameters}) == 1 and all(
+        id(p) in held for buffer in buffers for p in buffer.parameters
+    ):
+        FlatBuffer.gather(parameters)
 
 
 # Learning-rate schedules: plain functions of the step, without state, so that a resumed run needs nothing but
-# the number of steps that it has made.
+# the number of steps already made.
 
 
 @dataclass(frozen=True)
@@ -216,6 +233,9 @@ class Constant:
     """
 
     lr: float
+
+    def __post_init__(self) -> None:
+        checks.real(0.0, lr=self.lr)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, ..."""
@@ -244,6 +264,10 @@ class Step:
     lr: float
     milestones: tuple[int, ...]
     gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        checks.real(0.0, lr=self.lr, gamma=self.gamma)
+        checks.whole(0, **{f"milestones[{i}]": step for i, step in enumerate(self.milestones)})
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, ..."""
@@ -276,6 +300,10 @@ class Cosine:
     steps: int
     warmup: int = 0
 
+    def __post_init__(self) -> None:
+        checks.real(0.0, lr=self.lr)
+        checks.whole(0, steps=self.steps, warmup=self.warmup)
+
     def __call__(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, ..."""
         if step < self.warmup:
@@ -286,8 +314,9 @@ class Cosine:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Rise from ``lr / 25`` to ``lr`` and fall to almost nothing, both along half a cosine (Smith 2018, sec.
-    4).
+    """Rise from ``lr / 25`` to ``lr``, then fall to almost zero, both along half a cosine.
+
+    Smith 2018, sec. 4.
 
     Parameters
     ----------
@@ -309,6 +338,11 @@ class OneCycle:
     steps: int
     rise: float = 0.3
 
+    def __post_init__(self) -> None:
+        checks.real(0.0, lr=self.lr)
+        checks.whole(0, steps=self.steps)
+        checks.real(0.0, 1.0, rise=self.rise)
+
     def __call__(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, ..."""
         low, peak = self.lr / 25.0, self.rise * self.steps
@@ -322,7 +356,7 @@ SCHEDULES = ("constant", "step", "cosine", "one-cycle")
 
 
 def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
-    """Return a schedule by name, with the usual proportions, for a run of so many steps.
+    """Return a schedule by name, with the usual proportions.
 
     Parameters
     ----------
@@ -332,6 +366,7 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     lr : float
         The highest learning rate.
     steps : int
+        Of the whole run.
 
     Returns
     -------

@@ -76,7 +76,7 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
         return next(iter(net.parameters().values())).buffer.data
 
     whole = three_steps()
-    monkeypatch.setattr(optim, "BLOCK", 7)
+    monkeypatch.setattr(optim, "BLOCK_SIZE", 7)
     np.testing.assert_array_equal(three_steps(), whole)
 
 
@@ -127,6 +127,20 @@ def test_some_layers_of_a_network_can_be_trained_alone():
     np.testing.assert_array_equal(net[0].weight.data, first)
 
 
+def test_parameters_of_loose_layers_come_to_lie_in_one_buffer():
+    layers = {"a": Linear(2, 3), "b": Linear(3, 2)}
+    parameters = {f"{name}.{k}": p for name, layer in layers.items() for k, p in layer.parameters().items()}
+    SGD(parameters, 0.1)
+    assert len({id(p.buffer) for p in parameters.values()}) == 1
+
+
+def test_parameters_of_a_network_stay_with_the_others():
+    net = small_net()
+    buffer = net[0].weight.buffer
+    SGD(net[0].parameters() | Linear(2, 2).parameters(), 0.1)
+    assert net[0].weight.buffer is buffer and net[3].weight.buffer is buffer
+
+
 def test_a_step_before_backward_says_what_to_do():
     with pytest.raises(RuntimeError, match="call net.backward"):
         SGD(Linear(2, 2).parameters(), 0.1).step()
@@ -143,10 +157,13 @@ def test_a_step_raises_the_buffers_version():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"lr": -0.1}, "lr must not be negative"),
-        ({"lr": 0.1, "momentum": -1.0}, "momentum must not be negative"),
-        ({"lr": 0.1, "momentum": 1.0}, "momentum must be below 1, and is 1.0"),
-        ({"lr": 0.1, "weight_decay": float("nan")}, "weight_decay must not be negative"),
+        ({"lr": -0.1}, "lr must be a finite number of at least 0, not -0.1"),
+        ({"lr": float("inf")}, "lr must be a finite number"),
+        ({"lr": 10**400}, "lr must be a finite number"),
+        ({"lr": "0.1"}, "lr must be a finite number of at least 0, not '0.1'"),
+        ({"lr": 0.1, "momentum": -1.0}, "momentum must be a finite number of at least 0"),
+        ({"lr": 0.1, "momentum": 1.0}, "momentum must be below 1, not 1.0"),
+        ({"lr": 0.1, "weight_decay": float("nan")}, "weight_decay must be a finite number"),
         ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
     ],
 )
@@ -191,6 +208,13 @@ def test_one_cycle_rises_and_falls_once():
 def test_every_schedule_stays_between_zero_and_its_rate(name, steps):
     schedule = optim.schedule(name, 0.1, steps)
     assert all(0.0 <= schedule(step) <= 0.1 + 1e-12 for step in range(steps + 5))
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+@pytest.mark.parametrize(("lr", "steps"), [(float("nan"), 10), (-0.1, 10), ("0.1", 10)])
+def test_impossible_settings_of_a_schedule_are_refused(name, lr, steps):
+    with pytest.raises(ValueError, match="lr must be a finite number"):
+        optim.schedule(name, lr, steps)
 
 
 def test_an_unknown_schedule_is_refused():
