@@ -117,8 +117,8 @@ def products_of(phases: Sequence[Any]) -> dict[str, int]:
 
     made: dict[str, int] = {}
     for phase in phases:
-        if any(phase.lanes) and not phase.for_input_gradient:  # which nobody asks for in training
-            calls = [call for lane in phase.lanes for call in lane if call[0] is np.matmul]
+        if any(phase.workers) and not phase.for_input_gradient:  # which nobody asks for in training
+            calls = [call for worker in phase.workers for call in worker if call[0] is np.matmul]
             count = sum(out["out"].size * operands[0].shape[-1] for _, operands, out in calls)
             made[phase.name] = made.get(phase.name, 0) + count
     return made

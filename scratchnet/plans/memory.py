@@ -35,49 +35,6 @@ from scratchnet.backend import array_module
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
-def room_for(planes: int, size: int) -> int:
-    """Return how many float32 numbers ``in_planes`` needs for so many planes of ``size`` numbers each.
-
-    Examples
-    --------
-    >>> room_for(36, 512 * 64) / (36 * 512 * 64)
-    1.00048828125
-    """
-    return planes * _from_plane_to_plane(size)
-
-
-def in_planes(memory: np.ndarray, *shape: int) -> np.ndarray:
-    """Return the beginning of ``memory`` as an array whose first two axes are planes, spread over the cache.
-
-    A place in a cache follows from the lowest bits of an address, so numbers that lie a power of two apart
-    compete for the same few places. Sizes of layers are powers of two, and a transform reads or writes up to
-    36 planes side by side: with planes one straight after the other it takes two and a half times as long.
-    Here they begin an odd number of cache lines apart.
-
-    Parameters
-    ----------
-    memory : array of float32
-        Of at least ``room_for`` numbers.
-    *shape : int
-        All in one plane lies together: it may be seen in other shapes without a copy, and so may the planes.
-
-    Examples
-    --------
-    >>> memory = np.zeros(room_for(36, 32 * 64), np.float32)
-    >>> planes = in_planes(memory, 6, 6, 32, 64)
-    >>> planes.shape, planes.strides
-    ((6, 6, 32, 64), (49536, 8256, 256, 4))
-    """
-    rows, columns, *plane = shape
-    size, step = prod(plane), _from_plane_to_plane(prod(plane))
-    return memory.reshape(-1)[: rows * columns * step].reshape(rows, columns, step)[..., :size].reshape(shape)
-
-
-def _from_plane_to_plane(size: int) -> int:
-    line = ALIGNMENT // np.dtype(np.float32).itemsize
-    return (-(-size // line) | 1) * line
-
-
 @dataclass(eq=False)
 class Buffer:
     """An array that will exist from step ``first_use`` to step ``last_use``, both included."""
@@ -119,7 +76,7 @@ class Arena:
     size: int = 0
 
     def reserve(self, name: str, shape: tuple[int, ...], dtype: Any, first_use: int, last_use: int) -> Buffer:
-        """Ask for an array. After ``assign_offsets`` and ``bind`` it is the ``.array`` of what is returned."""
+        """Ask for an array: after ``assign_offsets`` and ``bind``, the ``.array`` of what is returned."""
         buffer = Buffer(name, tuple(shape), np.dtype(dtype), first_use, last_use)
         self.buffers.append(buffer)
         return buffer

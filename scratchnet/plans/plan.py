@@ -9,7 +9,7 @@ import numpy as np
 from scratchnet.backend import array_module
 from scratchnet.layers import Layer, Parameter
 from scratchnet.plans.cpu import choosing
-from scratchnet.plans.cpu.steps import Clock
+from scratchnet.plans.cpu.calls import Clock
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Buffer, Workspace
 

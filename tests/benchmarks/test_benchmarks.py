@@ -268,9 +268,9 @@ def test_growth_tables(load):
 
 
 def test_multiply_adds_of_products_are_counted(load):
-    from scratchnet.plans.cpu.steps import Phase, Steps
+    from scratchnet.plans.cpu.calls import Phase, Calls
 
-    first, second = Steps(), Steps()
+    first, second = Calls(), Calls()
     a, b, out = np.ones((5, 2, 3)), np.ones((5, 3, 4)), np.ones((5, 2, 4))
     first(np.matmul, a, b, out=out)
     first(np.add, out, out, out=out)

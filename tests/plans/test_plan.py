@@ -595,12 +595,12 @@ def test_fault_a_stale_transformed_weight(monkeypatch):
 def test_fault_a_buffer_freed_too_early(monkeypatch):
     from scratchnet.plans.memory import Arena
 
-    request = Arena.reserve
+    reserve = Arena.reserve
 
     def early(self, name, shape, dtype, first_use, last_use):
-        return request(self, name, shape, dtype, first_use, min(last_use, first_use + 1))
+        return reserve(self, name, shape, dtype, first_use, min(last_use, first_use + 1))
 
-    monkeypatch.setattr(Arena, "request", early)
+    monkeypatch.setattr(Arena, "reserve", early)
     assert sees(network_for_faults, (8, 16, 16, 3))
 
 
@@ -692,7 +692,7 @@ def test_an_interruption_while_a_plan_moves_leaves_it_usable(monkeypatch):
     expected = plan.forward(x)
     plans.compile(net, (9, 32, 32, 3))  # the workspace grows, so the next forward moves
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(plan.kernels[2], "forward", interrupt)
+        patched.setattr(plan.kernels[2], "record_forward", interrupt)
         plan.forward(x)
     assert (plan.forward(x) == expected).all()
 

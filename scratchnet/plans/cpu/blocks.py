@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet.plans.cpu.steps import Steps
+from scratchnet.plans.cpu.calls import Calls
 
 COLUMNS = 64  # n: four vector registers of 16 numbers
 ROWS = 64  # m, at most
@@ -57,12 +57,12 @@ class BlockShape(NamedTuple):
 WHOLE = BlockShape(0)
 
 
-def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shape: BlockShape) -> None:
-    """Write down out = a @ b.
+def product(do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shape: BlockShape) -> None:
+    """Record out = a @ b.
 
     Parameters
     ----------
-    do : Steps
+    do : Calls
     a : array (..., M, K)
     b : array (..., K, N)
     out : array (..., M, N)
@@ -72,7 +72,7 @@ def product(do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shap
     Examples
     --------
     >>> a, b, out = np.ones((100, 30)), np.ones((30, 70)), np.zeros((100, 70))
-    >>> do = Steps()
+    >>> do = Calls()
     >>> product(do, a, b, out=out, block_shape=BlockShape(10_000))
     >>> do.run()
     >>> out.min(), out.max(), len(do)
@@ -126,9 +126,9 @@ def long_block(M: int, K: int, N: int, limit: int) -> tuple[int, int] | None:
 
 
 def long_product(
-    do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray, scratch: np.ndarray, block: tuple[int, int]
+    do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray, scratch: np.ndarray, block: tuple[int, int]
 ) -> None:
-    """Write down out = a @ b for a few rows and a large b, as of a linear layer with a small batch.
+    """Record out = a @ b for a few rows and a large b, as of a linear layer with a small batch.
 
     There every number of b is used only a few times, so that reading b is all that counts, and copying it
     first, as a product of large matrices does, doubles the time. Here b is read once, in blocks (k, n) small
@@ -138,7 +138,7 @@ def long_product(
 
     Parameters
     ----------
-    do : Steps
+    do : Calls
     a : array (M, K)
     b : array (K, N)
     out : array (M, N)
@@ -188,15 +188,15 @@ def _split(x: np.ndarray, axis: int, block: int) -> np.ndarray:
     return view
 
 
-def small_matmul(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    """Write down out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long runs.
+def small_matmul(do: Calls, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """Record out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long runs.
 
     As a matrix product it makes four to six billion numbers a second on one core, many times as many as one
     addition after the other, and in a single call. Runs are cut where M * K * L would pass a million.
 
     Parameters
     ----------
-    do : Steps
+    do : Calls
     matrix : array (M, K)
     x : array (..., K, L)
     out : array (..., M, L)
@@ -204,7 +204,7 @@ def small_matmul(do: Steps, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) 
     Examples
     --------
     >>> out = np.zeros((1, 50000))
-    >>> do = Steps()
+    >>> do = Calls()
     >>> small_matmul(do, np.array([[1.0, -1.0]]), np.arange(100000.0).reshape(2, 50000), out=out)
     >>> do.run()
     >>> out.min(), out.max()

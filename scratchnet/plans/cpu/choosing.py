@@ -28,7 +28,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from scratchnet.plans.cpu.blocks import SMALL, WHOLE, BlockShape, product
-from scratchnet.plans.cpu.steps import Steps, split_evenly
+from scratchnet.plans.cpu.calls import Calls, split_evenly
 from scratchnet.plans.grouping import Group
 from scratchnet.workers import one_blas_thread
 
@@ -139,7 +139,7 @@ def _fastest_block_shape(
         b = np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2)
     out, expected = np.empty((2, stack, M, N), dtype)
     with one_blas_thread():
-        product(do := Steps(), a, b, out=expected, block_shape=usual)
+        product(do := Calls(), a, b, out=expected, block_shape=usual)
         do.run()
         steps = {}
         for block_shape in (
@@ -149,7 +149,7 @@ def _fastest_block_shape(
             BlockShape(limit // 2),
             WHOLE,
         ):
-            product(do := Steps(), a, b, out=out, block_shape=block_shape)
+            product(do := Calls(), a, b, out=out, block_shape=block_shape)
             do.run()
             if (out == expected).all():
                 steps[block_shape] = do
@@ -173,13 +173,13 @@ def block_limit() -> int:
         if any(i.get("architecture") in ARCHITECTURES_WITH_SMALL_KERNELS for i in libraries):
             return SMALL
         a, b, out = (np.ones((6, 256, 256), np.float32) for _ in range(3))
-        product(blocks := Steps(), a, b, out=out, block_shape=BlockShape(SMALL))
-        product(whole := Steps(), a, b, out=out, block_shape=WHOLE)
+        product(blocks := Calls(), a, b, out=out, block_shape=BlockShape(SMALL))
+        product(whole := Calls(), a, b, out=out, block_shape=WHOLE)
         seconds = [min(_seconds(do) for _ in range(5)) for do in (blocks, whole)]
         return SMALL if 1.2 * seconds[0] < seconds[1] else 0
 
 
-def _seconds(do: Steps) -> float:
+def _seconds(do: Calls) -> float:
     start = perf_counter()
     do.run()
     return perf_counter() - start

@@ -29,9 +29,9 @@ from math import prod
 
 import numpy as np
 
+from scratchnet.plans.cpu.calls import Calls, relu_
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
 from scratchnet.plans.cpu.layouts import as_block
-from scratchnet.plans.cpu.steps import Steps, relu_
 from scratchnet.plans.memory import Arena, Buffer
 
 
@@ -126,23 +126,23 @@ class Epilogue:
                 self.right[block] = arena.reserve("right", block.sides, np.bool_, forward, backward)
                 self.lower[block] = arena.reserve("lower", block.pooled, np.bool_, forward, backward)
 
-    def forward(self, do: Steps, worker: int, block: Block, y: np.ndarray) -> None:
-        """Write down what becomes of a block ``y`` of the convolution's result; ``y`` is overwritten."""
+    def record_forward(self, do: Calls, worker: int, block: Block, y: np.ndarray) -> None:
+        """Record what becomes of a block ``y`` of the convolution's result; ``y`` is overwritten."""
         if self.pool:
             y = self._pool(do, worker, block, y)
-        self.finish(do, y)
+        self.record_activation(do, y)
         row, pixels = block.pixels(y)
         copy_pairs(do, self.output.pairs(block.images, row, pixels), to_map=True)
 
-    def finish(self, do: Steps, y: np.ndarray) -> None:
-        """Write down y = max(y + bias, 0), as far as there is a bias and a ReLU, in place."""
+    def record_activation(self, do: Calls, y: np.ndarray) -> None:
+        """Record y = max(y + bias, 0), as far as there is a bias and a ReLU, in place."""
         if self.bias is not None:
             do(np.add, y, self.bias[: y.shape[-1]], out=y)
         if self.relu:
             relu_(do, y)
 
-    def backward(self, do: Steps, worker: int, block: Block, dy: np.ndarray) -> None:
-        """Write down the gradient ``dy`` with respect to the same block of the convolution's result."""
+    def record_backward(self, do: Calls, worker: int, block: Block, dy: np.ndarray) -> None:
+        """Record the gradient ``dy`` with respect to the same block of the convolution's result."""
         g = first_of(self.backward_scratch[1][worker], *block.pooled) if self.pool else dy
         row, pixels = block.pixels(g)
         pairs = list(self.output.pairs(block.images, row, pixels, grad=True))
@@ -152,7 +152,7 @@ class Epilogue:
         if self.pool:
             self._unpool(do, worker, block, g, dy)
 
-    def _pool(self, do: Steps, worker: int, block: Block, y: np.ndarray) -> np.ndarray:
+    def _pool(self, do: Calls, worker: int, block: Block, y: np.ndarray) -> np.ndarray:
         sides = first_of(self.forward_scratch[0][worker], *block.sides)
         pooled = first_of(self.forward_scratch[1][worker], *block.pooled)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
@@ -166,7 +166,7 @@ class Epilogue:
         do(np.maximum, upper, lower, out=pooled)
         return pooled
 
-    def _unpool(self, do: Steps, worker: int, block: Block, g: np.ndarray, dy: np.ndarray) -> None:
+    def _unpool(self, do: Calls, worker: int, block: Block, g: np.ndarray, dy: np.ndarray) -> None:
         sides = first_of(self.backward_scratch[0][worker], *block.sides)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]

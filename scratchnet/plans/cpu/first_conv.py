@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from scratchnet import functional as F
+from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, relu_, split_evenly
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
-from scratchnet.plans.cpu.steps import BLOCK, Phase, Steps, relu_, split_evenly
 from scratchnet.plans.memory import Arena
 
 
@@ -89,7 +89,7 @@ class FirstConv(Kernel):
                 arena, "dW of rows", (self.tallest, 3 * self.depth, self.O), backward
             )
 
-    def weights(self) -> list[Phase]:
+    def record_weights(self) -> list[Phase]:
         """Put weights and bias together."""
         phase = self.phase("weights")
         do, C, O = phase.workers[0], self.C, self.O
@@ -118,7 +118,7 @@ class FirstConv(Kernel):
         shape = len(piece.rows), 3 * self.depth, rows.shape[2]
         return np.lib.stride_tricks.as_strided(rows, shape, rows.strides, writeable=False)
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("shift, product")
         weight = self.weight.reshape(3 * self.depth, self.O)
         for worker, pieces in enumerate(self._pieces_by_worker()):
@@ -138,8 +138,8 @@ class FirstConv(Kernel):
                 self.output.clear_beyond(do, rows, piece.rows.start)
         return [phase]
 
-    def _shift(self, do: Steps, worker: int, piece: Piece) -> None:
-        """Write down the shifted rows of a piece."""
+    def _shift(self, do: Calls, worker: int, piece: Piece) -> None:
+        """Record the shifted rows of a piece."""
         H, W, C, TW = self.H, self.W, self.C, self.output.TW
         images, rows = self.chunks[piece.chunk], self._rows(piece)
         n, height = len(images), len(rows)
@@ -154,7 +154,7 @@ class FirstConv(Kernel):
             do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
         do.copy(1, out=rows[:, 3 * C])
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         phase, last = self.phase("dW, db"), self.phase("sum over workers")
         for worker, pieces in enumerate(self._pieces_by_worker()):
             do = phase.workers[worker]

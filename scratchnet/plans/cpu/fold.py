@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet.layers import BatchNorm2d, Conv2d
-from scratchnet.plans.cpu.steps import Steps
+from scratchnet.plans.cpu.calls import Calls
 
 
 class Fold:
@@ -40,8 +40,8 @@ class Fold:
             self.gain = np.empty_like(self.bias)
             self._computed_from: tuple = ()
 
-    def write(self, do: Steps) -> None:
-        """Write down the computation of bias and gain, needed when parameters or statistics have changed."""
+    def write(self, do: Calls) -> None:
+        """Record the computation of bias and gain, needed when parameters or statistics have changed."""
         if self.norm is not None:
             do.call(self._compute)
 
@@ -61,7 +61,7 @@ class Fold:
         self.gain[...] = gain
         self.bias[...] = (b - norm.running_mean) * gain + norm.bias.data
 
-    def scale(self, do: Steps, w: np.ndarray, columns: slice = slice(None)) -> None:
-        """Write down w = w * g, for a copy w (..., k) of some columns of the weight."""
+    def scale(self, do: Calls, w: np.ndarray, columns: slice = slice(None)) -> None:
+        """Record w = w * g, for a copy w (..., k) of some columns of the weight."""
         if self.norm is not None:
             do(np.multiply, w, self.gain[columns], out=w)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_over_workers
-from scratchnet.plans.cpu.steps import Phase, Steps, split_evenly
 from scratchnet.plans.memory import Arena
 
 COLUMN_BYTES = 4 << 20
@@ -96,7 +96,7 @@ class Im2col(Kernel):
     def describe(self) -> str:  # noqa: D102
         return f"{self.n} images at a time"
 
-    def weights(self) -> list[Phase]:  # noqa: D102
+    def record_weights(self) -> list[Phase]:  # noqa: D102
         if self.fold.norm is None:
             return []
         phase = self.phase("weights")
@@ -105,18 +105,18 @@ class Im2col(Kernel):
         self.fold.scale(phase.workers[0], self.weight)
         return [phase]
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         phase, weight = self.phase("columns, product"), self.weight
         for worker, do in enumerate(phase.workers):
             for block in self.blocks[worker]:
                 columns = self._columns(do, worker, block, self.forward_step)
                 y = first_of(self.y[self.forward_step][worker], *block.shape)
                 do(np.matmul, columns, weight, out=y.reshape(-1, self.O))
-                self.epilogue.forward(do, worker, block, y)
+                self.epilogue.record_forward(do, worker, block, y)
         return [phase]
 
-    def backward(self) -> list[Phase]:
-        """Write down dW = columns^T dy, db = sum of dy, and dx = col2im(dy W^T)."""
+    def record_backward(self) -> list[Phase]:
+        """Record dW = columns^T dy, db = sum of dy, and dx = col2im(dy W^T)."""
         phases = [self.phase("dW, db")]
         if self.first:
             phases.append(self.phase("dx", for_input_gradient=True))
@@ -131,7 +131,7 @@ class Im2col(Kernel):
                 do.copy(0, out=db_total)
             for k, block in enumerate(self.blocks[worker]):
                 dy = first_of(self.y[self.backward_step][worker], *block.shape)
-                self.epilogue.backward(do, worker, block, dy)
+                self.epilogue.record_backward(do, worker, block, dy)
                 columns = self._columns(do, worker, block, self.backward_step)
                 dy2 = dy.reshape(-1, self.O)
                 do(np.matmul, columns.T, dy2, out=part if k else total)
@@ -147,7 +147,7 @@ class Im2col(Kernel):
                     dy = first_of(self.y[self.backward_step][worker], *block.shape)
                     columns = self.columns[self.backward_step][worker]
                     columns = first_of(columns, block.size // self.O, self.row)
-                    self.epilogue.backward(do, worker, block, dy)
+                    self.epilogue.record_backward(do, worker, block, dy)
                     self._input_gradient(do, worker, block, dy.reshape(-1, self.O), weight, columns)
         last = self.phase("sum over workers")
         dweight = self.conv.weight.grad_view.reshape(self.row, self.O)
@@ -159,8 +159,8 @@ class Im2col(Kernel):
             sum_over_workers(last.workers[0], [d.array[0] for d in self.dbias], out=dbias)
         return [*phases, last]
 
-    def _columns(self, do: Steps, worker: int, block: Block, step: int) -> np.ndarray:
-        """Write down im2col of the block's pixels."""
+    def _columns(self, do: Calls, worker: int, block: Block, step: int) -> np.ndarray:
+        """Record im2col of the block's pixels."""
         n, OH, P = len(block.images), block.shape[1], self.P
         H, W, C = self.input.H, self.input.W, self.input.C
         # The rows that it needs. Those outside the image are padding, and they may be all.
@@ -180,9 +180,9 @@ class Im2col(Kernel):
         return columns.reshape(-1, self.row)  # (n*OH*OW, KH*KW*C)
 
     def _input_gradient(
-        self, do: Steps, worker: int, block: Block, dy: np.ndarray, weight: np.ndarray, columns: np.ndarray
+        self, do: Calls, worker: int, block: Block, dy: np.ndarray, weight: np.ndarray, columns: np.ndarray
     ) -> None:
-        """Write down col2im(dy W^T), over the columns and the padded images: they have served."""
+        """Record col2im(dy W^T), over the columns and the padded images: they have served."""
         n, P = len(block.images), self.P
         H, W, C = self.input.H, self.input.W, self.input.C
         do(np.matmul, dy, weight.T, out=columns)
@@ -199,8 +199,8 @@ class Im2col(Kernel):
         do.copy(padded[:, P : P + H, P : P + W], out=dx)
         self.input.mask_gradient(do, dx, x, self.mask[worker].array)
 
-    def _channel_sum(self, do: Steps, worker: int, dy: np.ndarray, out: np.ndarray) -> None:
-        """Write down the sum of dy (n, OH, OW, O) over all axes but the last, one axis after the other."""
+    def _channel_sum(self, do: Calls, worker: int, dy: np.ndarray, out: np.ndarray) -> None:
+        """Record the sum of dy (n, OH, OW, O) over all axes but the last, one axis after the other."""
         n, OH, _, O = dy.shape
         scratch = self.sums[worker].array
         by_row = scratch[: n * OH * O].reshape(n, OH, O)

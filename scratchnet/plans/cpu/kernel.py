@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, product, small_matmul
+from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.choosing import choose_block_shape
 from scratchnet.plans.cpu.layouts import Map, Pair, Tiles
-from scratchnet.plans.cpu.steps import BLOCK, Phase, Steps, reshaped, split_evenly
+from scratchnet.plans.cpu.planes import in_planes
 from scratchnet.plans.grouping import Group
-from scratchnet.plans.memory import Arena, Buffer, in_planes
+from scratchnet.plans.memory import Arena, Buffer
 
 FEW_ROWS_TO_TRANSPOSE = 32  # see ``transpose_weights``
 
@@ -74,7 +75,7 @@ class Kernel:
         For inference ``backward`` is None.
         """
 
-    def weights(self) -> list[Phase]:
+    def record_weights(self) -> list[Phase]:
         """Return what computes all that is kept and follows from the parameters; run when they change."""
         return []
 
@@ -88,11 +89,11 @@ class Kernel:
                 self.input.clear(phase.workers[worker], c)
         return phase
 
-    def forward(self) -> list[Phase]:
+    def record_forward(self) -> list[Phase]:
         """Return the forward pass: input.data to output.data."""
         raise NotImplementedError
 
-    def backward(self) -> list[Phase]:
+    def record_backward(self) -> list[Phase]:
         """Return the backward pass: output.grad to input.grad, and the gradients of the parameters."""
         raise NotImplementedError
 
@@ -113,8 +114,8 @@ class Kernel:
         """Ask for what ``Map.mask_gradient`` needs, for each worker."""
         return self.per_worker(arena, "mask", (BLOCK,), step, np.bool_)
 
-    def product(self, do: Steps, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        """Write down out = a @ b, in blocks where that is faster."""
+    def product(self, do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        """Record out = a @ b, in blocks where that is faster."""
         product(do, a, b, out=out, block_shape=choose_block_shape(a, b, self.context.block_limit))
 
     def worker_of(self, item: int, count: int) -> int:
@@ -122,15 +123,15 @@ class Kernel:
         return item * self.context.workers // count
 
     def transform_weights(
-        self, do: Steps, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray
+        self, do: Calls, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray
     ) -> None:
-        """Write down out = m w m^T, along the two axes of the kernel, for some columns of weights.
+        """Record out = m w m^T, along the two axes of the kernel, for some columns of weights.
 
         Both axes at once, since weights are small: with its two axes made one, out is kron(m, m) times w.
 
         Parameters
         ----------
-        do : Steps
+        do : Calls
         matrix : array (P*P, 9)
             kron(m, m), for m (P, 3).
         w : array (3, 3, C, k)
@@ -144,14 +145,14 @@ class Kernel:
 
     def transpose_weights(
         self,
-        do: Steps,
+        do: Calls,
         matrix: np.ndarray,
         channels: slice,
         scratch: np.ndarray,
         memory: np.ndarray,
         rows: int,
     ) -> np.ndarray:
-        """Write down what ``transform_weights`` does, for the backward pass; return an array (P, P, O, k).
+        """Record what ``transform_weights`` does, for the backward pass; return an array (P, P, O, k).
 
         Parameters
         ----------
@@ -188,16 +189,16 @@ def column_blocks(columns: int, width: int = COLUMNS) -> list[slice]:
     return [slice(c, min(c + width, columns)) for c in range(0, columns, width)]
 
 
-def copy_pairs(do: Steps, pairs: Any, *, to_map: bool) -> None:
-    """Write down the copies between a map and a block of pixels, in either direction."""
+def copy_pairs(do: Calls, pairs: Any, *, to_map: bool) -> None:
+    """Record the copies between a map and a block of pixels, in either direction."""
     pair: Pair
     for pair in pairs:
         in_map, in_block = pair
         do.copy(in_block, out=in_map) if to_map else do.copy(in_map, out=in_block)
 
 
-def sum_over_workers(do: Steps, parts: list[np.ndarray], out: np.ndarray) -> None:
-    """Write down out = the sum of what each worker has added up, always in the same order."""
+def sum_over_workers(do: Calls, parts: list[np.ndarray], out: np.ndarray) -> None:
+    """Record out = the sum of what each worker has added up, always in the same order."""
     if out is not parts[0]:
         do.copy(parts[0], out=out)
     for part in parts[1:]:

@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.steps import Steps, in_blocks
+from scratchnet.plans.cpu.calls import Calls, in_blocks
 from scratchnet.plans.memory import Arena, Buffer
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -137,12 +137,12 @@ class Map:
             block[...] = own
         return dx
 
-    def mask_gradient(self, do: Steps, gradient: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
-        """Write down gradient *= (data > 0) * scale, if this map comes from a ReLU.
+    def mask_gradient(self, do: Calls, gradient: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
+        """Record gradient *= (data > 0) * scale, if this map comes from a ReLU.
 
         Parameters
         ----------
-        do : Steps
+        do : Calls
         gradient, data : array
             Views of one shape.
         mask : bool array
@@ -260,16 +260,16 @@ class Tiles(Map):
         """Whether the tiles hold pixels only."""
         return self.H % 4 == self.W % 4 == 0
 
-    def clear(self, do: Steps, c: int) -> None:
-        """Write down zeros in chunk c of the map, wherever its writer writes nothing."""
+    def clear(self, do: Calls, c: int) -> None:
+        """Record zeros in chunk c of the map, wherever its writer writes nothing."""
         rows = self.chunk(c)
         do.copy(0, out=rows[0])
         do.copy(0, out=rows[-1])
         if not self.filled:
             self.clear_beyond(do, rows[1:-1])
 
-    def clear_beyond(self, do: Steps, rows: np.ndarray, first: int = 0) -> None:
-        """Write down zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
+    def clear_beyond(self, do: Calls, rows: np.ndarray, first: int = 0) -> None:
+        """Record zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
 
         ``first`` says which row of the image the first of them is.
         """

@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet.plans.cpu.blocks import WHOLE, BlockShape, long_block, long_product, product
+from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_over_workers
-from scratchnet.plans.cpu.steps import Phase, Steps, split_evenly
 from scratchnet.plans.memory import Arena
 
 LARGE = 1 << 22  # so many weights take much longer to read than a phase to begin
@@ -65,7 +65,7 @@ class Linear(Kernel):
         dropout = self.group.dropout
         return dropout is not None and self.context.training and dropout.p > 0.0
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         linear, y = self.group.main, self.output.rows
         multiply, total, drop = self.phase("product"), self.phase("sum over workers"), self.phase("dropout")
         if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
@@ -91,8 +91,8 @@ class Linear(Kernel):
                 do(np.multiply, y[:, part], y.dtype.type(self.output.scale), out=y[:, part])
         return [phase for phase in (multiply, total, drop) if any(phase.workers)]
 
-    def _product(self, do: Steps, worker: int, out: np.ndarray) -> None:
-        """Write down the product with a worker's part of the weight."""
+    def _product(self, do: Calls, worker: int, out: np.ndarray) -> None:
+        """Record the product with a worker's part of the weight."""
         rows, columns = self.parts_of_weight[worker]
         x = self.input.rows[:, rows]  # (N, i), for i of the inputs
         weight = self.group.main.weight.data[rows, columns]  # (i, o), for o of the outputs
@@ -105,7 +105,7 @@ class Linear(Kernel):
     def _draw(self) -> None:
         np.copyto(self.kept.array, self.group.dropout.draw(self.kept.shape))
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         linear, x, dy = self.group.main, self.input.rows, self.output.grad_rows
         weight, dweight = linear.weight.data, linear.weight.grad_view
         phase = self.phase("dW, db" if self.first else "dW, db, dx")

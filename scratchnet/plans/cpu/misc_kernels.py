@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.plans.cpu.calls import Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel
-from scratchnet.plans.cpu.steps import Phase, split_evenly
 from scratchnet.plans.memory import Arena
 
 
@@ -17,10 +17,10 @@ class View(Kernel):
     algorithm = "view"
     is_view = True
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         return []
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         return []
 
 
@@ -35,7 +35,7 @@ class Average(Kernel):
         if backward is not None:
             self.mask = self.mask_scratch(arena, backward)
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("mean")
         pixels = self.context.dtype.type(self.input.H * self.input.W)
         for do, images in zip(phase.workers, split_evenly(self.input.N, self.context.workers), strict=True):
@@ -47,7 +47,7 @@ class Average(Kernel):
                 do(np.divide, y, pixels, out=y)
         return [phase]
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("dx", for_input_gradient=self.first)
         pixels = self.context.dtype.type(self.input.H * self.input.W)
         for worker, images in enumerate(split_evenly(self.input.N, self.context.workers)):
@@ -68,12 +68,12 @@ class Fallback(Kernel):
         if backward is not None:
             self.mask = self.mask_scratch(arena, backward)
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("layer.forward")
         phase.workers[0].call(self._forward)
         return [phase]
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         phases = [self.phase("layer.backward")]
         phases[0].workers[0].call(self._backward)
         mask = self.phase("mask")

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.cpu.layouts import Map, Tiles
-from scratchnet.plans.cpu.steps import BLOCK, Phase, Steps, reshaped, split_evenly
 from scratchnet.plans.memory import Arena
 
 
@@ -95,8 +95,8 @@ class Norm(Kernel):
             part = (z.grad if grad else z.data)[images.start : images.stop]
         return reshaped(part, *self._long(block))
 
-    def _clear(self, do: Steps, block: Block, x: np.ndarray) -> None:
-        """Write down zeros where a block of tiles has no pixels: there nothing may be counted."""
+    def _clear(self, do: Calls, block: Block, x: np.ndarray) -> None:
+        """Record zeros where a block of tiles has no pixels: there nothing may be counted."""
         if isinstance(self.input, Tiles):
             rows = reshaped(x, 4 * block.shape[0], 4, self.input.TW, -1)
             self.input.clear_beyond(do, rows, 4 * block.row)
@@ -113,8 +113,8 @@ class Norm(Kernel):
             self.mask = self.mask_scratch(arena, backward)
         self.epilogue.reserve(arena, self.every, forward, backward)
 
-    def _add_up(self, do: Steps, x: np.ndarray, out: np.ndarray) -> None:
-        """Write down the sum of a block (contiguous) over its pixels."""
+    def _add_up(self, do: Calls, x: np.ndarray, out: np.ndarray) -> None:
+        """Record the sum of a block (contiguous) over its pixels."""
         tall = reshaped(x, -1, self.input.C)  # (Q, C)
         do(np.matmul, np.ones(len(tall), x.dtype), tall, out=out)
 
@@ -130,7 +130,7 @@ class Norm(Kernel):
             return None
         return super().borders()
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, _, _ = self.tiled
         if self.context.training:
             average, variance = self.phase("mean"), self.phase("variance")
@@ -162,10 +162,10 @@ class Norm(Kernel):
                 y = self._view(self.output, block) if self.direct else x
                 do(np.add, x, shift[: z.shape[1]], out=y)
                 if self.direct:
-                    self.epilogue.finish(do, y)
+                    self.epilogue.record_activation(do, y)
                     self._clear(do, block, y)
                 else:
-                    self.epilogue.forward(do, worker, block, y.reshape(block.shape))
+                    self.epilogue.record_forward(do, worker, block, y.reshape(block.shape))
                 k += 1
         return [*phases, last]
 
@@ -191,7 +191,7 @@ class Norm(Kernel):
         self.inv_std = 1.0 / np.sqrt(var + self.norm.eps)
         self._tile(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         mean, scale, _, slope, rest = self.tiled
         phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
         phases[1].workers[0].call(self._finish_sums)
@@ -209,7 +209,7 @@ class Norm(Kernel):
                         dz,
                         first_of(self.dy[worker], *z.shape),
                     )  # kept in dz's memory for the last phase
-                    self.epilogue.backward(do, worker, block, dy.reshape(block.shape))
+                    self.epilogue.record_backward(do, worker, block, dy.reshape(block.shape))
                     do.copy(dy, out=kept)
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
                 do(np.subtract, z, mean[:L], out=h)

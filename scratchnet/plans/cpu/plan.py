@@ -9,6 +9,7 @@ import numpy as np
 
 from scratchnet import workers
 from scratchnet.plans.cpu import choosing
+from scratchnet.plans.cpu.calls import Phase, run
 from scratchnet.plans.cpu.first_conv import FirstConv
 from scratchnet.plans.cpu.im2col import Im2col
 from scratchnet.plans.cpu.kernel import Kernel, PlanContext
@@ -16,7 +17,6 @@ from scratchnet.plans.cpu.layouts import LAYOUTS, Map, Reshaped
 from scratchnet.plans.cpu.linear import Linear
 from scratchnet.plans.cpu.misc_kernels import Average, Fallback, View
 from scratchnet.plans.cpu.norm import Norm
-from scratchnet.plans.cpu.steps import Phase, run
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.plan import Plan
@@ -100,9 +100,9 @@ class CpuPlan(Plan):
                 budget -= kernel.weight_bytes
 
     def _prepare(self) -> None:
-        """Write down all steps."""
-        self._weights = [kernel.weights() for kernel in self.kernels]
-        self._forward = [kernel.forward() for kernel in self.kernels]
+        """Record all steps."""
+        self._weights = [kernel.record_weights() for kernel in self.kernels]
+        self._forward = [kernel.record_forward() for kernel in self.kernels]
         for i, kernel in enumerate(self.kernels):
             borders = kernel.borders()
             if borders is None:
@@ -134,7 +134,7 @@ class CpuPlan(Plan):
 
     def _run_backward(self, dy: Any, need_input_gradient: bool) -> np.ndarray | None:
         if self._backward is None or self._grad is not getattr(self._buffer, "grad", None):
-            self._backward = [kernel.backward() for kernel in self.kernels]
+            self._backward = [kernel.record_backward() for kernel in self.kernels]
             self._grad = getattr(self._buffer, "grad", None)
         last = self.maps[-1]
         with workers.one_blas_thread():

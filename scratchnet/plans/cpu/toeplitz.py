@@ -38,19 +38,20 @@ from typing import Any
 import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
+from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
-from scratchnet.plans.cpu.steps import Phase, Steps, reshaped, split_evenly
-from scratchnet.plans.memory import Arena, in_planes, room_for
+from scratchnet.plans.cpu.planes import in_planes, room_for
+from scratchnet.plans.memory import Arena
 
 K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
 K2 = np.kron(K, K).astype(np.float32)  # (9, 9): both dimensions at once
 K2T = np.ascontiguousarray(K2.T)
 
 
-def expand(do: Steps, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-    """Write down E x E^T: from (2, 2, n, C) by way of (3, 2, n, C) to (3, 3, n, C)."""
+def expand(do: Calls, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Record E x E^T: from (2, 2, n, C) by way of (3, 2, n, C) to (3, 3, n, C)."""
     do(np.add, x[0], x[1], out=rows[0])
     do.copy(x[1], out=rows[1])
     do.copy(x[0], out=rows[2])
@@ -59,24 +60,24 @@ def expand(do: Steps, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
     do.copy(rows[:, 0], out=out[:, 2])
 
 
-def contract_adjoint(do: Steps, dy: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-    """Write down D^T dy D: from (2, 2, n, O) by way of (3, 2, n, O) to (3, 3, n, O)."""
+def contract_adjoint(do: Calls, dy: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Record D^T dy D: from (2, 2, n, O) by way of (3, 2, n, O) to (3, 3, n, O)."""
     do(np.add, dy[0], dy[1], out=rows[0])
     do.copy(dy, out=rows[1:])
     do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
     do.copy(rows, out=out[:, 1:])
 
 
-def contract(do: Steps, M: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-    """Write down D M D^T: from (3, 3, n, O) by way of (2, 3, n, O) to (2, 2, n, O)."""
+def contract(do: Calls, M: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Record D M D^T: from (3, 3, n, O) by way of (2, 3, n, O) to (2, 2, n, O)."""
     do(np.add, M[0], M[1], out=rows[0])
     do(np.add, M[0], M[2], out=rows[1])
     do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
     do(np.add, rows[:, 0], rows[:, 2], out=out[:, 1])
 
 
-def expand_adjoint(do: Steps, dV: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-    """Write down E^T dV E: from (3, 3, n, C) by way of (2, 3, n, C) to (2, 2, n, C)."""
+def expand_adjoint(do: Calls, dV: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Record E^T dV E: from (3, 3, n, C) by way of (2, 3, n, C) to (2, 2, n, C)."""
     do(np.add, dV[0], dV[2], out=rows[0])
     do(np.add, dV[0], dV[1], out=rows[1])
     do(np.add, rows[:, 0], rows[:, 2], out=out[:, 0])
@@ -129,12 +130,12 @@ class Toeplitz(Kernel):
     def weight_bytes(self) -> int:  # noqa: D102
         return 4 * 9 * self.C * self.O
 
-    def _derive(self, do: Steps, worker: int, columns: slice, U: np.ndarray) -> None:
-        """Write down U for some columns of the weights, as the forward pass wants it."""
+    def _derive(self, do: Calls, worker: int, columns: slice, U: np.ndarray) -> None:
+        """Record U for some columns of the weights, as the forward pass wants it."""
         self.transform_weights(do, K2, self.conv.weight.data[..., columns], self.w[worker].array, U)
         self.fold.scale(do, U, columns)
 
-    def weights(self) -> list[Phase]:
+    def record_weights(self) -> list[Phase]:
         """Combine the weights, unless that is done just before they are used."""
         phase = self.phase("weights")
         self.fold.write(phase.workers[0])
@@ -144,7 +145,7 @@ class Toeplitz(Kernel):
             self._derive(phases[1].workers[worker], worker, self.columns[b], U)
         return phases
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
         V, M = self.V.array, self.M.array
         for worker, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
@@ -156,7 +157,7 @@ class Toeplitz(Kernel):
             do = third.workers[worker]
             y = first_of(self.y[worker], 2, 2, len(images), self.O)
             contract(do, M[:, :, n], first_of(self.rows[worker], 2, 3, len(images), self.O), out=y)
-            self.epilogue.forward(do, worker, block, y.reshape(block.shape))
+            self.epilogue.record_forward(do, worker, block, y.reshape(block.shape))
         for b, columns in enumerate(self.columns):
             worker = self.worker_of(b, len(self.columns))
             do = second.workers[worker]
@@ -171,7 +172,7 @@ class Toeplitz(Kernel):
                 do(np.add, to_all, self.fold.bias[columns], out=to_all)
         return [first, second, third]
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         names = "dy and input", "dW", "dx", "input gradient"
         first, second, third, fourth = (self.phase(name) for name in names)
         V, dM = self.dV.array, self.dM.array  # V first, and dV over it later
@@ -181,7 +182,7 @@ class Toeplitz(Kernel):
                 continue
             do = first.workers[worker]
             dy = first_of(self.dy[worker], 2, 2, len(images), self.O)
-            self.epilogue.backward(do, worker, block, dy.reshape(block.shape))
+            self.epilogue.record_backward(do, worker, block, dy.reshape(block.shape))
             rows = first_of(self.back_rows[worker], 3, 2, len(images), self.O)
             contract_adjoint(do, dy, rows, out=dM[:, :, n])
             x = self.input.data[:, :, n]

@@ -52,7 +52,7 @@ the 36 places there is a matrix product, over all tiles at once, and that is nea
 
 V[i, j] is seen in two ways, without a copy: by the transforms as runs, (R, run), and by the product as a
 matrix (T, C). It is the same memory, since run = TW * n * C and T = R * TW * n. The 36 matrices do not
-lie one straight after the other, see ``memory.in_planes``.
+lie one straight after the other, see ``planes.py``.
 
 **Backward.** Each step is linear in each of its operands, so its gradient is the adjoint (Lavin and Gray do
 another thing, a convolution with the turned kernel; this one shares a transform)::
@@ -90,12 +90,13 @@ from typing import Any
 import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block, small_matmul
+from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
 from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
-from scratchnet.plans.cpu.steps import Phase, Steps, reshaped, split_evenly
-from scratchnet.plans.memory import Arena, in_planes, room_for
+from scratchnet.plans.cpu.planes import in_planes, room_for
+from scratchnet.plans.memory import Arena
 
 POINTS = 0, 5 / 8, -5 / 8, 3 / 2, -3 / 2
 
@@ -300,9 +301,9 @@ class Winograd(Kernel):
     # The transforms of one part
 
     def _transform_input(
-        self, do: Steps, worker: int, part: Part, V: np.ndarray, t: Any, fresh: bool
+        self, do: Calls, worker: int, part: Part, V: np.ndarray, t: Any, fresh: bool
     ) -> None:
-        """Write down V = B^T x B, where V has the axes (6, 6, R, run).
+        """Record V = B^T x B, where V has the axes (6, 6, R, run).
 
         The zeros beyond the image stay in t from one part to the next, and are written if it is ``fresh``.
         """
@@ -327,8 +328,8 @@ class Winograd(Kernel):
         do.copy(t[:, :, 1, one_tile:], out=t[:, :, 5, :-one_tile])
         small_matmul(do, BT, t, out=V)
 
-    def _transform_output(self, do: Steps, worker: int, part: Part, M: np.ndarray) -> None:
-        """Write down y = A^T M A, and what follows; M has the axes (6, 6, R, run)."""
+    def _transform_output(self, do: Calls, worker: int, part: Part, M: np.ndarray) -> None:
+        """Record y = A^T M A, and what follows; M has the axes (6, 6, R, run)."""
         R, run = part.R, M.shape[-1]
         s = in_planes(self.s[worker].array, R, 4, 6, run)
         small_matmul(
@@ -341,19 +342,19 @@ class Winograd(Kernel):
             y = first_of(self.y[worker], R, 4, 4, run)
         small_matmul(do, AT, s, out=y)
         if not self.direct:
-            self.epilogue.forward(do, worker, part.block, y)
+            self.epilogue.record_forward(do, worker, part.block, y)
         else:
-            self.epilogue.finish(do, y)
+            self.epilogue.record_activation(do, y)
             self.output.clear_beyond(do, rows, 4 * part.row)
 
-    def _transform_dy(self, do: Steps, worker: int, part: Part, dM: np.ndarray, db: np.ndarray) -> None:
-        """Write down dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, run)."""
+    def _transform_dy(self, do: Calls, worker: int, part: Part, dM: np.ndarray, db: np.ndarray) -> None:
+        """Record dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, run)."""
         R, run = part.R, dM.shape[-1]
         if self.direct:
             dy = self.output.grad_chunk(part.chunk)[4 * part.row : 4 * (part.row + R)]
         else:
             dy = first_of(self.dy[worker], *part.block.shape)
-            self.epilogue.backward(do, worker, part.block, dy)
+            self.epilogue.record_backward(do, worker, part.block, dy)
         if self.conv.bias is not None:
             pixels = reshaped(dy, -1, self.O)  # (16*T, O)
             do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=db)
@@ -361,13 +362,13 @@ class Winograd(Kernel):
         small_matmul(do, A, reshaped(dy, R, 4, 4 * run), out=reshaped(a, R, 6, 4 * run))
         small_matmul(do, A, a, out=dM.transpose(2, 0, 1, 3))
 
-    def _transform_dV(self, do: Steps, worker: int, part: Part, dV: np.ndarray, fresh: bool) -> None:
-        r"""Write down dx = B dV B^T, where dV has the axes (6, slots, R, run).
+    def _transform_dV(self, do: Calls, worker: int, part: Part, dV: np.ndarray, fresh: bool) -> None:
+        r"""Record dx = B dV B^T, where dV has the axes (6, slots, R, run).
 
         If dV is ``fresh``, zeros beyond the image are written into it; otherwise they are there.
 
-        Parts of a chunk come in order, on one worker. First the columns: of this part's rows of tiles, six rows
-        each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::
+        Parts of a chunk come in order, on one worker. First the columns: of this part's rows of tiles, six
+        rows each, into b. Then the rows, of all tiles whose neighbours above and below are in b by now::
 
             b    0 | 0 1 2 3 4 5 | 0 1 2 3 4 5 | 0 1 ...      a row of zeros, six for each row of tiles, zeros
                  [-----------------]                          tile row 0 needs these eight
@@ -403,13 +404,13 @@ class Winograd(Kernel):
         if stop == TH and not self.input.rectified:  # a mask would have set to zero what is not in the image
             self.input.clear_beyond(do, self.input.grad_chunk(part.chunk))
 
-    def _transform_dU(self, do: Steps, dU: np.ndarray, dw: np.ndarray) -> None:
-        """Write down dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
+    def _transform_dU(self, do: Calls, dU: np.ndarray, dw: np.ndarray) -> None:
+        """Record dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
         small_matmul(do, G2T, dU, out=dw)
 
     # The passes
 
-    def weights(self) -> list[Phase]:  # noqa: D102
+    def record_weights(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("weights")
         self.fold.write(phase.workers[0])
         if self.fold.bias is not None:
@@ -423,12 +424,12 @@ class Winograd(Kernel):
             self._derive(phase.workers[worker], worker, columns, U)
         return phase
 
-    def _derive(self, do: Steps, worker: int, columns: slice, U: np.ndarray) -> None:
-        """Write down U for some columns of the weights, as the forward pass wants it."""
+    def _derive(self, do: Calls, worker: int, columns: slice, U: np.ndarray) -> None:
+        """Record U for some columns of the weights, as the forward pass wants it."""
         self.transform_weights(do, G2, self.conv.weight.data[..., columns], self.w[worker].array, U)
         self.fold.scale(do, U, columns)
 
-    def forward(self) -> list[Phase]:  # noqa: D102
+    def record_forward(self) -> list[Phase]:  # noqa: D102
         return self._forward_by_rows() if self.by_rows else self._forward_by_phases()
 
     def _forward_by_rows(self) -> list[Phase]:
@@ -472,7 +473,7 @@ class Winograd(Kernel):
             self.product(do, V, U, out=M[..., columns])
         return [first, second, third]
 
-    def backward(self) -> list[Phase]:  # noqa: D102
+    def record_backward(self) -> list[Phase]:  # noqa: D102
         return self._backward_by_rows() if self.by_rows else self._backward_by_phases()
 
     def _parts_by_worker(self) -> list[list[Part]]:
@@ -560,7 +561,7 @@ class Winograd(Kernel):
         """Return where the sum of dy over a part belongs."""
         return self.db.array[self.parts.index(part)]
 
-    def _sum_db(self, do: Steps) -> None:
+    def _sum_db(self, do: Calls) -> None:
         if self.conv.bias is not None:
             do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.grad_view)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchnet.plans.cpu import blocks
-from scratchnet.plans.cpu.steps import Steps
+from scratchnet.plans.cpu.calls import Calls
 
 
 @pytest.mark.parametrize("limit", [0, 20_000, 1_000_000])
@@ -16,7 +16,7 @@ def test_blocks_of_a_product_are_the_product(shape, limit):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 3, M, K)), rng.standard_normal((2, 3, K, N))
     for left in (a, np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)):
-        out, do = np.zeros((2, 3, M, N)), Steps()
+        out, do = np.zeros((2, 3, M, N)), Calls()
         blocks.product(do, left, b, out=out, block_shape=blocks.BlockShape(limit))
         do.run()
         np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
@@ -29,7 +29,7 @@ def test_a_product_of_few_rows_is_the_product(M, K, N):
     block = blocks.long_block(M, K, N, 1_000_000)
     k, n = block
     assert K % k == N % n == 0 and (M * k * n <= 1_000_000 if M > 1 else n == N)
-    out, do = np.zeros((M, 2 * N)), Steps()
+    out, do = np.zeros((M, 2 * N)), Calls()
     blocks.long_product(do, a, b, out=out[:, :N], scratch=np.empty(K // k * M * N + 5), block=block)
     do.run()
     np.testing.assert_allclose(out[:, :N], a @ b, rtol=1e-9, atol=1e-9)
@@ -40,7 +40,7 @@ def test_a_product_of_few_rows_is_the_product(M, K, N):
 def test_combine_is_a_product_with_long_runs(run):
     rng = np.random.default_rng(0)
     matrix, x = rng.standard_normal((6, 4)), rng.standard_normal((2, 4, run))
-    out, do = np.zeros((2, 6, run)), Steps()
+    out, do = np.zeros((2, 6, run)), Calls()
     blocks.small_matmul(do, matrix, x, out=out)
     do.run()
     np.testing.assert_allclose(out, matrix @ x, rtol=1e-10, atol=1e-10)

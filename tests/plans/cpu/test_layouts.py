@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchnet.plans.cpu import layouts
-from scratchnet.plans.cpu.steps import split_evenly
+from scratchnet.plans.cpu.calls import split_evenly
 from scratchnet.plans.memory import Arena
 
 

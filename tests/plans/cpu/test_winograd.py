@@ -7,7 +7,7 @@ import pytest
 
 from scratchnet import layers, models, plans
 from scratchnet.plans.cpu import blocks, winograd
-from scratchnet.plans.cpu.steps import split_evenly
+from scratchnet.plans.cpu.calls import split_evenly
 from tests.fakes.one_layer import EPSILON, assert_accurate, error, one_layer
 
 
@@ -48,8 +48,8 @@ def test_a_single_picture_gives_all_workers_the_same_work(monkeypatch, workers):
     plan = plans.compile(net, (1, 64, 64, 3))
     assert [kernel.algorithm for kernel in plan.kernels[:6]] == ["few channels"] + 5 * ["winograd"]
     for kernel in plan.kernels[:6]:
-        steps = [len(worker) for worker in kernel.forward()[0].workers]
-        assert min(steps) > 0
+        calls = [len(worker) for worker in kernel.record_forward()[0].workers]
+        assert min(calls) > 0
         if kernel.algorithm == "winograd":
             rows = [sum(kernel.parts[k].R for k in some) for some in split_evenly(len(kernel.parts), workers)]
             assert max(rows) - min(rows) <= 1

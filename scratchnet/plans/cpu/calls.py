@@ -38,13 +38,13 @@ UFUNC_BUFFER = 1024
 BLOCK = 1 << 16
 
 
-class Steps(list):
-    """Array calls that are written down now and made later, as often as one likes.
+class Calls(list):
+    """Array calls that are recorded now and made later, as often as one likes.
 
     Examples
     --------
     >>> x, y = np.ones(3), np.zeros(3)
-    >>> do = Steps()
+    >>> do = Calls()
     >>> do(np.add, x, x, out=y)
     >>> do.copy(y, out=x)
     >>> do.run()
@@ -53,15 +53,15 @@ class Steps(list):
     """
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, out: Any) -> None:
-        """Write down ``function(*arguments, out=out)``."""
+        """Record ``function(*arguments, out=out)``."""
         self.append((function, arguments, {"out": out}))
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Write down ``function(*arguments)``."""
+        """Record ``function(*arguments)``."""
         self.append((function, arguments, {}))
 
     def copy(self, source: Any, out: np.ndarray) -> None:
-        """Write down ``out[...] = source``, where ``source`` may be a number."""
+        """Record ``out[...] = source``, where ``source`` may be a number."""
         self.append((setitem, (out, Ellipsis, source), {}))
 
     def run(self) -> None:
@@ -83,20 +83,20 @@ class Phase:
     ----------
     name : str
         What it does, for ``describe()``.
-    workers : list of Steps
+    workers : list of Calls
         One for each worker.
     for_input_gradient : bool
         Whether it is only needed for the gradient with respect to the network's input.
     """
 
     name: str
-    workers: list[Steps]
+    workers: list[Calls]
     for_input_gradient: bool = False
 
     @classmethod
     def new(cls, name: str, workers: int, **settings: Any) -> Phase:
         """Return a phase with nothing in it."""
-        return cls(name, [Steps() for _ in range(workers)], **settings)
+        return cls(name, [Calls() for _ in range(workers)], **settings)
 
 
 @dataclass
@@ -183,8 +183,8 @@ ZEROS = 1 << 12  # numbers, which stay in the first-level cache
 _ZEROS = {np.dtype(t): np.zeros(ZEROS, t) for t in (np.float32, np.float64)}
 
 
-def relu_(do: Steps, x: np.ndarray) -> None:
-    """Write down x = max(x, 0), in place, for a contiguous array.
+def relu_(do: Calls, x: np.ndarray) -> None:
+    """Record x = max(x, 0), in place, for a contiguous array.
 
     Against an array of zeros NumPy's maximum is two and a half times as fast as against the number 0.
     """

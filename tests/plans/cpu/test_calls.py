@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.steps import Steps, in_blocks, relu_
+from scratchnet.plans.cpu.calls import Calls, in_blocks, relu_
 
 
 def test_rectify_and_blocks_cover_everything():
     x = np.random.default_rng(0).standard_normal((3, 50_000)).astype(np.float32)
-    expected, do = np.maximum(x, 0), Steps()
+    expected, do = np.maximum(x, 0), Calls()
     relu_(do, x)
     do.run()
     np.testing.assert_array_equal(x, expected)
