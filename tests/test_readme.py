@@ -1,38 +1,102 @@
-"""README's Python runs as it stands there."""
+"""The READMEs and CONTRIBUTING: their Python runs, their links resolve, their figures are those of the newest page."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "scratchnet/README.md",
+        "examples/README.md",
+        "benchmarks/README.md",
+        "tests/README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    )
+]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("20??-??-??.md"))[-1]
 
 
-def blocks(language):
-    text = README.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def blocks(page, language=r"\w*"):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[-1])
-def test_python_in_readme_runs(code):
+def anchor(heading):
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), [(page, code) for page in TEXTS for code in blocks(page, "python")]
+)
+def test_python_in_readmes_runs(page, code):
     if "torchvision" in code:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, page, "exec"), {"__name__": "readme"})
 
 
-def test_readme_begins_with_the_two_commands():
-    demo, tests = blocks("sh")[:2]
-    assert "--demo" in demo and "-m pytest" in tests
+def test_readme_is_short_and_begins_with_an_image():
+    lines = TEXTS["README.md"].splitlines()
+    assert len(lines) <= 130
+    assert any(line.startswith("![") for line in lines[:10])
+
+
+def test_readme_begins_with_two_commands():
+    demo, tests = blocks("README.md")[:2]
+    assert "train_cifar.py --demo" in demo and "evaluate.py" in demo and "-m pytest" in tests
     for block in (demo, tests):
-        lines = block.splitlines()
-        assert lines[0].startswith("git clone ") and lines[1].startswith("cd ")
-        assert not any(line.startswith(("$", "#", ">")) or "&&" in line for line in lines)
+        *joined, last = block.splitlines()
+        assert joined[0] == "python3 -m venv .venv &&"
+        assert all(line.endswith(" &&") for line in joined) and "&&" not in last
+        assert not re.search(r"git clone|\bcd\b|[;#$]", block)
 
 
-def test_figures_in_readme_are_those_of_the_newest_page():
-    text = README.read_text(encoding="utf-8")
-    pages = sorted((README.parent / "benchmarks" / "results").glob("20??-??-??.md"))
-    assert f"](benchmarks/results/{pages[-1].name})" in text
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.M | re.S)):
+        if re.match(r"\w+:", target):
+            continue
+        file, _, place = target.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if place:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert place in map(anchor, headings), f"{page}: {target}"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "examples/README.md", "benchmarks/README.md", "tests/README.md"]
+)
+def test_files_named_in_readmes_exist(page):
+    for name in re.findall(r"`([\w./*-]+(?:/|\.(?:py|md|cu|ipynb)))`", TEXTS[page]):
+        if name.startswith(("data/", "runs/")) and page == "examples/README.md":
+            continue  # where a run reads and writes
+        folders = (ROOT, (ROOT / page).parent)
+        assert any(list(folder.glob(name.rstrip("/"))) for folder in folders), f"{page}: {name}"
+
+
+def test_figures_are_those_of_the_newest_page():
+    text = TEXTS["benchmarks/README.md"]
+    assert f"](results/{RESULTS.name})" in text
     rows = re.findall(r"^\| (?:A training step|Inference with) .*", text, flags=re.MULTILINE)
-    page = pages[-1].read_text(encoding="utf-8").splitlines()
+    page = RESULTS.read_text(encoding="utf-8").splitlines()
     assert len(rows) == 8 and [row for row in rows if row not in page] == []
+
+
+def test_headline_figures_are_those_of_the_newest_page():
+    text = TEXTS["README.md"]
+    assert f"Measured on {RESULTS.stem}" in text and f"{RESULTS.stem}-headline.svg" in text
+    page = RESULTS.read_text(encoding="utf-8").splitlines()
+    rows = re.findall(r"^\| (?:A training step|Inference with) .*", text, flags=re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        task, speed, memory, command = (cell.strip() for cell in row.strip("|").split(" | "))
+        assert any(line.startswith(f"| {task} |") and f"| {speed} | {memory} (" in line for line in page), row
+        assert f"- {command}" in page, row
+    accuracy = re.search(r"\*\*(\d\d\.\d\d %)\*\*", text)[1]
+    assert f"by ten views **{accuracy}**" in TEXTS["benchmarks/README.md"]

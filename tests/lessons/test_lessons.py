@@ -17,7 +17,7 @@ from scratchnet.layers import Layer, Parameter
 
 FOLDER = Path(__file__).parents[2] / "examples" / "lessons"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
-README = (FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
+README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
@@ -107,11 +107,11 @@ def test_a_lesson_has_one_title_figures_exercises_and_an_end(path):
         assert solution(found[f"solution-{n}"])
 
 
-def test_every_lesson_has_a_number_of_its_own_and_a_line_in_readme():
+def test_every_lesson_has_a_number_of_its_own_and_a_line_in_the_readme_of_examples():
     numbers = [path.stem.split("-")[0] for path in LESSONS]
     assert len(set(numbers)) == len(LESSONS)
     for number, path in zip(numbers, LESSONS, strict=True):
-        assert f"\n| [{number}]({path.relative_to(FOLDER.parent.parent).as_posix()}) | " in README
+        assert f"\n| [{number}]({path.relative_to(FOLDER.parent).as_posix()}) | " in README
 
 
 # As programs
