@@ -8,10 +8,11 @@ import numpy as np
 
 from scratchnet.backend import array_module
 from scratchnet.layers import Layer, Parameter
-from scratchnet.plans.cpu import choosing
 from scratchnet.plans.cpu.calls import Clock
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.memory import Arena, Buffer, Workspace
+
+ALGORITHMS = ("auto", "im2col", "winograd", "toeplitz", "first_conv")
 
 
 def compile(
@@ -35,8 +36,9 @@ def compile(
         In which float32 networks multiply: on a CPU always ``"fp32"``. On a GPU ``"tf32"`` and ``"bf16"``
         round what goes into a product to 11 and 8 significant bits; sums, weights and gradients stay float32.
         (A float64 network is computed in float64.)
-    algorithm : {"auto", "im2col"}
-        ``"im2col"`` takes the numerically plainest algorithm for every convolution (on a GPU all do).
+    algorithm : {"auto", "im2col", "winograd", "toeplitz", "first_conv"}
+        A kernel to use for every convolution that it supports; ``"im2col"``, the numerically plainest,
+        supports all. (On a GPU all are im2col.)
 
     Returns
     -------
@@ -107,8 +109,8 @@ class Plan:
         if precision not in self.precisions:
             choice = f"one of {', '.join(self.precisions)}" if len(self.precisions) > 1 else "fp32 on a CPU"
             raise ValueError(f"precision must be {choice}, not {precision!r}")
-        if algorithm not in choosing.ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(choosing.ALGORITHMS)}, not {algorithm!r}")
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
         self.net, self.input_shape, self.training = net, shape, bool(training)
         self.precision, self.algorithm = precision, algorithm
         self._remember()

@@ -8,7 +8,7 @@ import pytest
 from scratchnet import plans
 from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
 from scratchnet.models import vgg11, vgg16
-from scratchnet.plans.memory import Arena, in_planes, room_for
+from scratchnet.plans.memory import Arena
 from scratchnet.plans.sizes import sizes
 
 
@@ -66,17 +66,3 @@ def test_buffers_that_live_together_never_overlap():
             if a is not b and a.lives_with(b):
                 assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
     assert arena.size < 0.6 * sum(b.nbytes for b in arena.buffers)
-
-
-@pytest.mark.parametrize("shape", [(6, 6, 16, 512), (6, 8, 1, 1), (3, 3, 5, 7), (2, 4, 32), (2, 2, 17, 3)])
-def test_planes_lie_apart_for_the_cache_and_fill_no_more_than_their_room(shape):
-    rows, columns, *plane = shape
-    memory = np.zeros(room_for(rows * columns, int(np.prod(plane))), np.float32)
-    planes = in_planes(memory, *shape)
-    assert planes.shape == shape
-    planes[...] = np.arange(1, planes.size + 1).reshape(shape)
-    assert np.count_nonzero(memory) == planes.size, "no two numbers share a place"
-    lines, rest = divmod(planes.strides[1], 64)
-    assert rest == 0 and lines % 2 == 1 and planes.strides[0] == columns * planes.strides[1]
-    with pytest.raises(ValueError, match="reshape"):
-        in_planes(memory[:-1], *shape)

@@ -29,9 +29,13 @@ import numpy as np
 from scratchnet import functional as F
 from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, relu_, split_evenly
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, sum_over_workers
+from scratchnet.plans.cpu.kernel import Kernel, PlanContext, is_padded_3x3, sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
+from scratchnet.plans.cpu.winograd import Winograd
+from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena
+
+MAX_FIRST_LAYER_CHANNELS = 4  # those of a photograph, and one more
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,20 @@ class Piece:
 class FirstConv(Kernel):
     """3 x 3 convolution, stride 1, padding 1, of an image of few channels [+ ReLU], into a map of tiles."""
 
-    algorithm = "few channels"
+    algorithm = "first_conv"
+    output_layout = "tiles"
     output: Tiles
+
+    @classmethod
+    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:
+        """Tell whether it is the first of several groups, unpooled, and the next one reads tiles."""
+        if i > 0 or len(groups) == 1 or groups[0].pool is not None or not is_padded_3x3(groups[0], context):
+            return False
+        return groups[1].kind == "norm" or (groups[1].kind == "conv" and Winograd.suits(groups, 1, context))
+
+    @classmethod
+    def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
+        return cls.supports(groups, i, context) and groups[i].input_shape[3] <= MAX_FIRST_LAYER_CHANNELS
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)

@@ -10,8 +10,8 @@ import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, product, small_matmul
 from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, reshaped, split_evenly
-from scratchnet.plans.cpu.choosing import choose_block_shape
 from scratchnet.plans.cpu.layouts import Map, Pair, Tiles
+from scratchnet.plans.cpu.measuring import choose_block_shape
 from scratchnet.plans.cpu.planes import in_planes
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer
@@ -59,6 +59,8 @@ class Kernel:
     """
 
     algorithm = ""
+    input_layout = "plain"  # the layout that it reads, see ``layouts.py``
+    output_layout: str | None = None  # the layout that it always writes, where it cannot write any
     is_view = False  # whether its output is its input, under another shape
     keeps_output = False  # whether backward needs the output map, too
     # For kernels that transform the weights before they use them: how many bytes that takes, and whether a
@@ -68,6 +70,16 @@ class Kernel:
 
     def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
         self.group, self.input, self.output, self.context, self.first = group, input, output, context, first
+
+    @classmethod
+    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:
+        """Tell whether this kernel can compute group i."""
+        return True
+
+    @classmethod
+    def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:
+        """Tell whether to choose it for group i, if no kernel before it suits."""
+        return cls.supports(groups, i, context)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
         """Ask for buffers that live at the step (see ``memory.py``) of the forward or the backward pass.
@@ -177,6 +189,13 @@ class Kernel:
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all workers."""
         return Phase.new(name, self.context.workers, **settings)
+
+
+def is_padded_3x3(group: Group, context: PlanContext) -> bool:
+    """Tell whether a group is a 3 x 3 convolution that keeps the image's size, in float32."""
+    conv = group.main
+    usual = conv.kernel_size == 3 and conv.stride == 1 and conv.padding == 1
+    return usual and context.dtype == np.float32
 
 
 def first_of(buffer: Buffer, *shape: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet import workers
-from scratchnet.plans.cpu import choosing
+from scratchnet.plans.cpu import choosing, measuring
 from scratchnet.plans.cpu.calls import Phase, run
 from scratchnet.plans.cpu.first_conv import FirstConv
 from scratchnet.plans.cpu.im2col import Im2col
@@ -21,14 +21,8 @@ from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.plan import Plan
 
-# The algorithms, and the layout that each wants its input in. (Each can store its output in any layout; only
-# "few" always makes tiles.)
-CONVOLUTIONS: dict[str, tuple[type[Kernel], str]] = {
-    "im2col": (Im2col, "plain"),
-    "winograd": (Winograd, "tiles"),
-    "few": (FirstConv, "plain"),
-    "toeplitz": (Toeplitz, "pixels"),
-}
+# The kernels of a convolution, the most special first.
+CONVOLUTIONS: tuple[type[Kernel], ...] = (Toeplitz, FirstConv, Winograd, Im2col)
 OTHERS: dict[str, type[Kernel]] = {
     "norm": Norm,
     "linear": Linear,
@@ -45,7 +39,7 @@ class CpuPlan(Plan):
     # What it consists of
 
     def _compile(self) -> None:
-        limit = choosing.block_limit()
+        limit = measuring.block_limit()
         self.context = PlanContext(workers.size(), self.training, self.dtype, limit)
         self._make_kernels()
         if not self.training:
@@ -53,21 +47,19 @@ class CpuPlan(Plan):
 
     def _make_kernels(self) -> None:
         """Choose an algorithm for each group, and make the maps between them."""
-        algorithms = [
-            choosing.algorithm_for(self.groups, i, self.algorithm, self.context.dtype)
+        classes = [
+            choosing.kernel_for(CONVOLUTIONS, self.groups, i, self.context, self.algorithm)
             if g.kind == "conv"
-            else ""
+            else OTHERS[g.kind]
             for i, g in enumerate(self.groups)
         ]
         layouts = []  # of the input of each group, then of the output
         for i, g in enumerate(self.groups):
-            if g.kind == "conv":
-                layouts.append(CONVOLUTIONS[algorithms[i]][1])
-            elif g.kind == "norm" and i > 0 and self.groups[i - 1].kind == "conv":
+            if g.kind == "norm" and i > 0 and self.groups[i - 1].kind == "conv":
                 # A norm takes any layout: that which its convolution reads, so that nothing is rearranged.
-                layouts.append("tiles" if algorithms[i - 1] == "few" else layouts[i - 1])
+                layouts.append(classes[i - 1].output_layout or layouts[i - 1])
             else:
-                layouts.append("plain")
+                layouts.append(classes[i].input_layout)
         layouts.append("plain")
 
         N, workers = self.input_shape[0], self.context.workers
@@ -78,7 +70,7 @@ class CpuPlan(Plan):
         self.kernels: list[Kernel] = []
         for i, g in enumerate(self.groups):
             before = maps[-1]
-            if OTHERS.get(g.kind) is View:
+            if classes[i] is View:
                 output: Map = Reshaped(before, g.output_shape)
             else:
                 output = LAYOUTS[layouts[i + 1]](g.output_shape, chunks, self.context.dtype)
@@ -86,8 +78,7 @@ class CpuPlan(Plan):
                 if g.dropout is not None and self.training:
                     output.scale = 1.0 / (1.0 - g.dropout.p) if g.dropout.p < 1.0 else 0.0
             maps.append(output)
-            kind = CONVOLUTIONS[algorithms[i]][0] if g.kind == "conv" else OTHERS[g.kind]
-            self.kernels.append(kind(g, before, output, self.context, first=i == 0))
+            self.kernels.append(classes[i](g, before, output, self.context, first=i == 0))
         self.maps = maps
         self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
 

@@ -41,8 +41,9 @@ from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
+from scratchnet.plans.cpu.kernel import Kernel, PlanContext, column_blocks, first_of, is_padded_3x3
 from scratchnet.plans.cpu.planes import in_planes, room_for
+from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena
 
 K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
@@ -88,6 +89,11 @@ class Toeplitz(Kernel):
     """3 x 3 convolution, stride 1, padding 1, of 2 x 2 pixels [+ ReLU] [+ 2 x 2 max pooling], by pixels."""
 
     algorithm = "toeplitz"
+    input_layout = "pixels"
+
+    @classmethod
+    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
+        return is_padded_3x3(groups[i], context) and groups[i].input_shape[1:3] == (2, 2)
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)

@@ -93,9 +93,17 @@ from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block, small_matmul
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of, sum_over_workers
+from scratchnet.plans.cpu.kernel import (
+    Kernel,
+    PlanContext,
+    column_blocks,
+    first_of,
+    is_padded_3x3,
+    sum_over_workers,
+)
 from scratchnet.plans.cpu.layouts import Tiles
 from scratchnet.plans.cpu.planes import in_planes, room_for
+from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena
 
 POINTS = 0, 5 / 8, -5 / 8, 3 / 2, -3 / 2
@@ -142,6 +150,11 @@ B_OVERLAP[:, 1:7] = B_INNER
 B_OVERLAP[0, 0] = BT[5, 5]
 B_OVERLAP[3, 7] = BT[0, 0]
 
+# Below FEWEST_PIXELS most of a tile's 4 x 4 outputs are not in the image; with fewer channels than
+# FEWEST_CHANNELS the transforms are most of the work. And with fewer tiles than FEWEST_TILES reading the
+# weights is most of the work: for inference they are four times as large as they were; training transforms
+# them anyway, in the cache.
+FEWEST_PIXELS, FEWEST_CHANNELS, FEWEST_TILES = 3, 4, 9
 # By rows: V and M of the rows of tiles that go together have about this many bytes, so that they stay in
 # the caches, and there are not too many calls; and transformed weights may have this many, so that they stay
 # there from part to part.
@@ -189,7 +202,24 @@ class Winograd(Kernel):
     """3 x 3 convolution with stride 1 and padding 1 [+ ReLU] [+ 2 x 2 max pooling], from a map of tiles."""
 
     algorithm = "winograd"
+    input_layout = "tiles"
     input: Tiles
+
+    @classmethod
+    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
+        return is_padded_3x3(groups[i], context)
+
+    @classmethod
+    def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
+        group = groups[i]
+        N, H, W, C = group.input_shape
+        tiles = N * -(-H // 4) * -(-W // 4)
+        return (
+            cls.supports(groups, i, context)
+            and min(H, W) >= FEWEST_PIXELS
+            and min(C, group.main.out_channels) >= FEWEST_CHANNELS
+            and (context.training or tiles >= FEWEST_TILES)
+        )
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)

@@ -1,4 +1,4 @@
-"""The first convolution, of an image with few channels."""
+"""The first convolution, of an image with first_conv."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_first_layer_with_few_channels(monkeypatch, channels, size, images, work
     net = layers.Sequential(first, layers.ReLU(), second)
     x = np.random.default_rng(0).standard_normal((images, *size, channels)).astype(np.float32)
     plan = plans.compile(net, x.shape, training=True)
-    assert [kernel.algorithm for kernel in plan.kernels] == ["few channels", "winograd"]
+    assert [kernel.algorithm for kernel in plan.kernels] == ["first_conv", "winograd"]
     y = plan.forward(x)
     dy = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
     dx = plan.backward(dy, need_input_gradient=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchnet import layers, plans
-from scratchnet.plans.cpu import choosing
+from scratchnet.plans.cpu import measuring
 from tests.fakes.one_layer import EPSILON, error
 
 
@@ -15,7 +15,7 @@ from tests.fakes.one_layer import EPSILON, error
 @pytest.mark.parametrize("features", [4096, 1000, 37])
 @pytest.mark.parametrize("blocks_are_faster", [True, False])
 def test_linear(monkeypatch, rows, features, blocks_are_faster):
-    monkeypatch.setattr(choosing, "block_limit", lambda: 1_000_000 if blocks_are_faster else 0)
+    monkeypatch.setattr(measuring, "block_limit", lambda: 1_000_000 if blocks_are_faster else 0)
     net = layers.Sequential(layers.Linear(features, 530), layers.ReLU())
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, features)).astype(np.float32)

@@ -46,7 +46,7 @@ def test_a_single_picture_gives_all_workers_the_same_work(monkeypatch, workers):
     monkeypatch.setenv("SCRATCHNET_THREADS", str(workers))
     net = models.vgg16(2, image_size=64).eval()
     plan = plans.compile(net, (1, 64, 64, 3))
-    assert [kernel.algorithm for kernel in plan.kernels[:6]] == ["few channels"] + 5 * ["winograd"]
+    assert [kernel.algorithm for kernel in plan.kernels[:6]] == ["first_conv"] + 5 * ["winograd"]
     for kernel in plan.kernels[:6]:
         calls = [len(worker) for worker in kernel.record_forward()[0].workers]
         assert min(calls) > 0
@@ -83,7 +83,7 @@ def test_kept_weights_are_read_once_for_a_single_picture(monkeypatch):
     net = layers.Sequential(layers.Conv2d(512, 128)).eval()
     x = np.random.default_rng(0).standard_normal((1, 28, 28, 512)).astype(np.float32)
     monkeypatch.setenv("SCRATCHNET_PLAN_MEMORY", "100")
-    monkeypatch.setattr("scratchnet.plans.cpu.choosing.block_limit", lambda: blocks.SMALL)
+    monkeypatch.setattr("scratchnet.plans.cpu.measuring.block_limit", lambda: blocks.SMALL)
     results, widths = [], []
     for _ in range(2):
         plan = plans.compile(net, x.shape)

@@ -1,0 +1,113 @@
+"""Measured choices: whether small blocks are faster on this machine, and which block shape is.
+
+One short measurement per process and per shape of matrices. It hardly ever changes a result: it chooses among
+shapes that gave the same bits on a sample, or one way has to win by so much that two runs on one machine
+agree.
+"""
+
+from __future__ import annotations
+
+import functools
+from time import perf_counter
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from scratchnet.plans.cpu.blocks import SMALL, WHOLE, BlockShape, product
+from scratchnet.plans.cpu.calls import Calls
+from scratchnet.workers import one_blas_thread
+
+ARCHITECTURES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
+# What is measured: matrices of at most LONGEST rows and columns, LARGEST_STACK of them (as many as Winograd's
+# algorithm has) or fewer, of STACK multiply-adds together, which take a few milliseconds.
+LONGEST, LARGEST_STACK, STACK = 512, 36, 100_000_000
+LEAST_GAIN = 0.05  # deviate from the default shape only for a gain that repeated measurements agree on
+# By which factor blocks must be faster than whole products. It is large, since here the choice shows in the
+# last bits of results, and two runs on one machine must make the same.
+BLOCKS_PAY = 1.2
+
+
+def choose_block_shape(a: np.ndarray, b: np.ndarray, limit: int) -> BlockShape:
+    """Return the block shape for the product of two (stacks of) matrices.
+
+    Parameters
+    ----------
+    a : array (..., M, K)
+    b : array (..., K, N)
+    limit : int
+        From ``block_limit``.
+
+    Examples
+    --------
+    >>> choose_block_shape(np.ones((64, 32), "float32"), np.ones((32, 64), "float32"), limit=0)
+    BlockShape(limit=0, columns=64)
+    """
+    if not limit:
+        return WHOLE
+    M, K, N = min(a.shape[-2], LONGEST), a.shape[-1], min(b.shape[-1], LONGEST)
+    by_columns = a.strides[-2] < a.strides[-1], b.strides[-2] < b.strides[-1]
+    return _fastest_block_shape(M, K, N, by_columns, a.dtype, limit)
+
+
+@functools.cache
+def _fastest_block_shape(
+    M: int, K: int, N: int, by_columns: tuple[bool, bool], dtype: np.dtype, limit: int
+) -> BlockShape:
+    """Measure the shapes that give the same bits as the default, and return the fastest.
+
+    Deviate from the default only for a gain of LEAST_GAIN.
+    """
+    default = BlockShape(limit)
+    stack = max(1, min(LARGEST_STACK, STACK // (M * K * N)))
+    draw = np.random.default_rng(0).standard_normal
+    a, b = draw((stack, M, K)).astype(dtype), draw((stack, K, N)).astype(dtype)
+    if by_columns[0]:
+        a = np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2)
+    if by_columns[1]:
+        b = np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2)
+    out, expected = np.empty((2, stack, M, N), dtype)
+    with one_blas_thread():
+        product(do := Calls(), a, b, out=expected, block_shape=default)
+        do.run()
+        steps = {}
+        for block_shape in (
+            default,
+            BlockShape(limit, 32),
+            BlockShape(limit, 16),
+            BlockShape(limit // 2),
+            WHOLE,
+        ):
+            product(do := Calls(), a, b, out=out, block_shape=block_shape)
+            do.run()
+            if (out == expected).all():
+                steps[block_shape] = do
+        seconds = dict.fromkeys(steps, float("inf"))
+        for _ in range(3):  # in turns, so that other work of the machine slows all of them
+            for block_shape, do in steps.items():
+                seconds[block_shape] = min(seconds[block_shape], _seconds(do))
+    seconds[default] *= 1 - LEAST_GAIN
+    return min(seconds, key=seconds.__getitem__)
+
+
+@functools.cache
+def block_limit() -> int:
+    """Return the largest M * N * K of a block in a stack of small products, 0 where whole ones are faster.
+
+    Known for OpenBLAS on processors with AVX-512; otherwise measured on a typical product of Winograd's
+    algorithm. Blocks must win by BLOCKS_PAY: they round differently.
+    """
+    with one_blas_thread():
+        libraries = [i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]]
+        if any(i.get("architecture") in ARCHITECTURES_WITH_SMALL_KERNELS for i in libraries):
+            return SMALL
+        a, b, out = (np.ones((6, 256, 256), np.float32) for _ in range(3))
+        product(blocks := Calls(), a, b, out=out, block_shape=BlockShape(SMALL))
+        product(whole := Calls(), a, b, out=out, block_shape=WHOLE)
+        seconds = [min(_seconds(do) for _ in range(5)) for do in (blocks, whole)]
+        return SMALL if BLOCKS_PAY * seconds[0] < seconds[1] else 0
+
+
+def _seconds(do: Calls) -> float:
+    start = perf_counter()
+    do.run()
+    return perf_counter() - start
