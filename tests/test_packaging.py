@@ -1,0 +1,37 @@
+"""The package as it is installed: every file comes along, and messages name it correctly."""
+
+import configparser
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+
+
+def test_every_file_that_is_not_python_comes_along():
+    packaged = set()
+    for package, patterns in SETUP["options.package_data"].items():
+        for pattern in patterns.replace(",", " ").split():
+            packaged |= set((ROOT / package.replace(".", "/")).glob(pattern))
+    others = {
+        path
+        for path in (ROOT / "scratchnet").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
+    }
+    assert others - packaged == set()
+    assert ROOT / "scratchnet/py.typed" in packaged
+
+
+def test_every_folder_with_python_is_a_package():
+    folders = {path.parent for path in (ROOT / "scratchnet").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_no_message_advises_the_name_on_pypi_that_belongs_to_another_project():
+    assert SETUP["metadata"]["name"] != "scratchnet"
+    for folder in ("scratchnet", "examples", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".md", ".ipynb"):
+                text = path.read_text(encoding="utf-8")
+                assert not re.search(r"scratchnet\[|pip install [\"']?scratchnet\b", text), path
