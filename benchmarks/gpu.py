@@ -183,10 +183,10 @@ def build_scratchnet(task: dict[str, Any]) -> Built:
     x, labels = make_batch(task)
     net = build_network(task).to(device)
     if task["kind"] == "training":
-        from scratchnet.plans.cuda.step import Steps
+        from scratchnet.plans.cuda.training_step import TrainingSteps
 
         sgd = optim.SGD(net.parameters(), LEARNING_RATE, momentum=MOMENTUM)
-        steps = Steps(net, sgd, losses.SoftmaxCrossEntropy(), len(x), task["precision"])
+        steps = TrainingSteps(net, sgd, losses.SoftmaxCrossEntropy(), len(x), task["precision"])
         steps.begin(np.full(MOST_STEPS, LEARNING_RATE, np.float32))
         there, before = (device.asarray(x), device.asarray(labels)), [0.0]
 
@@ -259,15 +259,15 @@ def groups_of(plan: Any) -> list[dict[str, Any]]:
 
 def speeds(xp: Any, task: Mapping[str, Any]) -> dict[str, float]:
     """Measure the FLOPs a second of a large product, and the bytes a second of a copy (read and written)."""
-    from scratchnet.plans.cuda import modules
-    from scratchnet.plans.cuda.products import Products
+    from scratchnet.plans.cuda.launch.operands import cast, operand_dtype
+    from scratchnet.plans.cuda.matmul import Matmul
 
     precision, large, copied = task["precision"], task.get("large", LARGE), task.get("copied", COPIED)
-    product, out = Products(xp, precision), xp.empty((large, large), "float32")
-    a, b = (xp.zeros((large, large), modules.operand_dtype(precision)) for _ in range(2))
+    product, out = Matmul(xp, precision), xp.empty((large, large), "float32")
+    a, b = (xp.zeros((large, large), operand_dtype(precision)) for _ in range(2))
     for matrix in (a, b):  # not zeros, with which a GPU needs less power and runs faster
         values = xp.asarray(random_matrix(large))
-        modules.cast(values, matrix)
+        cast(values, matrix)
     source, target = (xp.zeros(copied // 4, "float32") for _ in range(2))
     return {
         "flops": 2 * large**3 / quickest(xp, lambda: product(a, b, out)),

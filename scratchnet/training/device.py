@@ -1,9 +1,9 @@
-"""Epochs of training on a GPU: a replayed graph a step, and the images there, too.
+"""Epochs of training on a GPU: a replayed graph per step, with the images in its memory.
 
 The trainer's plain loop hands each batch to the GPU and waits for its loss. Here the order of the images,
 how each is changed, and the learning rates of a whole epoch are uploaded at its beginning, and the loss is
-read back once in a while (see ``plans/cuda/step.py``). What is drawn is what ``Loader`` draws, so a run sees
-the same images on every backend, and goes on with them after a resume.
+read back once in a while (see ``plans/cuda/training_step.py``). What is drawn is what ``Loader`` draws, so a
+run sees the same images on every backend, and goes on with them after a resume.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 
 if TYPE_CHECKING:
-    from scratchnet.plans.cuda.step import Totals
+    from scratchnet.plans.cuda.training_step import EpochTotals
 
 READ_EVERY = 50  # steps: reading makes the host wait for the GPU, which then waits for the host
 RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.15 GB of them
@@ -48,29 +48,29 @@ class DeviceEpochs:
         loader: Loader,
         precision: str = "fp32",
     ):
-        from scratchnet.plans.cuda.step import Pictures, Steps
+        from scratchnet.plans.cuda.training_step import DeviceImages, TrainingSteps
 
         self.net, self.loader = net, loader
         size = loader.images.shape[1:3]
         resized = loader.image_size is not None and size != (loader.image_size, loader.image_size)
         self.resident = not resized and loader.images.nbytes <= RESIDENT_BYTES
-        pictures = None
+        data = None
         if self.resident:
             augmentation, (scale, shift) = loader.augmentation, loader.normalisation.affine
-            how = {
-                "crop": augmentation.crop if augmentation else 0,
-                "cutout": augmentation.cutout if augmentation else 0,
-                "fill": loader.normalisation.colour,
-                "scale": tuple(scale),
-                "shift": tuple(shift),
-            }
-            asarray = net.backend.asarray
-            pictures = Pictures(asarray(loader.images), asarray(loader.labels), how)
-        self.steps = Steps(net, optimizer, loss, loader.batch_size, precision, pictures)
+            data = DeviceImages(
+                images=net.backend.asarray(loader.images),
+                labels=net.backend.asarray(loader.labels),
+                crop=augmentation.crop if augmentation else 0,
+                cutout=augmentation.cutout if augmentation else 0,
+                fill=loader.normalisation.colour,
+                scale=tuple(scale),
+                shift=tuple(shift),
+            )
+        self.steps = TrainingSteps(net, optimizer, loss, loader.batch_size, precision, data)
         self._check_labels()
 
     def _check_labels(self) -> None:
-        """Raise unless all labels are classes of the network: on the GPU nobody looks at them."""
+        """Raise unless all labels are classes of the network: on the GPU they are not checked."""
         side = self.loader.image_size
         size = self.loader.images.shape[1:3] if side is None else (side, side)
         classes = self.net.output_shape((1, *size, 3))[-1]
@@ -79,7 +79,7 @@ class DeviceEpochs:
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise ValueError(f"label {wrong} is not one of the {classes} classes")
 
-    def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[Totals]:
+    def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[EpochTotals]:
         """Go once through the images, in training mode.
 
         Parameters
@@ -91,7 +91,7 @@ class DeviceEpochs:
 
         Yields
         ------
-        Totals
+        EpochTotals
             Of this epoch so far, every READ_EVERY steps and at the end.
         """
         loader, steps, count = self.loader, self.steps, len(self.loader)
@@ -103,7 +103,7 @@ class DeviceEpochs:
                 yield steps.totals()
 
     def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        """Yield what ``Steps.step`` takes: the number of images, and they themselves unless it has them."""
+        """Yield what ``TrainingSteps.step`` takes: the number of images, and the images unless it has them."""
         if not self.resident:
             for x, labels in self.loader.epoch(epoch):
                 yield len(labels), x, labels

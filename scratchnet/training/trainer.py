@@ -226,7 +226,7 @@ class Trainer:
                 progress.update(totals.images - seen, totals.loss / totals.images)
                 seen = totals.images
         self.optimizer.lr = self.schedule((epoch + 1) * len(self.train) - 1)  # as the last step was made with
-        return totals.loss / seen, totals.hits / seen
+        return totals.loss / seen, totals.correct / seen
 
     def _explain_validation(self, epoch: int) -> None:
         """Raise NotFinite: the last steps of this epoch spoilt the network, which is not saved then."""

@@ -1,6 +1,6 @@
 """cuBLAS for machines without a GPU, for tests only: its calling convention, NumPy's arithmetic.
 
-It takes the arguments that ``scratchnet/plans/cuda/products.py`` gives to the library, addresses and all,
+It takes the arguments that ``scratchnet/plans/cuda/matmul.py`` gives to the library, addresses and all,
 reads the matrices as cuBLAS would, columns first, rounds operands as the precision says, and adds up in
 float64 (so its sums are better than a GPU's). What it cannot know is which combinations a real cuBLAS
 refuses.
@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from scratchnet.plans.cuda import products
+from scratchnet.plans.cuda import matmul
+from tests.fakes.cuda_runtime import launch
 
 TYPES = {0: np.float32, 14: np.uint16}  # CUDA_R_32F, CUDA_R_16BF
 COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77
@@ -41,8 +42,6 @@ class Library:
         self, handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc,
         compute, algorithm,
     ):  # fmt: skip
-        from tests.fakes import cupy_stand_in
-
         assert self.workspace is not None, "without a workspace cuBLAS would allocate while it is recorded"
         assert atype == btype and ctype == 0 and algorithm == -1
         assert compute in (COMPUTE_32F, COMPUTE_32F_FAST_TF32) and alpha._obj.value == 1.0
@@ -58,7 +57,7 @@ class Library:
             product = rounded(left) @ rounded(right)
             result[...] = product + result if add else product
 
-        cupy_stand_in.launch(do)
+        launch(do)
         return 0
 
 
@@ -91,8 +90,8 @@ def tf32(x):
 @contextmanager
 def installed():
     """Let plans find this library, and nothing else, within this context."""
-    before, products.load = products.load, lambda xp: Library()
+    before, matmul.load = matmul.load, lambda xp: Library()
     try:
         yield
     finally:
-        products.load = before
+        matmul.load = before

@@ -10,7 +10,8 @@ on any machine:
 
 As in CuPy, reductions and ``x[0]`` return 0-d arrays on the device, ``np.sum(x)`` and ``np.add(x, 1)`` find
 their way here, and reading a value (``float``, ``int``, ``bool``, ``get``, ``item``, ``print``) waits for the
-device. ``traffic`` counts how often that happens, and how often something is copied to the device.
+device. ``cuda_runtime.counted`` counts how often that happens, and how often something is copied to the
+device.
 
 Where it differs from the CuPy that it was written after (14), as far as we know:
 
@@ -39,14 +40,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from time import perf_counter
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from tests.fakes import cublas_stand_in
-
-traffic = SimpleNamespace(reads=0, uploads=0, launches=0, replays=0)
+from tests.fakes import cublas_stand_in, cuda_runtime
+from tests.fakes.cuda_runtime import refuse_while_recording, traffic
 
 SCALARS = (bool, int, float, complex, np.generic)
 BINARY = {
@@ -102,87 +101,8 @@ BORROWED = """
 VIEWS = ("reshape", "view", "transpose", "swapaxes", "squeeze", "ravel")  # which compute nothing
 
 
-class CUDARuntimeError(RuntimeError):
-    """What CuPy raises when CUDA reports an error."""
-
-
 class OutOfMemoryError(MemoryError):
     """What CuPy raises when the device has no memory left."""
-
-
-# Streams and graphs
-
-
-class Stream:
-    """A stream: everything is done at once, unless it records."""
-
-    def __init__(self, null=False, non_blocking=False):
-        self.ptr = 0 if null else id(self)
-        self.recorded = None  # a list while it records
-
-    def __enter__(self):
-        streams.append(self)
-        return self
-
-    def __exit__(self, *exception):
-        streams.pop()
-
-    def synchronize(self):
-        refuse_while_recording("waits")
-
-    def begin_capture(self, mode=None):
-        if not self.ptr:
-            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: the null stream cannot be captured")
-        self.recorded = []
-
-    def end_capture(self):
-        recorded, self.recorded = self.recorded, None
-        return Graph(recorded)
-
-
-class Graph:
-    """Launches that were recorded."""
-
-    def __init__(self, launches):
-        self.launches = launches
-
-    def launch(self, stream=None):
-        refuse_while_recording("replays")
-        traffic.replays += 1
-        for do in self.launches:
-            do()
-
-
-class Event:
-    """A moment."""
-
-    def record(self, stream=None):
-        self.time = perf_counter()
-
-    def synchronize(self):
-        refuse_while_recording("waits")
-
-
-class Device:
-    """The only one."""
-
-    compute_capability = "90"
-
-
-streams = [Stream(null=True)]  # the last one is the current one
-
-
-def launch(do):
-    """Call ``do``, or keep it if the current stream records."""
-    traffic.launches += 1
-    recorded = streams[-1].recorded
-    do() if recorded is None else recorded.append(do)
-
-
-def refuse_while_recording(what):
-    """Raise if the current stream records: what allocates, copies or waits has no place in a graph."""
-    if streams[-1].recorded is not None:
-        raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: this {what} while a stream is captured")
 
 
 def RawModule(**settings):  # noqa: N802  (CuPy's name)
@@ -480,13 +400,13 @@ def _make_module():
         free_all_blocks=lambda: None, total_bytes=lambda: 0
     )
     module.cuda = SimpleNamespace(
-        get_current_stream=lambda: streams[-1],
-        Stream=Stream,
-        Event=Event,
-        Device=Device,
+        get_current_stream=lambda: cuda_runtime.streams[-1],
+        Stream=cuda_runtime.Stream,
+        Event=cuda_runtime.Event,
+        Device=cuda_runtime.Device,
         get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
         runtime=SimpleNamespace(
-            CUDARuntimeError=CUDARuntimeError,
+            CUDARuntimeError=cuda_runtime.CUDARuntimeError,
             memGetInfo=memory_info,
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 13000,
@@ -515,12 +435,3 @@ def installed():
             del sys.modules["cupy"]
         else:
             sys.modules["cupy"] = before
-
-
-@contextmanager
-def counted():
-    """Count within this context: yields an object with what ``traffic`` has."""
-    start, count = vars(traffic).copy(), SimpleNamespace(**dict.fromkeys(vars(traffic), 0))
-    yield count
-    for name, value in vars(traffic).items():
-        setattr(count, name, value - start[name])

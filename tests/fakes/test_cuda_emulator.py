@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import cuda_emulator
 from tests.fakes.cuda_emulator import EmulatorError
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ def test_only_nvrtc_is_stood_for(stand_in):
 def sanitized(*command):
     return subprocess.run(
         [sys.executable, *command],
-        cwd=HERE,
+        cwd=ROOT,
         env=cuda_emulator.sanitized_environment(),
         capture_output=True,
         text=True,
@@ -178,9 +178,9 @@ def sanitized(*command):
 
 
 def test_no_kernel_touches_memory_that_is_not_its_own():
-    """All comparisons again: no access out of bounds or misaligned, no integers that overflow."""
+    """All comparisons once more: no access out of bounds or misaligned, no integers that overflow."""
     result = sanitized(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_cuda_kernels.py",
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/plans/cuda/launch",
         "-k", "stand-in",  # not the planted faults, and not the memory that there is not
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -191,23 +191,24 @@ PLANTED = """
 import sys
 from tests.fakes import cupy_stand_in
 import numpy as np
-from scratchnet.plans.cuda import modules
+from scratchnet.plans.cuda.launch import compiling, mask
+from scratchnet.plans.cuda.launch.sums import sums_shape
 
 right, wrong, wide = sys.argv[1:]
-source = modules.source
+source = compiling.source
 
 def planted(name):
     text = source(name)
     assert right in text
     return text.replace(right, wrong)
 
-modules.source = planted
+compiling.source = planted
 if wide:
-    modules._wide = lambda *_: 4
+    mask.pack_width = lambda *_: 4
 with cupy_stand_in.installed() as cupy:
     dy = cupy.zeros(len(wide) + 700 * 12, dtype="float32")[len(wide) :].reshape(700, 12)
-    partial = cupy.zeros(modules.sums_shape(700, 12), dtype="float32")
-    modules.mask(dy, None, dy.copy(), partial)
+    partial = cupy.zeros(sums_shape(700, 12), dtype="float32")
+    mask.mask(dy, None, dy.copy(), partial)
 print("nothing was noticed")
 """
 
@@ -216,10 +217,15 @@ print("nothing was noticed")
     "right, wrong, wide, said",
     [
         (" ", " ", "", None),
-        ("row < part.stop", "row <= part.stop", "", "heap-buffer-overflow"),
+        ("row < range.stop", "row <= range.stop", "", "heap-buffer-overflow"),
         ("sums[me + half", "sums[me + 2 * half", "", "global-buffer-overflow|out of bounds"),
         (" ", " ", "x", "misaligned address"),
-        ("row < part.stop", "row < part.stop * (2147483647 + (int)(row + 1))", "", "signed integer overflow"),
+        (
+            "row < range.stop",
+            "row < range.stop * (2147483647 + (int)(row + 1))",
+            "",
+            "signed integer overflow",
+        ),
     ],
     ids=["nothing", "a row too many", "shared memory", "misaligned", "overflow"],
 )

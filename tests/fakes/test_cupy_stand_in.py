@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.fakes import cupy_stand_in
+from tests.fakes import cuda_runtime, cupy_stand_in
 
 HOST = np.ones((2, 3), "float32")
 
@@ -143,17 +143,17 @@ def test_to_and_from_the_device(device):
 )
 def test_reading_a_value_is_counted(stand_in, read):
     x = stand_in.ones(())
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         read(x)
     assert traffic.reads == 1
 
 
 def test_a_boolean_mask_is_counted_where_it_sizes_a_result(stand_in):
     x = stand_in.asarray(HOST)
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         x[x > 0] = 2.0
     assert traffic.reads == 0
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         x[x > 0]
         stand_in.nonzero(x)
         stand_in.where(x > 1)
@@ -161,7 +161,7 @@ def test_a_boolean_mask_is_counted_where_it_sizes_a_result(stand_in):
 
 
 def test_copies_to_the_device_are_counted(stand_in):
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         x = stand_in.asarray(HOST)
         stand_in.asarray(x)
         x + 1

@@ -13,7 +13,7 @@ from scratchnet.optim import SGD, Step
 from scratchnet.training import NotFinite, RunDirectory, Trainer
 from scratchnet.training import device as epochs_on_device
 from scratchnet.training.device import DeviceEpochs
-from tests.fakes import cupy_stand_in
+from tests.fakes import cuda_runtime
 
 PICTURES = shapes10(n_train=24, n_test=10)
 MIDDLES = [images[:, 12:20, 12:20] for images in (PICTURES.train_images, PICTURES.test_images)]
@@ -92,7 +92,7 @@ def test_cuda_epochs_read_the_loss_once_in_a_while(stand_in, monkeypatch):
     train, _ = loaders(batch_size=4)  # six steps an epoch
     epochs = DeviceEpochs(net, SGD(net.parameters(), 0.01), SoftmaxCrossEntropy(), train)
     schedule = Step(0.01, milestones=())
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         told = list(epochs.run(0, schedule))
     assert [totals.images for totals in told] == [16, 24]
     assert told[1].loss > told[0].loss > 0

@@ -1,18 +1,19 @@
-"""The plan of a GPU, one technique a file. In the order in which to read them:
+"""The plan of a GPU, one technique per file. In the order in which to read them:
 
-==================  ======================================================================================
-``kernels/*.cu``    what the GPU runs, each file with its mathematics, its tiling and its limit
-``modules.py``      the kernels as Python functions
-``products.py``     matrix products by cuBLAS
-``kernel.py``       feature maps, and what a kernel for a group has to offer
-``conv.py``         convolution as products, between im2col and what follows it
-``linear.py``       fully connected layers, with ReLU and dropout
-``norm.py``         batch normalisation
-``misc_kernels.py``       the rest, and layers that are not known here
-``graphs.py``       launches that are recorded once and replayed
-``plan.py``         all of it together
-``step.py``         a whole training step as one graph, with the data on the GPU
-==================  ======================================================================================
+====================  ====================================================================================
+``kernels/*.cu``      what the GPU runs, each file with its mathematics, its tiling and its limit
+``launch/*.py``       for each of them the Python functions that launch its kernels
+``matmul.py``         matrix products by cuBLAS
+``weights.py``        the parameters as products read them, in float32 or bfloat16
+``kernel.py``         what all kernels of a plan have in common
+``conv.py``           convolution as products, between im2col and what follows it
+``linear.py``         fully connected layers, with ReLU and dropout
+``norm.py``           batch normalisation
+``misc_kernels.py``   layers with little arithmetic, and layers that have no kernel
+``graphs.py``         launches that are recorded once and replayed
+``plan.py``           all of it together
+``training_step.py``  a whole training step as one graph, with the data on the GPU
+====================  ====================================================================================
 
 Maps lie as everywhere else in scratchnet, (N, H, W, C) in float32. Nothing adds up with atomics, so that the
 same input gives the same bits, every time.

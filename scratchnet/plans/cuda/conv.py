@@ -1,22 +1,22 @@
 """Convolution as matrix products of cuBLAS, between kernels that make and take apart the column matrix.
 
-The mathematics is in ``functional/conv.py``, with the same names. A few images at a time, so many that the
-column matrix takes at most COLUMN_BYTES::
+The mathematics is in ``functional/conv.py``, with the same names. A chunk of images at a time, so many that
+the column matrix takes at most COLUMN_BYTES::
 
     forward    columns = im2col(x)          kernels/conv.cu, written as operands (float32 or bfloat16)
                z = columns W                cuBLAS, float32
                y = pool(relu(z + b))        kernels/epilogue.cu, one pass over z
 
-    backward   dz = dy where relu and pooling let it through     kernels/mask.cu, as operands; and parts of db
-               columns = im2col(x)          again, which is quicker than keeping nine times the input
+    backward   dz = dy where relu and pooling let it pass    kernels/mask.cu, as operands; partial sums of db
+               columns = im2col(x)          again, instead of keeping nine times the input
                dW += columns^T dz           cuBLAS
-               dcolumns = dz W^T            cuBLAS, float32, over the columns: they have served
-               dx = col2im(dcolumns)        kernels/conv.cu; each thread adds up what one pixel gets
+               dcolumns = dz W^T            cuBLAS, float32, over the columns, no longer needed
+               dx = col2im(dcolumns)        kernels/conv.cu; each thread adds up one pixel's gradient
 
 Where pooling follows, z is scratch, and the pooled map with a byte for each of its pixels (which of the four
-won) is all that is kept. In evaluation a batch normalisation behind the convolution is part of the epilogue,
-as a factor and a summand for each channel, made anew from the statistics in each forward pass: so statistics
-may be written to at any time, and the weights need no second copy.
+won) is all that is kept. In evaluation a following batch normalisation is part of the epilogue, as a mean and
+a scale for each channel, derived from the running statistics again in each forward pass: so statistics may be
+written to at any time, and the weights need no second copy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cuda import modules
-from scratchnet.plans.cuda.kernel import Kernel, first_of, gradient
+from scratchnet.backend import Array
+from scratchnet.plans.cuda.kernel import Kernel, front
+from scratchnet.plans.cuda.launch.compiling import address
+from scratchnet.plans.cuda.launch.conv import col2im, im2col
+from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
+from scratchnet.plans.cuda.launch.mask import mask, unpool
+from scratchnet.plans.cuda.launch.norm import norm_fold
+from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
 from scratchnet.plans.memory import Arena
 
-# Large enough for products that fill the GPU, small beside its memory. Not yet tuned on one.
+# Large enough for products that fill the GPU, small compared with its memory. Not yet measured on one.
 COLUMN_BYTES = 256 << 20
 
 
@@ -58,7 +64,7 @@ class Convolution(Kernel):
         if self.pools:
             self.z = arena.reserve("z", (rows, self.O), np.float32, forward, forward)
         if self.group.norm is not None:
-            self.centre = arena.reserve("centre", (self.O,), np.float32, forward, forward)
+            self.mean = arena.reserve("mean", (self.O,), np.float32, forward, forward)
             self.scale = arena.reserve("scale", (self.O,), np.float32, forward, forward)
         if backward is None:
             return
@@ -70,7 +76,7 @@ class Convolution(Kernel):
         else:
             self.dz = None  # dy itself
         if self.conv.bias is not None:
-            self.parts = [modules.sums_shape(self._summed(images), self.O)[0] for images in self._chunks()]
+            self.parts = [sums_shape(self._summed(images), self.O)[0] for images in self._chunks()]
             self.partial = arena.reserve("partial", (sum(self.parts), self.O), np.float32, backward, backward)
 
     def _chunks(self) -> Iterator[slice]:
@@ -86,30 +92,30 @@ class Convolution(Kernel):
         relu = self.group.relu is not None
         follows: dict[str, Any] = {"shift": bias, "relu": relu}
         if (norm := self.group.norm) is not None:
-            centre, scale = self.centre.array, self.scale.array
+            mean, scale = self.mean.array, self.scale.array
             statistics = norm.running_mean, norm.running_var
-            modules.norm_fold(norm.weight.data, *statistics, bias, centre, scale, norm.eps)
-            follows = {"shift": norm.bias.data, "centre": centre, "scale": scale, "relu": relu}
-        weight = self.context.operands.of(self.conv.weight)  # (KH*KW*C, O)
+            norm_fold(norm.weight.data, *statistics, bias, mean, scale, norm.eps)
+            follows = {"shift": norm.bias.data, "mean": mean, "scale": scale, "relu": relu}
+        weight = self.context.weights.matrix(self.conv.weight)  # (KH*KW*C, O)
         for images in self._chunks():
             n = images.stop - images.start
             rows = n * self.OH * self.OW
-            columns = first_of(self.columns, self.context.operand, rows, self.row)
-            modules.im2col(self.input.data[images], columns, *self.size)
+            columns = front(self.columns, self.context.operand, rows, self.row)
+            im2col(self.input.data[images], columns, *self.size)
             y = self.output.data[images]
             if self.pools:
-                z = first_of(self.z, np.float32, n, self.OH, self.OW, self.O)
-                self.context.products(columns, weight, out=z.reshape(rows, self.O))
+                z = front(self.z, np.float32, n, self.OH, self.OW, self.O)
+                self.context.matmul(columns, weight, out=z.reshape(rows, self.O))
                 code = self.code.array[images] if self.context.training else None
-                modules.epilogue_pool(z, y, code, **follows)
+                epilogue_pool(z, y, code, **follows)
             else:
-                self.context.products(columns, weight, out=y.reshape(rows, self.O))
+                self.context.matmul(columns, weight, out=y.reshape(rows, self.O))
                 if relu or follows["shift"] is not None:
-                    modules.epilogue(y, y, **follows)
+                    epilogue(y, y, **follows)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        weight, products = self.conv.weight, self.context.products
-        dweight = gradient(weight).reshape(self.row, self.O)
+        weight, matmul = self.conv.weight, self.context.matmul
+        dweight = weight.grad_view.reshape(self.row, self.O)
         with_bias = self.conv.bias is not None
         first_part = 0
         for k, images in enumerate(self._chunks()):
@@ -121,26 +127,26 @@ class Convolution(Kernel):
                 first_part += self.parts[k]
             dz = self._dz(images, partial).reshape(rows, self.O)
 
-            columns = first_of(self.columns_again, self.context.operand, rows, self.row)
-            modules.im2col(self.input.data[images], columns, *self.size)
-            products(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
+            columns = front(self.columns_again, self.context.operand, rows, self.row)
+            im2col(self.input.data[images], columns, *self.size)
+            matmul(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
             if need_input_gradient:
-                dcolumns = first_of(self.columns_again, np.float32, rows, self.row)
-                products(dz, self.context.operands.of(weight), out=dcolumns, transpose_b=True)
-                modules.col2im(dcolumns, self.input.grad[images], *self.size)
+                dcolumns = front(self.columns_again, np.float32, rows, self.row)
+                matmul(dz, self.context.weights.matrix(weight), out=dcolumns, transpose_b=True)
+                col2im(dcolumns, self.input.grad[images], *self.size)
         if with_bias:
-            modules.finish_sums(self.partial.array, gradient(self.conv.bias))
+            finish_sums(self.partial.array, self.conv.bias.grad_view)
 
-    def _dz(self, images: slice, partial: Any) -> Any:
+    def _dz(self, images: slice, partial: Array | None) -> Array:
         """Return the gradient of z for some images, and launch the sums of its rows, if there is a bias."""
         dy = self.output.grad[images]
         shape = images.stop - images.start, self.OH, self.OW, self.O
-        dz = dy if self.dz is None else first_of(self.dz, self.context.operand, *shape)
+        dz = dy if self.dz is None else front(self.dz, self.context.operand, *shape)
         if self.pools:
-            modules.unpool(dy, self.code.array[images], dz, partial)
+            unpool(dy, self.code.array[images], dz, partial)
         elif self.dz is not None or partial is not None:
             y = self.output.data[images] if self.keeps_output else None
-            modules.mask(dy, y, None if self.dz is None else dz, partial)
+            mask(dy, y, None if self.dz is None else dz, partial)
         return dz
 
     def constants(self) -> tuple:  # noqa: D102
@@ -154,4 +160,4 @@ def statistics_of(norm: Any) -> tuple:
     """Return what a batch normalisation's launches depend on, besides its parameters."""
     if norm is None:
         return ()
-    return norm.running_mean.data.ptr, norm.running_var.data.ptr, norm.eps, norm.momentum
+    return address(norm.running_mean), address(norm.running_var), norm.eps, norm.momentum

@@ -1,21 +1,23 @@
-"""CUDA graphs: a row of launches that is recorded once, and replayed by a single call.
+"""CUDA graphs: a sequence of launches that is recorded once, and replayed by a single call.
 
 A launch from Python costs 10 to 20 microseconds, a training step of VGG16 has well over a hundred, and a GPU
-would spend most of its time waiting for them. A graph holds the same launches with the same arguments::
+would spend most of its time waiting for them (estimated, not yet measured). A graph holds the same launches
+with the same arguments::
 
     first call     the launches are made as they are; so every kernel is compiled and loaded
     second call    they are recorded, on a stream on which nothing runs meanwhile, and then replayed
     from then on   replayed
 
-What a replay shall do differently from the one before (the learning rate, which images, which numbers are
-dropped) therefore has to lie in device memory, under an address that does not change. What is an argument of
-a launch is part of the graph: when such a number changes, everything begins again with the first call.
+What differs from one replay to the next (the learning rate, which images, which numbers are dropped)
+therefore has to lie in device memory, at an address that does not change. What is an argument of
+a launch is part of the graph: when it changes, everything begins again with the first call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 
@@ -31,7 +33,7 @@ class Replayed:
     constants : callable
         Returns everything that the launches get as arguments and that may change from one call to the next.
     graphs : bool
-        False: the launches are made anew each time, as in the first call.
+        False: the launches are made one by one each time, as in the first call.
 
     Attributes
     ----------
@@ -40,7 +42,7 @@ class Replayed:
     """
 
     def __init__(
-        self, xp: Any, launch: Callable[[], None], constants: Callable[[], Any], graphs: bool = True
+        self, xp: ModuleType, launch: Callable[[], None], constants: Callable[[], Any], graphs: bool = True
     ):
         self.xp, self.launch, self.constants, self.graphs = xp, launch, constants, graphs
         self._graph: Any = None

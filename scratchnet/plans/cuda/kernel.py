@@ -7,9 +7,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from scratchnet.layers import Parameter
-from scratchnet.plans.cuda.products import Products
+from scratchnet.backend import Array
+from scratchnet.plans.cuda.matmul import Matmul
+from scratchnet.plans.cuda.weights import LowPrecisionWeights
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer
 
@@ -57,35 +59,6 @@ class Map:
         return self._grad.array if self.source is None else self.source.grad.reshape(self.shape)
 
 
-class Operands:
-    """The parameters as products read them: themselves, or all of them a second time as bfloat16.
-
-    There is one for each network and precision, which all of its plans share: they are derived from the same
-    values. ``SGD`` on the device writes them as it goes; whatever else changes parameters makes them stale.
-
-    Parameters
-    ----------
-    buffer : FlatBuffer
-    dtype : dtype
-        Of operands, see ``modules.operand_dtype``.
-
-    Attributes
-    ----------
-    flat : array (size,)
-    version : int or None
-        The buffer's, when they were derived.
-    """
-
-    def __init__(self, buffer: Any, dtype: Any):
-        self.version: int | None = None
-        self.separate = np.dtype(dtype) != buffer.dtype
-        self.flat = buffer.backend.xp.empty(buffer.size, dtype) if self.separate else buffer.data
-
-    def of(self, parameter: Parameter) -> Any:
-        """Return the matrix of a weight, (everything before, outputs)."""
-        return parameter.view(self.flat).reshape(-1, parameter.shape[-1])
-
-
 @dataclass(frozen=True)
 class PlanContext:
     """What all kernels of a plan have in common.
@@ -95,18 +68,18 @@ class PlanContext:
     xp : module
         CuPy.
     training : bool
-    products : Products
+    matmul : Matmul
     operand : numpy.dtype
         Of what products read.
-    operands : Operands or None
+    weights : LowPrecisionWeights or None
         The parameters in that form; None for a network without any.
     """
 
     xp: Any
     training: bool
-    products: Products
+    matmul: Matmul
     operand: np.dtype
-    operands: Operands | None
+    weights: LowPrecisionWeights | None
 
 
 class Kernel:
@@ -162,13 +135,8 @@ class Kernel:
         return ""
 
 
-def first_of(buffer: Buffer, dtype: Any, *shape: int) -> Any:
-    """Return the beginning of a buffer as an array of this dtype and shape."""
+def front(buffer: Buffer, dtype: DTypeLike, *shape: int) -> Array:
+    """Return the front of a buffer as an array of this dtype and shape."""
     dtype = np.dtype(dtype)
     flat = buffer.array.reshape(-1).view(np.uint8)
     return flat[: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-
-
-def gradient(parameter: Parameter) -> Any:
-    """Return where a parameter's gradient goes, whether or not it has one yet."""
-    return parameter.grad_view

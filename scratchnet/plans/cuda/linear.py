@@ -1,7 +1,7 @@
-"""Fully connected layers, with the ReLU and the dropout behind them.
+"""Fully connected layers, with the ReLU and the dropout that follow them.
 
 Three products, as in ``functional/linear.py``: y = x W + b forward, dW = x^T dz and dx = dz W^T backward,
-with x and dz rounded to operands first. Dropout keeps no mask: behind a ReLU what it dropped is zero and what
+with x and dz rounded to operands first. Dropout keeps no mask: after a ReLU what it dropped is zero and what
 it kept is not (or has no gradient anyway), so that (y > 0) tells.
 """
 
@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cuda import modules
-from scratchnet.plans.cuda.kernel import Kernel, gradient
-from scratchnet.plans.memory import Arena
+from scratchnet.backend import Array
+from scratchnet.plans.cuda.kernel import Kernel
+from scratchnet.plans.cuda.launch.dropout import dropout
+from scratchnet.plans.cuda.launch.epilogue import epilogue
+from scratchnet.plans.cuda.launch.mask import mask
+from scratchnet.plans.cuda.launch.operands import cast
+from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
+from scratchnet.plans.memory import Arena, Buffer
 
 
 class Linear(Kernel):
@@ -46,18 +51,18 @@ class Linear(Kernel):
         if self.group.relu is not None or operand != np.float32:
             self.dz = arena.reserve("dz", self.output.shape, operand, backward, backward)
         if self.group.main.bias is not None:
-            shape = modules.sums_shape(*self.output.shape)
+            shape = sums_shape(*self.output.shape)
             self.partial = arena.reserve("partial", shape, np.float32, backward, backward)
 
     def forward(self) -> None:  # noqa: D102
         linear, y = self.group.main, self.output.data
         x = self.input.data if self.x is None else self._cast(self.x)
-        self.context.products(x, self.context.operands.of(linear.weight), out=y)
+        self.context.matmul(x, self.context.weights.matrix(linear.weight), out=y)
         bias, relu = None if linear.bias is None else linear.bias.data, self.group.relu is not None
         if relu or bias is not None:
-            modules.epilogue(y, y, bias, relu=relu)
+            epilogue(y, y, bias, relu=relu)
         if self.drops:
-            modules.dropout(y, self.group.dropout.p, 0, self.counter)
+            dropout(y, self.group.dropout.p, 0, self.counter)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
         linear, dy = self.group.main, self.output.grad
@@ -67,15 +72,15 @@ class Linear(Kernel):
             y = self.output.data if self.keeps_output else None
             p = self.group.dropout.p if self.drops else 0.0
             factor = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-            modules.mask(dy, y, None if self.dz is None else dz, partial, factor=factor)
+            mask(dy, y, None if self.dz is None else dz, partial, factor=factor)
         if linear.bias is not None:
-            modules.finish_sums(partial, gradient(linear.bias))
+            finish_sums(partial, linear.bias.grad_view)
         x = self.input.data if self.x is None else self._cast(self.x_again)
-        self.context.products(x, dz, out=gradient(linear.weight), transpose_a=True)
+        self.context.matmul(x, dz, out=linear.weight.grad_view, transpose_a=True)
         if need_input_gradient:
-            weight = self.context.operands.of(linear.weight)
-            self.context.products(dz, weight, out=self.input.grad, transpose_b=True)
+            weight = self.context.weights.matrix(linear.weight)
+            self.context.matmul(dz, weight, out=self.input.grad, transpose_b=True)
 
-    def _cast(self, buffer: Any) -> Any:
-        modules.cast(self.input.data, buffer.array)
+    def _cast(self, buffer: Buffer) -> Array:
+        cast(self.input.data, buffer.array)
         return buffer.array

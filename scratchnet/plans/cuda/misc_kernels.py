@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchnet.plans.cuda import modules
 from scratchnet.plans.cuda.kernel import Kernel
+from scratchnet.plans.cuda.launch.average import average, average_backward
 
 
 class View(Kernel):
@@ -27,10 +27,10 @@ class Average(Kernel):
     algorithm = "mean"
 
     def forward(self) -> None:  # noqa: D102
-        modules.average(self.input.data, self.output.data)
+        average(self.input.data, self.output.data)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        modules.average_backward(self.output.grad, self.input.grad)
+        average_backward(self.output.grad, self.input.grad)
 
 
 class Fallback(Kernel):

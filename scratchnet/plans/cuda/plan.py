@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from scratchnet.backend import BackendError
-from scratchnet.plans.cuda import modules
 from scratchnet.plans.cuda.conv import Convolution
 from scratchnet.plans.cuda.graphs import Replayed
-from scratchnet.plans.cuda.kernel import Kernel, Map, Operands, PlanContext
+from scratchnet.plans.cuda.kernel import Kernel, Map, PlanContext
+from scratchnet.plans.cuda.launch.compiling import address
+from scratchnet.plans.cuda.launch.operands import operand_dtype
 from scratchnet.plans.cuda.linear import Linear
+from scratchnet.plans.cuda.matmul import Matmul
 from scratchnet.plans.cuda.misc_kernels import Average, Fallback, View
 from scratchnet.plans.cuda.norm import Norm
-from scratchnet.plans.cuda.products import Products
+from scratchnet.plans.cuda.weights import low_precision_weights
 from scratchnet.plans.grouping import Group, group, leaves
 from scratchnet.plans.plan import Plan
 
@@ -31,8 +32,6 @@ KERNELS: dict[str, type[Kernel]] = {
     "other": Fallback,
 }
 AMPERE = 80  # the first architecture with tensor cores for tf32 and bf16, and the oldest that CI compiles for
-
-_operands: weakref.WeakKeyDictionary[Any, dict[Any, Operands]] = weakref.WeakKeyDictionary()
 
 
 class CudaPlan(Plan):
@@ -64,12 +63,11 @@ class CudaPlan(Plan):
     def _compile(self) -> None:
         xp = self.net.backend.xp
         require_ampere(xp)
-        operand = modules.operand_dtype(self.precision)
-        operands = None
+        operand = operand_dtype(self.precision)
+        self.weights = None
         if self._buffer is not None and self.dtype == np.float32:
-            operands = operands_of(self._buffer, operand)
-        self.operands = operands
-        context = PlanContext(xp, self.training, Products(xp, self.precision), operand, operands)
+            self.weights = low_precision_weights(self._buffer, operand)
+        context = PlanContext(xp, self.training, Matmul(xp, self.precision), operand, self.weights)
         self.kernels, self.maps = [], [Map(self.input_shape, self.dtype)]
         for i, g in enumerate(self.groups):
             before, kind = self.maps[-1], KERNELS[g.kind]
@@ -96,15 +94,12 @@ class CudaPlan(Plan):
     def _how(self) -> str:
         return f"{self.precision}, {self.dtype}"
 
-    # Running. The first three are also what a whole training step consists of, see ``step.py``.
+    # Running. The first three are also what a whole training step consists of, see ``training_step.py``.
 
     def derive(self) -> None:
         """Bring what products read of the parameters up to date, unless it is."""
-        if self.operands is None or self.operands.version == self._buffer.version:
-            return
-        if self.operands.separate:
-            modules.cast(self._buffer.data, self.operands.flat)
-        self.operands.version = self._buffer.version
+        if self.weights is not None:
+            self.weights.derive(self._buffer)
 
     def launch_forward(self) -> None:
         """Launch everything between the first map and the last."""
@@ -136,9 +131,9 @@ class CudaPlan(Plan):
 
     def constants(self) -> tuple:
         """Return what a recorded graph contains and might have to be recorded anew for."""
-        grad = None if self._buffer is None or self._buffer.grad is None else self._buffer.grad.data.ptr
-        block = self.workspace.block.data.ptr
-        return grad, block, self.counters.data.ptr, *(kernel.constants() for kernel in self.kernels)
+        grad = None if self._buffer is None or self._buffer.grad is None else address(self._buffer.grad)
+        block = address(self.workspace.block)
+        return grad, block, address(self.counters), *(kernel.constants() for kernel in self.kernels)
 
     def _run_forward(self, x: Any, derive: bool) -> Any:
         self.maps[0].data[...] = x
@@ -157,8 +152,8 @@ class CudaPlan(Plan):
 
     def refresh(self) -> None:  # noqa: D102  (see Plan)
         super().refresh()
-        if self.operands is not None:
-            self.operands.version = None
+        if self.weights is not None:
+            self.weights.version = None
 
     # Telling
 
@@ -205,10 +200,12 @@ class CudaPlan(Plan):
                 fits += n
         wanted, left = self.arena.size / 2**30, free / 2**30
         hint = (
-            f"{fits} images a batch would fit" if fits else "not even one image would fit: take a smaller one"
+            f"{fits} images per batch would fit"
+            if fits
+            else "not even one image would fit: take a smaller one"
         )
         return (
-            f"the GPU has not enough memory for {images} images a batch: {wanted:.1f} GiB are needed, "
+            f"the GPU has not enough memory for {images} images per batch: {wanted:.1f} GiB are needed, "
             f"{left:.1f} are free: {hint}"
         )
 
@@ -232,15 +229,6 @@ def _halving(count: int) -> Iterator[int]:
     """
     for k in reversed(range(count.bit_length())):
         yield 1 << k
-
-
-def operands_of(buffer: Any, dtype: Any) -> Operands:
-    """Return the parameters as products read them, made when first asked for."""
-    made = _operands.setdefault(buffer, {})
-    found = made.get(dtype)
-    if found is None or (not found.separate and found.flat is not buffer.data):
-        found = made[dtype] = Operands(buffer, dtype)
-    return found
 
 
 def require_ampere(xp: Any) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import cupy_stand_in
+from tests.fakes.cuda_runtime import launch
 
 HERE = Path(__file__).parent
 BUILT = HERE / "__pycache__"
@@ -68,7 +69,7 @@ order = Order()
 
 
 class RawModule:
-    """CuPy's class, as far as ``plans/cuda/modules.py`` uses it."""
+    """CuPy's class, as far as ``plans/cuda/launch/compiling.py`` uses it."""
 
     def __init__(self, *, code, options=(), backend="nvrtc"):
         if backend != "nvrtc":
@@ -94,7 +95,7 @@ class RawModule:
                 if wrong:
                     raise EmulatorError(f"{name}: {wrong.decode()}")
 
-            cupy_stand_in.launch(run)
+            launch(run)
 
         return kernel
 

@@ -5,7 +5,7 @@
 // memory that is read before it is written, and with the sanitizers accesses out of bounds, misaligned packs and
 // integers that overflow. What it cannot: speed, the memory model (a write is seen at once by everybody), races within
 // a warp between two collectives, the last bits of expf and logf, and of products that a GPU contracts to a fused
-// multiply-add, and that arithmetic on a GPU makes zeros of numbers below 1.2e-38 (modules.py).
+// multiply-add, and that arithmetic on a GPU makes zeros of numbers below 1.2e-38 (launch/compiling.py).
 #pragma once
 #include <math.h>
 #include <string.h>

@@ -13,58 +13,62 @@ from types import ModuleType
 import pytest
 
 import scratchnet
-from scratchnet.plans.cuda import modules
+from scratchnet.plans.cuda.launch import compiling
 from tests.fakes import cuda_emulator, cupy_stand_in
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"]  # Ampere, twice; Ada; Hopper
 CUPYS = ("-ftz=true", "--device-as-default-execution-space")  # which it adds to ours
-SOURCES = sorted(path.stem for path in modules.FOLDER.glob("*.cu"))
+SOURCES = sorted(path.stem for path in compiling.FOLDER.glob("*.cu"))
 PACKAGE = Path(scratchnet.__file__).parent
+WRAPPERS = Path(compiling.__file__).parent
 
 
-def launches():
-    """Return every (file, kernel) that modules.py launches."""
-    text = Path(modules.__file__).read_text(encoding="utf-8")
-    found = set(re.findall(r'_launch\(\s*"(\w+)",\s*"(\w+)"', text))
-    # Where the name is chosen before: name = "this" if ... else "that".
-    return found | {("norm", name) for name in re.findall(r'"(norm_backward\w*)"', text)}
+def launches(name):
+    """Return the kernels that ``launch/NAME.py`` launches, all of them of ``kernels/NAME.cu``."""
+    text = (WRAPPERS / f"{name}.py").read_text(encoding="utf-8")
+    found = re.findall(r'\blaunch\(\s*"(\w+)",\s*(?:"(\w+)"|name)', text)
+    assert {file for file, _ in found} == {name}
+    # Where the name is chosen before: name, sizes = "this", ...
+    return {kernel for _, kernel in found if kernel} | set(re.findall(r'\bname, sizes = "(\w+)"', text))
 
 
 def variants(name):
-    """Return the macros with which modules.py may compile a file."""
-    text = modules.FOLDER.joinpath(f"{name}.cu").read_text(encoding="utf-8")
+    """Return the macros with which a launch may compile a file."""
+    text = compiling.FOLDER.joinpath(f"{name}.cu").read_text(encoding="utf-8")
     wide = ["-DWIDE=1", "-DWIDE=4"] if re.search(r"\b(WIDE|Pack)\b", text) else ["-DWIDE=1"]
     operands = [(), ("-DBF16",)] if re.search(r"\boperand\b", text) else [()]
     return [(w, *o) for w in wide for o in operands]
 
 
-def test_every_cuda_kernel_is_launched_by_modules_py():
-    written = {
-        (name, kernel) for name in SOURCES for kernel, _ in cuda_emulator.KERNEL.findall(modules.source(name))
-    }
-    assert written == launches()
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_cuda_kernel_is_launched_from_the_file_of_its_name(name):
+    written = {kernel for kernel, _ in cuda_emulator.KERNEL.findall(compiling.source(name))}
+    assert written == launches(name)
 
 
-def test_every_cuda_kernel_has_a_test():
-    tests = Path(__file__).with_name("test_kernels.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_cuda_kernel_has_a_test(name):
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("launch/test_*.py")
+    )
     functions = [
         node.name
-        for node in ast.parse(Path(modules.__file__).read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and "_launch(" in ast.unparse(node) and node.name != "_launch"
+        for node in ast.parse((WRAPPERS / f"{name}.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and " launch(" in ast.unparse(node)
     ]
-    assert len(functions) > 15
-    for name in functions:
-        assert f"modules.{name}(" in tests, name
+    assert functions
+    for function in functions:
+        assert re.search(rf"\b(?<!def ){function}\(", tests), function
 
 
 def test_sources_hold_their_headers_and_name_their_lines():
-    text = modules.source("mask")
+    text = compiling.source("mask")
     assert "#include" not in text
     lines = text.splitlines()
-    assert lines[0] == '#line 1 "mask.cu"' and '#line 1 "parts.cuh"' in lines
+    assert lines[0] == '#line 1 "mask.cu"' and '#line 1 "sums.cuh"' in lines
     after = max(i for i, line in enumerate(lines) if line.startswith("#line"))
     number = int(lines[after].split()[1])
-    original = modules.FOLDER.joinpath("mask.cu").read_text(encoding="utf-8").splitlines()
+    original = compiling.FOLDER.joinpath("mask.cu").read_text(encoding="utf-8").splitlines()
     assert lines[after + 1 :] == original[number - 1 :]
 
 
@@ -91,14 +95,14 @@ def nvrtc(cupy):
 @pytest.mark.parametrize("name", SOURCES)
 def test_nvrtc_compiles_every_cuda_source(nvrtc, name, architecture):
     for macros in variants(name):
-        program = nvrtc.createProgram(modules.source(name), f"{name}.cu", (), ())
+        program = nvrtc.createProgram(compiling.source(name), f"{name}.cu", (), ())
         try:
-            nvrtc.compileProgram(program, (f"-arch={architecture}", *modules.OPTIONS, *macros, *CUPYS))
+            nvrtc.compileProgram(program, (f"-arch={architecture}", *compiling.OPTIONS, *macros, *CUPYS))
         except nvrtc.NVRTCError:
             pytest.fail(f"{name}.cu {macros}:\n{nvrtc.getProgramLog(program)}")
         assert nvrtc.getProgramLog(program).strip("\0 \n") == "", "a warning"
         binary = nvrtc.getCUBIN(program)
-        for kernel, _ in cuda_emulator.KERNEL.findall(modules.source(name)):
+        for kernel, _ in cuda_emulator.KERNEL.findall(compiling.source(name)):
             assert f".text.{kernel}".encode() in binary
         nvrtc.destroyProgram(program)
 
@@ -111,8 +115,8 @@ def test_cupy_still_adds_these_options(cupy):
 @pytest.mark.parametrize("name", [name for name in SOURCES if len(variants(name)) > 1])
 def test_packs_are_moved_whole(nvrtc, name):
     """In one access of 16 bytes, as the compiler's assembly says, and never by way of local memory."""
-    program = nvrtc.createProgram(modules.source(name), f"{name}.cu", (), ())
-    nvrtc.compileProgram(program, ("-arch=compute_80", *modules.OPTIONS, "-DWIDE=4", *CUPYS))
+    program = nvrtc.createProgram(compiling.source(name), f"{name}.cu", (), ())
+    nvrtc.compileProgram(program, ("-arch=compute_80", *compiling.OPTIONS, "-DWIDE=4", *CUPYS))
     assembly = nvrtc.getPTX(program)
     assembly = assembly.decode() if isinstance(assembly, bytes) else assembly
     for entry in assembly.split(".visible .entry ")[1:]:
@@ -124,17 +128,17 @@ def test_packs_are_moved_whole(nvrtc, name):
 
 def test_nvrtc_refuses_what_is_wrong(nvrtc):
     """Otherwise the tests above would prove nothing."""
-    text = modules.source("conv").replace("image[", "image[")
+    text = compiling.source("conv").replace("image[", "picture[")
     program = nvrtc.createProgram(text, "conv.cu", (), ())
     with pytest.raises(nvrtc.NVRTCError):
-        nvrtc.compileProgram(program, ("-arch=sm_90", *modules.OPTIONS))
+        nvrtc.compileProgram(program, ("-arch=sm_90", *compiling.OPTIONS))
     log = nvrtc.getProgramLog(program)
     line = next(i for i, line in enumerate(original("conv"), 1) if "image[" in line)
     assert f"conv.cu({line}): error" in log and "picture" in log
 
 
 def original(name):
-    return modules.FOLDER.joinpath(f"{name}.cu").read_text(encoding="utf-8").splitlines()
+    return compiling.FOLDER.joinpath(f"{name}.cu").read_text(encoding="utf-8").splitlines()
 
 
 # Names of CuPy

@@ -1,7 +1,7 @@
 """What only a real GPU can show.
 
-What the stand-in for CuPy can check too is in ``test_devices.py``, which runs on a GPU as well: ``python -m
-pytest -m gpu`` runs both.
+What the stand-in for CuPy can check too is in the other files, which run on a GPU as well: ``python -m pytest
+-m gpu`` runs them all.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from scratchnet import functional as F
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg16
 from scratchnet.optim import SGD
-from scratchnet.plans.cuda.step import Steps
+from scratchnet.plans.cuda.training_step import TrainingSteps
 
 pytestmark = pytest.mark.gpu
 
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_bits(gpu):
         np.testing.assert_array_equal(first, second)
 
 
-# Plans: the small cases are in test_plans_cuda.py and test_training_device.py
+# Plans: the small cases are in test_plan.py and tests/training/test_device.py
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -114,7 +114,7 @@ def test_steps_of_vgg16_have_the_same_bits_replayed_or_not_and_again(gpu, precis
     def run(graphs):
         net = vgg16(10, 32, batch_norm=True).to(gpu)
         sgd = SGD(net.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
-        steps = Steps(net, sgd, SoftmaxCrossEntropy(), 64, precision, graphs=graphs)
+        steps = TrainingSteps(net, sgd, SoftmaxCrossEntropy(), 64, precision, graphs=graphs)
         steps.begin(np.full(6, 0.01))
         for _ in range(6):
             steps.step(64, x, labels)
@@ -143,7 +143,7 @@ def test_a_plan_at_224_pixels_in_several_chunks(gpu):
 def test_whole_steps_do_not_leak_memory(gpu):
     net = vgg16(10, 32, width=0.25, classifier_width=256).to(gpu)
     sgd = SGD(net.parameters(), 1.0, momentum=0.9)
-    steps = Steps(net, sgd, SoftmaxCrossEntropy(), 32)
+    steps = TrainingSteps(net, sgd, SoftmaxCrossEntropy(), 32)
     images, labels = gpu.xp.ones((32, 32, 32, 3), "float32"), gpu.asarray(np.arange(32) % 10)
     used = []
     for _ in range(5):
@@ -156,7 +156,7 @@ def test_whole_steps_do_not_leak_memory(gpu):
 
 def test_too_little_memory_names_a_batch_that_then_fits(gpu):
     net = vgg16(10, 224, width=0.25, classifier_width=64).eval().to(gpu)
-    with pytest.raises(backend.BackendError, match="images a batch would fit") as caught:
+    with pytest.raises(backend.BackendError, match="images per batch would fit") as caught:
         plans.compile(net, (1_000_000, 224, 224, 3))
     fits = int(str(caught.value).split(": ")[-1].split()[0])
     plans.compile(net, (fits, 224, 224, 3))

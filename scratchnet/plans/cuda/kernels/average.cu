@@ -9,8 +9,8 @@
 //     pixel 0    |   |   |        |
 //     pixel 1    v   v   v        v
 //
-// Bytes: 4 a number of the map; behind VGG16 at 224 px, batch 64, it has 64 x 7 x 7 x 512 of them: 6 MB. The limit is
-// the time of a launch. (Calculated.)
+// Bytes: 4 per number of the map; after VGG16 at 224 px, batch 64, it has 64 x 7 x 7 x 512 of them: 6 MB. The limit is
+// the time of a launch. (Calculated, not yet measured.)
 #include "common.cuh"
 
 extern "C" __global__ void average(const float* __restrict__ x, float* __restrict__ y, int N, int pixels, int C) {

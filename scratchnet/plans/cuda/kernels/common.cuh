@@ -3,8 +3,8 @@
 // A map (N, H, W, C) is a matrix to most kernels: its rows are pixels, its columns channels. A thread does not
 // work on one number but on a pack of WIDE neighbours in a row:
 //
-//     WIDE = 4    one access of 16 bytes moves 4 floats; modules.py has checked that rows and arrays begin on
-//                 such a border
+//     WIDE = 4    one access of 16 bytes moves 4 floats; launch/common.py has checked that rows and arrays begin
+//                 on such a boundary
 //     WIDE = 1    any sizes, any alignment
 //
 // Threads along x have neighbouring packs, so that a warp reads whole sectors of 32 bytes; threads along y have
@@ -65,7 +65,7 @@ __device__ inline long long row_step() {
     return (long long)gridDim.x * blockDim.y;
 }
 
-// Load a pack of a vector with one number a channel, or `otherwise` where there is no such vector.
+// Load a pack of a vector with one number per channel, or `otherwise` where there is no such vector.
 __device__ inline Pack of_channels(const float* vector, int pack, float otherwise) {
     Pack x;
     if (vector) return ((const Pack*)vector)[pack];

@@ -2,12 +2,12 @@
 //
 // The product is cuBLAS's. These two kernels do for it what functional/conv.py does, with the same symbols:
 //
-//     im2col    columns[(n, oh, ow), (i, j, c)] = x[n, oh*S + i - P, ow*S + j - P, c], or 0 outside the picture
+//     im2col    columns[(n, oh, ow), (i, j, c)] = x[n, oh*S + i - P, ow*S + j - P, c], or 0 outside the image
 //     col2im    dx[n, h, w, c] = sum over i, j of columns[(n, oh, ow), (i, j, c)]
 //                                where oh*S + i - P = h and ow*S + j - P = w
 //
 // col2im gathers: a thread looks for the at most K*K places in the matrix that its pixel was copied to, and adds
-// them up in the order of (i, j). Nobody else writes that pixel, so there are no atomics, and always the same bits.
+// them up in the order of (i, j). No other thread writes that pixel, so there are no atomics, and always the same bits.
 //
 // A thread has one pixel and one pack of channels, and walks over the kernel (3 x 3 here, C = 64, WIDE = 4):
 //
@@ -17,7 +17,7 @@
 //     and they read       x[n, oh-1, ow-1], then x[n, oh-1, ow], ...: each pixel 9 times, 8 of them from a cache
 //
 // Bytes, VGG16 at 32 px, batch 512, float32 (bfloat16 columns are half as large; nothing is computed but up to 9
-// additions a number in col2im):
+// additions per number in col2im):
 //
 //     layer                    x       columns        layer                    x       columns
 //     1_1   32 x 32 x   3      6 MB      57 MB        3_2 3_3   8 x 8 x 256   34 MB    302 MB
@@ -27,7 +27,8 @@
 //     3_1    8 x  8 x 128     17 MB     151 MB
 //
 // The limit is memory bandwidth: 3.4 GB for all layers together, written by im2col, and read by the product if they
-// no longer lie in the L2 cache. (Calculated. An implicit product, which never stores the columns, is the next step.)
+// no longer lie in the L2 cache. (Calculated, not yet measured. An implicit product, which never stores the columns,
+// is the next step.)
 #include "common.cuh"
 
 extern "C" __global__ void im2col(const float* __restrict__ x, operand* __restrict__ columns, int N, int H, int W,

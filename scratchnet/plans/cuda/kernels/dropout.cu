@@ -5,15 +5,17 @@
 // A random number is a function of its place: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
 // 1, 2, 3", sec. 3.3) scrambles a counter of 128 bits with a key of 64, into four numbers of 32 bits. The key is the
 // layer's seed; the counter is the place in y and the step, which is read from device memory: a replayed graph draws
-// anew in every step, and a run that is resumed at a step goes on with the same numbers.
+// other numbers in every step, and a run that is resumed at a step goes on with the same numbers.
 //
 //     thread     0              1              2
-//     y        | 0  1  2  3   | 4  5  6  7   | ...        four numbers for one scrambling
+//     y        | 0  1  2  3   | 4  5  6  7   | ...        four numbers per scrambling
 //
-// No mask is kept. Behind a ReLU the backward pass needs none: y > 0 exactly where both let a number pass (mask.cu).
+// No mask is kept. After a ReLU the backward pass needs none: y > 0 exactly where both let a number pass (mask.cu).
+// A dropout on its own is applied to dy with the same key and counter, and so drops the same places.
 //
-// Bytes: 8 a number; 512 x 4096 numbers behind a linear layer of VGG16 are 17 MB. 100 integer operations for four
-// numbers: the limit is memory bandwidth, or for so few numbers the time of a launch. (Calculated.)
+// Bytes: 8 per number; 512 x 4096 numbers after a linear layer of VGG16 are 17 MB. 100 integer operations for four
+// numbers: the limit is memory bandwidth, or for so few numbers the time of a launch. (Calculated,
+// not yet measured.)
 #include "common.cuh"
 
 struct Four {

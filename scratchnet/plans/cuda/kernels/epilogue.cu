@@ -1,7 +1,7 @@
 // What follows a product: bias or batch normalisation, ReLU, and 2 x 2 max pooling, in one pass.
 //
 //     v = z + shift                          a bias
-//     v = (z - centre) * scale + shift       batch normalisation, with the batch's statistics or the running ones
+//     v = (z - mean) * scale + shift         batch normalisation, with the batch's statistics or the running ones
 //     y = max(v, 0)                          where there is a ReLU
 //
 // and with pooling the largest v of every window of four pixels, and in a byte which of them that was:
@@ -24,51 +24,52 @@
 //     1_1   268 MB      2_1   134 MB      3_1 3_2   67 MB each      4_1 4_2   34 MB each     5_1 5_2    8 MB each
 //     1_2   176 MB      2_2    88 MB      3_3       44 MB           4_3       22 MB          5_3        6 MB
 //
-// 1.0 GB for all layers together, a few operations a number: the limit is memory bandwidth. (Calculated.)
+// 1.0 GB for all layers together, a few operations per number: the limit is memory bandwidth. (Calculated, not yet
+// measured.)
 #include "common.cuh"
 
 // What a thread keeps of its channels.
 struct Channels {
-    Pack centre, scale, shift;
+    Pack mean, scale, shift;
     bool affine;
 
-    __device__ Channels(const float* shift_, const float* centre_, const float* scale_, int pack) {
-        affine = centre_ != nullptr;
-        centre = of_channels(centre_, pack, 0);
+    __device__ Channels(const float* shift_, const float* mean_, const float* scale_, int pack) {
+        affine = mean_ != nullptr;
+        mean = of_channels(mean_, pack, 0);
         scale = of_channels(scale_, pack, 1);
         shift = of_channels(shift_, pack, 0);
     }
 
     __device__ float operator()(float z, int i) const {
-        return affine ? (z - centre.at[i]) * scale.at[i] + shift.at[i] : z + shift.at[i];
+        return affine ? (z - mean.at[i]) * scale.at[i] + shift.at[i] : z + shift.at[i];
     }
 };
 
-__device__ inline float rectified(float v, int relu) {
+__device__ inline float apply_relu(float v, int relu) {
     return relu && v <= 0 ? 0 : v;  // not fmaxf(v, 0), which makes 0 of a NaN
 }
 
 extern "C" __global__ void epilogue(const float* z, float* y, const float* __restrict__ shift,
-                                    const float* __restrict__ centre, const float* __restrict__ scale, int relu,
+                                    const float* __restrict__ mean, const float* __restrict__ scale, int relu,
                                     long long rows, int packs) {
     int pack = my_pack();
     if (pack >= packs) return;
-    Channels channels(shift, centre, scale, pack);
+    Channels channels(shift, mean, scale, pack);
     for (long long row = my_row(); row < rows; row += row_step()) {
         long long k = row * packs + pack;
         Pack v = ((const Pack*)z)[k];
-        for (int i = 0; i < WIDE; i++) v.at[i] = rectified(channels(v.at[i], i), relu);
+        for (int i = 0; i < WIDE; i++) v.at[i] = apply_relu(channels(v.at[i], i), relu);
         ((Pack*)y)[k] = v;
     }
 }
 
 extern "C" __global__ void epilogue_pool(const float* __restrict__ z, float* __restrict__ y,
                                          unsigned char* __restrict__ code, const float* __restrict__ shift,
-                                         const float* __restrict__ centre, const float* __restrict__ scale, int relu,
+                                         const float* __restrict__ mean, const float* __restrict__ scale, int relu,
                                          int N, int H, int W, int packs) {
     int pack = my_pack();
     if (pack >= packs) return;
-    Channels channels(shift, centre, scale, pack);
+    Channels channels(shift, mean, scale, pack);
     int OH = H / 2, OW = W / 2;
     long long rows = (long long)N * OH * OW;
     for (long long row = my_row(); row < rows; row += row_step()) {
@@ -88,7 +89,7 @@ extern "C" __global__ void epilogue_pool(const float* __restrict__ z, float* __r
         }
         for (int i = 0; i < WIDE; i++) {
             if (relu && best.at[i] <= 0) winner.at[i] = 4;
-            best.at[i] = rectified(best.at[i], relu);
+            best.at[i] = apply_relu(best.at[i], relu);
         }
         ((Pack*)y)[row * packs + pack] = best;
         if (code) ((Codes*)code)[row * packs + pack] = winner;

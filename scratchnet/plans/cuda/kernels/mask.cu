@@ -1,13 +1,13 @@
 // Back through ReLU, dropout and pooling, and the first stage of the bias's gradient, in one pass.
 //
-//     mask      dz = factor * dy where y > 0, else 0          y = max(v, 0), and behind dropout times its factor
+//     mask      dz = factor * dy where y > 0, else 0          y = max(v, 0), and after dropout times its factor
 //     unpool    dz of the pixel that won its window = dy, of the others 0
-//     partial   sums of dz over the rows of a part (sums.cu)
+//     partial   sums of dz, each over a share of the rows (sums.cu)
 //
 // dz is what the products of the backward pass read, so it is rounded to bfloat16 here where they want that; it is
 // summed before it is rounded.
 //
-// A block has the rows of one part, and a tile of columns; a thread keeps its sums in registers:
+// A block has the rows of one partial sum, and a tile of columns; a thread keeps its sums in registers:
 //
 //     rows          packs of channels ->
 //       0..1023     | block (0,0) | block (0,1) |       thread (x, y) takes rows y, y + blockDim.y, ...
@@ -22,17 +22,17 @@
 //     1_1   403 MB      2_1   201 MB      3_1 3_2   101 MB each      4_1 4_2   50 MB each     5_1 5_2   13 MB each
 //     1_2   176 MB      2_2    88 MB      3_3        44 MB           4_3       22 MB          5_3        6 MB
 //
-// 1.3 GB for all layers together: the limit is memory bandwidth. (Calculated.)
+// 1.3 GB for all layers together: the limit is memory bandwidth. (Calculated, not yet measured.)
 #include "common.cuh"
-#include "parts.cuh"
+#include "sums.cuh"
 
 extern "C" __global__ void mask(const float* dy, const float* __restrict__ y, operand* dz,
                                 float* __restrict__ partial, float factor, long long rows, int packs) {
     int pack = my_pack();
-    Part part(rows);
+    RowRange range(rows);
     Pack sum = {};
     if (pack < packs) {
-        for (long long row = part.first + threadIdx.y; row < part.stop; row += blockDim.y) {
+        for (long long row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {
             long long k = row * packs + pack;
             Pack g = ((const Pack*)dy)[k];
             if (y) {
@@ -56,10 +56,10 @@ extern "C" __global__ void unpool(const float* __restrict__ dy, const unsigned c
                                   int packs) {
     int pack = my_pack();
     int OH = H / 2, OW = W / 2;
-    Part part((long long)N * OH * OW);
+    RowRange range((long long)N * OH * OW);
     Pack sum = {};
     if (pack < packs) {
-        for (long long row = part.first + threadIdx.y; row < part.stop; row += blockDim.y) {
+        for (long long row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {
             long long ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
             Pack g = ((const Pack*)dy)[row * packs + pack];
             Codes winner = ((const Codes*)code)[row * packs + pack];

@@ -1,27 +1,27 @@
 // Batch normalisation in training, around the epilogue that normalises (epilogue.cu). Symbols as in functional/norm.py.
 //
-//     norm_statistics       mean and sum of squared deviations M2 of each channel, for the rows of a part
+//     norm_statistics       mean and sum of squared deviations M2 of each channel, over a share of the rows
 //     norm_finish           joined: mean, 1 / s = 1 / sqrt(M2 / M + eps), weight / s; the running statistics
-//     norm_backward_sums    sum of dy and of dy h, h = (x - mean) / s, for the rows of a part: dbias and dweight
+//     norm_backward_sums    sum of dy and of dy h, h = (x - mean) / s, over a share of the rows: dbias, dweight
 //     norm_backward         dx = weight / s * (dy - dbias / M - h dweight / M)
 //     norm_fold             for inference: the running statistics and the convolution's bias, as epilogue.cu takes them
 //
 // The variance must not be E[x^2] - E[x]^2: where the mean is large against the deviation, nearly all digits cancel.
 // So a thread subtracts its own first number K from all of its numbers (Chan, Golub and LeVeque 1983, "Algorithms for
-// computing the sample variance", sec. 3, shifted data), and what threads and parts have is joined by the same paper's
-// eq. 2.1, for a and b with n_a and n_b numbers each:
+// computing the sample variance", sec. 3, shifted data), and what threads and blocks have is joined by the same
+// paper's eq. 2.1, for a and b with n_a and n_b numbers each:
 //
 //     mean = mean_a + d n_b / n        M2 = M2_a + M2_b + d^2 n_a n_b / n        d = mean_b - mean_a, n = n_a + n_b
 //
-// dy is with respect to what the group returns. Behind a ReLU it counts where y > 0, and behind pooling at the pixel
-// that won (kernels with _pool, which take the code of epilogue.cu in place of y). A block has the rows of one part and
-// a tile of columns, as in mask.cu; behind pooling a row is a window, as there.
+// dy is with respect to what the group returns. After a ReLU it counts where y > 0, and after pooling at the pixel
+// that won (kernels with _pool, which take the code of epilogue.cu in place of y). A block has the rows of one partial
+// sum and a tile of columns, as in mask.cu; after pooling a row is a window, as there.
 //
-// Bytes a number: the statistics 4, the sums 12 (dy, x, y), dx 16; behind pooling 4, 5 and 9, since dy is a quarter
+// Bytes per number: the statistics 4, the sums 12 (dy, x, y), dx 16; after pooling 4, 5 and 9, since dy is a quarter
 // there, and a code a byte. VGG16-BN at 32 px, batch 512, has 78 million numbers of the one kind and 64 million of the
-// other: 3.6 GB. A dozen operations a number: the limit is memory bandwidth. (Calculated.)
+// other: 3.6 GB. A dozen operations per number: the limit is memory bandwidth. (Calculated, not yet measured.)
 #include "common.cuh"
-#include "parts.cuh"
+#include "sums.cuh"
 
 // Count, mean and sum of squared deviations of some numbers.
 template <class T> struct Statistics {
@@ -40,12 +40,12 @@ extern "C" __global__ void norm_statistics(const float* __restrict__ x, float* _
                                            int packs) {
     __shared__ Statistics<float> met[256];
     int pack = my_pack(), me = threadIdx.y * blockDim.x + threadIdx.x;
-    Part part(rows);
-    long long first = part.first + threadIdx.y;
+    RowRange range(rows);
+    long long first = range.first + threadIdx.y;
     Pack K = {}, sum = {}, squares = {};
-    if (pack < packs && first < part.stop) {
+    if (pack < packs && first < range.stop) {
         K = ((const Pack*)x)[first * packs + pack];
-        for (long long row = first + blockDim.y; row < part.stop; row += blockDim.y) {
+        for (long long row = first + blockDim.y; row < range.stop; row += blockDim.y) {
             Pack value = ((const Pack*)x)[row * packs + pack];
             for (int i = 0; i < WIDE; i++) {
                 float d = value.at[i] - K.at[i];
@@ -54,7 +54,7 @@ extern "C" __global__ void norm_statistics(const float* __restrict__ x, float* _
             }
         }
     }
-    float n = first < part.stop ? (part.stop - first + blockDim.y - 1) / blockDim.y : 0;
+    float n = first < range.stop ? (range.stop - first + blockDim.y - 1) / blockDim.y : 0;
     for (int i = 0; i < WIDE; i++) {
         float mean = n ? sum.at[i] / n : 0;
         __syncthreads();  // the channel before this one may still be read
@@ -75,17 +75,17 @@ extern "C" __global__ void norm_statistics(const float* __restrict__ x, float* _
 extern "C" __global__ void norm_finish(const float* __restrict__ partial, const float* __restrict__ weight,
                                        float* __restrict__ mean, float* __restrict__ inv_std,
                                        float* __restrict__ scale, float* __restrict__ running_mean,
-                                       float* __restrict__ running_var, long long rows, int parts, int C, float eps,
+                                       float* __restrict__ running_var, long long rows, int count, int C, float eps,
                                        float momentum) {
     __shared__ Statistics<double> met[16][32];
     int c = blockIdx.x * 32 + threadIdx.x;
-    long long size = (rows + parts - 1) / parts;  // as Part divides them
+    long long size = (rows + count - 1) / count;  // as RowRange divides them
     Statistics<double> mine = {0, 0, 0};
     if (c < C)
-        for (int part = threadIdx.y; part < parts; part += 16) {
-            long long n = min(size, rows - part * size);
+        for (int k = threadIdx.y; k < count; k += 16) {
+            long long n = min(size, rows - k * size);
             if (n <= 0) break;
-            mine.join({(double)n, partial[(long long)part * C + c], partial[((long long)parts + part) * C + c]});
+            mine.join({(double)n, partial[(long long)k * C + c], partial[((long long)count + k) * C + c]});
         }
     met[threadIdx.y][threadIdx.x] = mine;
     __syncthreads();
@@ -101,14 +101,14 @@ extern "C" __global__ void norm_finish(const float* __restrict__ partial, const 
 
 extern "C" __global__ void norm_fold(const float* __restrict__ weight, const float* __restrict__ running_mean,
                                      const float* __restrict__ running_var, const float* __restrict__ conv_bias,
-                                     float* __restrict__ centre, float* __restrict__ scale, int C, float eps) {
+                                     float* __restrict__ mean, float* __restrict__ scale, int C, float eps) {
     for (int c = blockIdx.x * blockDim.x + threadIdx.x; c < C; c += gridDim.x * blockDim.x) {
-        centre[c] = running_mean[c] - (conv_bias ? conv_bias[c] : 0);
+        mean[c] = running_mean[c] - (conv_bias ? conv_bias[c] : 0);
         scale[c] = weight[c] / sqrt((double)running_var[c] + eps);
     }
 }
 
-// Join the two sums of a block, and write them where the part's belong.
+// Add up the two sums over the threads of a block, and write them where its partial sums belong.
 __device__ static inline void write_sums(Pack dbias, Pack dweight, float* partial, int pack, int packs) {
     dbias = block_sum(dbias);
     dweight = block_sum(dweight);
@@ -122,11 +122,11 @@ extern "C" __global__ void norm_backward_sums(const float* __restrict__ dy, cons
                                               const float* __restrict__ inv_std, float* __restrict__ partial,
                                               long long rows, int packs) {
     int pack = my_pack();
-    Part part(rows);
+    RowRange range(rows);
     Pack dbias = {}, dweight = {};
     if (pack < packs) {
         Pack mu = of_channels(mean, pack, 0), inverse = of_channels(inv_std, pack, 0);
-        for (long long row = part.first + threadIdx.y; row < part.stop; row += blockDim.y) {
+        for (long long row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {
             long long k = row * packs + pack;
             Pack g = ((const Pack*)dy)[k], value = ((const Pack*)x)[k], passed = y ? ((const Pack*)y)[k] : g;
             for (int i = 0; i < WIDE; i++) {
@@ -145,11 +145,11 @@ extern "C" __global__ void norm_backward_sums_pool(const float* __restrict__ dy,
                                                    int N, int H, int W, int packs) {
     int pack = my_pack();
     int OH = H / 2, OW = W / 2;
-    Part part((long long)N * OH * OW);
+    RowRange range((long long)N * OH * OW);
     Pack dbias = {}, dweight = {};
     if (pack < packs) {
         Pack mu = of_channels(mean, pack, 0), inverse = of_channels(inv_std, pack, 0);
-        for (long long row = part.first + threadIdx.y; row < part.stop; row += blockDim.y) {
+        for (long long row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {
             long long ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
             Pack g = ((const Pack*)dy)[row * packs + pack];
             Codes winner = ((const Codes*)code)[row * packs + pack];

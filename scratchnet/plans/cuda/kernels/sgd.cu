@@ -5,7 +5,7 @@
 //     g = v, or with nesterov g + momentum * v
 //     w = w - lr * g            and, for products in bfloat16, the new w rounded to it
 //
-// All parameters lie end to end, so one launch serves all that decay alike:
+// All parameters lie end to end, so one launch serves all parameters that decay alike:
 //
 //     threads   0   1   2   3  ... one grid, then on:    0   1   2 ...
 //     packs   |   |   |   |   |                        |   |   |
@@ -13,8 +13,8 @@
 // The learning rate is read from a table in device memory, at the place that a counter there gives: a captured graph
 // has its arguments written into it, and is replayed with another rate in every step.
 //
-// Bytes: 20 a parameter with momentum (w, g, v read, w, v written), 22 with bfloat16. VGG16 at 32 px with 4096-wide
-// linear layers has 34 million: 0.67 GB. The limit is memory bandwidth. (Calculated.)
+// Bytes: 20 per parameter with momentum (w, g, v read, w, v written), 22 with bfloat16. VGG16 at 32 px with 4096-wide
+// linear layers has 34 million: 0.67 GB. The limit is memory bandwidth. (Calculated, not yet measured.)
 #include "common.cuh"
 
 extern "C" __global__ void sgd(float* __restrict__ values, const float* __restrict__ gradients,

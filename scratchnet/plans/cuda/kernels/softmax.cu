@@ -1,16 +1,16 @@
-// Softmax, cross-entropy and their gradient, as in functional/softmax.py; and the totals that are read now and then.
+// Softmax, cross-entropy and their gradient, as in functional/softmax.py; and the running totals.
 //
 //     log p[k] = z[k] - max z - log sum_j exp(z[j] - max z)
 //     loss     = -(1 - s) log p[label] - s / K sum_k log p[k]                       s: label smoothing
 //     dz[k]    = (p[k] - s / K - (1 - s) [k = label]) / N
 //
-// A warp has one image, a block four; each lane has every 32nd class, and lanes meet by shuffles:
+// A warp has one image, a block four; each lane has every 32nd class, and lanes exchange what they have by shuffles:
 //
 //     classes   0  1  2 ... 31 | 32 33 ...        maximum, its place, sum of exponentials, sum of logarithms: for each
 //     lanes     0  1  2 ... 31 |  0  1 ...        five exchanges, with the lane 16, 8, 4, 2, 1 away
 //
 // Bytes: the logits, three times, from a cache after the first: 512 x 10 numbers are 20 kB. The limit is the time of
-// a launch. (Calculated.)
+// a launch. (Calculated, not yet measured.)
 #include "common.cuh"
 
 #define WHOLE_WARP 0xffffffff
@@ -21,8 +21,8 @@ __device__ static inline float warp_sum(float x) {
 }
 
 extern "C" __global__ void softmax_cross_entropy(const float* logits, const long long* __restrict__ labels,
-                                                 float* __restrict__ losses, float* __restrict__ hits, float* dlogits,
-                                                 int N, int K, float smoothing) {
+                                                 float* __restrict__ losses, float* __restrict__ correct,
+                                                 float* dlogits, int N, int K, float smoothing) {
     int n = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
     if (n >= N) return;  // the whole warp
     const float* z = logits + (long long)n * K;
@@ -54,18 +54,18 @@ extern "C" __global__ void softmax_cross_entropy(const float* logits, const long
     of_all = warp_sum(of_all);
     if (lane != 0) return;
     losses[n] = -(1 - smoothing) * of_label - (smoothing ? smoothing / K * of_all : 0);
-    hits[n] = place == label;
+    correct[n] = place == label;
 }
 
-// One block: a thread has every 256th image, and the threads meet as in block_sum (parts.cuh).
-extern "C" __global__ void add_up(const float* __restrict__ losses, const float* __restrict__ hits,
+// One block: a thread has every 256th image, and the threads meet as in block_sum (sums.cuh).
+extern "C" __global__ void add_up(const float* __restrict__ losses, const float* __restrict__ correct,
                                   double* __restrict__ totals, int N) {
     __shared__ double met[2][256];
     int me = threadIdx.x;
-    double loss = 0, hit = 0;
-    for (int n = me; n < N; n += blockDim.x) loss += losses[n], hit += hits[n];
+    double loss = 0, right = 0;
+    for (int n = me; n < N; n += blockDim.x) loss += losses[n], right += correct[n];
     met[0][me] = loss;
-    met[1][me] = hit;
+    met[1][me] = right;
     for (int half = blockDim.x / 2; half > 0; half /= 2) {
         __syncthreads();
         if (me < half)

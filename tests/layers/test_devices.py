@@ -1,4 +1,4 @@
-"""Everything above the array library, on a device, with the results that NumPy has.
+"""Operators, layers, networks and the trainer on a device, with the results that NumPy has.
 
 Each test runs on the stand-in for CuPy, which fails wherever host and device arrays meet or a function is
 missing, and, marked ``gpu``, on a real one. Expected values are NumPy's in float64.
@@ -19,7 +19,7 @@ from scratchnet.models import VGG, vgg11
 from scratchnet.optim import SGD, Constant, is_bias_or_norm
 from scratchnet.training import RunDirectory, Trainer, predict
 from scratchnet.training.trainer import why_not_finite
-from tests.fakes import cupy_stand_in
+from tests.fakes import cuda_runtime
 
 TOLERANCE = {"float32": {"rtol": 2e-4, "atol": 2e-5}, "float64": {"rtol": 1e-9, "atol": 1e-10}}
 
@@ -329,12 +329,12 @@ def test_checkpoints(device, tmp_path):
 
 def fit(backend, epochs, run):
     """Train a small network on a few images; return its trainer."""
-    pictures = shapes10(n_train=48, n_test=20)
-    train = Loader(pictures.train_images, pictures.train_labels, 20, shuffle=True)
-    validation = Loader(pictures.test_images, pictures.test_labels, 20, shuffle=False)
+    images = shapes10(n_train=48, n_test=20)
+    train = Loader(images.train_images, images.train_labels, 20, shuffle=True)
+    validation = Loader(images.test_images, images.test_labels, 20, shuffle=False)
     net = vgg11(10, 32, width=0.125, classifier_width=16, batch_norm=True).to(backend)
     optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    how = {"run": run, "engine": "layers"}  # for plans see test_training_device.py
+    how = {"run": run, "engine": "layers"}  # for plans see tests/training/test_device.py
     trainer = Trainer(net, optimizer, Constant(0.01), train, validation, **how)
     if run.has_state:
         trainer.resume()
@@ -371,7 +371,7 @@ def test_a_training_step_never_waits_for_the_device(stand_in, batch_norm):
     net = small_vgg(batch_norm=batch_norm, dropout=0.0).to(device)
     optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, nesterov=True)
     x, dy = device.asarray(X), device.asarray(normal(8, 4))
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         for _ in range(2):
             net.forward(x)
             net.backward(dy)
@@ -382,7 +382,7 @@ def test_a_training_step_never_waits_for_the_device(stand_in, batch_norm):
 
 def test_dropout_uploads_its_mask_and_nothing_else(stand_in):
     layer, x = L.Dropout(0.5), get("cupy").asarray(X)
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         layer.backward(layer.forward(x))
     assert (traffic.reads, traffic.uploads) == (0, 1)
 
@@ -393,7 +393,7 @@ def test_the_loss_waits_at_most_once_to_check_its_labels(stand_in):
         get("cupy").asarray(LABELS),
         SoftmaxCrossEntropy(),
     )
-    with cupy_stand_in.counted() as traffic:
+    with cuda_runtime.counted() as traffic:
         loss.forward(logits, labels)
         loss.backward()
     assert traffic.reads <= 1

@@ -1,10 +1,10 @@
-// The first stage of a sum over rows (the second is sums.cu): which rows a block has, and how its threads meet.
+// The first stage of a sum over rows (the second is sums.cu): which rows a block has, and how its threads add up.
 
-// The rows of a part of a sum: blockIdx.x is the part. A block's threads take every blockDim.y-th of them.
-struct Part {
+// The rows of partial sum blockIdx.x. A block's threads take every blockDim.y-th of them.
+struct RowRange {
     long long first, stop;
 
-    __device__ Part(long long rows) {
+    __device__ RowRange(long long rows) {
         long long size = (rows + gridDim.x - 1) / gridDim.x;
         first = min(blockIdx.x * size, rows);
         stop = min(first + size, rows);
@@ -14,7 +14,7 @@ struct Part {
 // Add up what the threads with the same columns have. The sum is that of thread y = 0; all threads must call this.
 //
 //     y     0   1   2   3   4   5   6   7
-//     4     0+4 1+5 2+6 3+7                    half of the threads take what the other half has, and again:
+//     4     0+4 1+5 2+6 3+7                    half of the threads add what the other half has, and again:
 //     2     0+2 1+3                            so each addition has its place, whichever warp comes first
 //     1     0+1
 __device__ static inline Pack block_sum(Pack mine) {

@@ -3,14 +3,14 @@
 CuPy's own calls (``cupy.matmul``, ``cupy_backends.cuda.libs.cublas``) raise NotImplementedError while a
 stream is being recorded (https://github.com/cupy/cupy/issues/6290). cuBLAS itself allows it, if it has a
 workspace beforehand. So CuPy finds and loads the library, and here it is called through ctypes, with a handle
-and a workspace of our own. A fixed workspace also makes its sums come out alike every time.
+and a workspace of our own. A fixed workspace also gives its sums the same bits every time.
 
 cuBLAS counts columns first: what it takes for a matrix (m, n) is in memory our (n, m). So our C = A B is
 asked for as C^T = B^T A^T, which moves no number: the operands only change places, and an operand that we
-want transposed is one that it shall transpose.
+want transposed is one that it must transpose.
 
 ==========  =======================================  ====================================================
-precision   what goes into a product                 what it adds up
+precision   what goes into a product                 in what it adds up
 ==========  =======================================  ====================================================
 ``fp32``    float32, 24 significant bits             float32
 ``tf32``    float32, of which it takes 11 bits       float32, on tensor cores
@@ -23,11 +23,13 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from scratchnet.backend import BackendError
+from scratchnet.backend import Array, BackendError
+from scratchnet.plans.cuda.launch.compiling import address
 
 # From cuBLAS's and CUDA's headers (cublas_api.h, library_types.h).
 OP_N, OP_T = 0, 1
@@ -38,8 +40,8 @@ GEMM_DEFAULT = -1
 WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper, and more than enough before
 
 
-class Products:
-    """cuBLAS with a handle and a workspace of its own, at one precision.
+class Matmul:
+    """Matrix products by cuBLAS, with a handle and a workspace of its own, at one precision.
 
     Parameters
     ----------
@@ -53,16 +55,16 @@ class Products:
         If cuBLAS cannot be loaded, or does not start.
     """
 
-    def __init__(self, xp: Any, precision: str):
+    def __init__(self, xp: ModuleType, precision: str):
         self.xp = xp
-        self.library, self.handle, self.workspace = _started(xp)
+        self.library, self.handle, self.workspace = _start(xp)
         self.compute = COMPUTE_32F_FAST_TF32 if precision == "tf32" else COMPUTE_32F
 
     def __call__(
         self,
-        a: Any,
-        b: Any,
-        out: Any,
+        a: Array,
+        b: Array,
+        out: Array,
         *,
         transpose_a: bool = False,
         transpose_b: bool = False,
@@ -87,7 +89,7 @@ class Products:
         _check(self.library.cublasSetStream_v2(self.handle, self.xp.cuda.get_current_stream().ptr))
         # Setting a stream gives cuBLAS's own workspace back to the handle, so ours is set after it.
         _check(
-            self.library.cublasSetWorkspace_v2(self.handle, self.workspace.data.ptr, self.workspace.nbytes)
+            self.library.cublasSetWorkspace_v2(self.handle, address(self.workspace), self.workspace.nbytes)
         )
         _check(
             self.library.cublasGemmEx(
@@ -98,14 +100,14 @@ class Products:
                 M,
                 K,
                 ctypes.byref(one),
-                b.data.ptr,
-                _kind(b),
+                address(b),
+                _type_of(b),
                 b.shape[1],
-                a.data.ptr,
-                _kind(a),
+                address(a),
+                _type_of(a),
                 a.shape[1],
                 ctypes.byref(beta),
-                out.data.ptr,
+                address(out),
                 R_32F,
                 N,
                 self.compute,
@@ -114,20 +116,20 @@ class Products:
         )
 
 
-def _kind(array: Any) -> int:
+def _type_of(array: Array) -> int:
     return R_16BF if array.dtype == np.uint16 else R_32F
 
 
 @cache
-def _started(xp: Any) -> tuple[Any, ctypes.c_void_p, Any]:
-    """Return the library, a handle and its workspace, made once for a process."""
+def _start(xp: ModuleType) -> tuple[Any, ctypes.c_void_p, Array]:
+    """Return the library, a handle and its workspace, made once per process."""
     library = load(xp)
     handle = ctypes.c_void_p()
     _check(library.cublasCreate_v2(ctypes.byref(handle)))
     return library, handle, xp.empty(WORKSPACE, np.uint8)
 
 
-def load(xp: Any) -> Any:
+def load(xp: ModuleType) -> Any:
     """Return cuBLAS as a ctypes library, of the same major version as CuPy's CUDA.
 
     Raises

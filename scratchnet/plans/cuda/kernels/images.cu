@@ -1,28 +1,29 @@
-// A batch of pictures out of a data set that lies on the GPU: chosen, cropped, mirrored, cut out and normalised.
+// A batch of images from a data set that lies on the GPU: chosen, cropped, mirrored, cut out and normalised.
 //
 //     x = v * scale - shift, v the pixel, or `fill` in the padding and in the hole
 //
 // The host has drawn what is random, with the generators of data.Loader, and written it into a table for the whole
-// epoch; here only the batch's number is read, from a counter that a replayed graph advances. So the pictures are those
+// epoch; here only the batch's number is read, from a counter that a replayed graph advances. So the images are those
 // of the Loader, to the last bit: multiplication and subtraction are rounded one by one, as NumPy does.
 //
-//     padded picture (crop 4):  40 x 40       row of the table:  index, top, left, mirrored, hole's top, hole's left
+//     padded image (crop 4):    40 x 40       row of the table:  index, top, left, mirrored, hole's top, hole's left
 //     +--------------------+
-//     |  fill   left       |        output pixel (h, w) comes from (top + h - crop, left + w - crop) of the picture,
+//     |  fill   left       |        output pixel (h, w) comes from (top + h - crop, left + w - crop) of the image,
 //     |  top +----------+  |        with w counted from the right where it is mirrored; the hole lies in the output
 //     |      |  32 x 32 |  |
 //     |      +----------+  |        a thread has one output pixel, with its three channels
 //     +--------------------+
 //
-// Bytes: 3 read and 12 written a pixel; 512 pictures of 32 x 32 are 8 MB. The limit is memory bandwidth, or for so few
-// numbers the time of a launch. (Calculated.)
+// Bytes: 3 read and 12 written per pixel; 512 images of 32 x 32 are 8 MB. The limit is memory bandwidth, or for so few
+// numbers the time of a launch. (Calculated, not yet measured.)
 #include "common.cuh"
 
-extern "C" __global__ void pictures(const unsigned char* __restrict__ images, const long long* __restrict__ labels,
-                                    const int* __restrict__ choices, const long long* __restrict__ batch,
-                                    float* __restrict__ x, long long* __restrict__ y, int batch_size, int N, int H,
-                                    int W, int crop, int cutout, int fill0, int fill1, int fill2, float scale0,
-                                    float scale1, float scale2, float shift0, float shift1, float shift2) {
+extern "C" __global__ void prepare_images(const unsigned char* __restrict__ images,
+                                          const long long* __restrict__ labels, const int* __restrict__ choices,
+                                          const long long* __restrict__ batch, float* __restrict__ x,
+                                          long long* __restrict__ y, int batch_size, int N, int H, int W, int crop,
+                                          int cutout, int fill0, int fill1, int fill2, float scale0, float scale1,
+                                          float scale2, float shift0, float shift1, float shift2) {
     const int fill[] = {fill0, fill1, fill2};
     const float scale[] = {scale0, scale1, scale2}, shift[] = {shift0, shift1, shift2};
     long long pixels = (long long)N * H * W;

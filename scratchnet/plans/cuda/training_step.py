@@ -1,63 +1,72 @@
 """A whole training step as one CUDA graph: images, forward, loss, backward, SGD.
 
 What differs from step to step lies in device memory. At the start of an epoch the host uploads it all at
-once, and from then on only says "again"::
+once, and from then on only launches the graph again::
 
     rates       float32 (steps,)         the learning rate of each step
-    choices     int32 (images, 6)      which images, in which order, and how each is changed
-    counters    int64 (1 + dropouts,)    the step within the epoch; then what says which numbers each
-                                         dropout drops
+    choices     int32 (images, 6)        which images, in which order, and how each is changed
+    counters    int64 (1 + dropouts,)    the step within the epoch; then for each dropout a number from which
+                                         follows what it drops
 
     the graph:  images -> x, labels    forward    loss, its gradient    backward    SGD    counters += 1
                                                           |
-                                                       totals += losses, hits, images     read once in a while
+                                            totals += losses, correct, images         read once in a while
 
-The host reads ``totals`` when it wants to say how training goes, and waits for the GPU only then. The last,
+The host reads ``totals`` when it reports how training goes, and waits for the GPU only then. The last,
 shorter batch of an epoch is one more graph, of a plan of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from scratchnet.backend import Array
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
-from scratchnet.plans.cuda import modules
 from scratchnet.plans.cuda.graphs import Replayed
+from scratchnet.plans.cuda.launch.compiling import address
+from scratchnet.plans.cuda.launch.images import advance, prepare_images
+from scratchnet.plans.cuda.launch.sgd import sgd
+from scratchnet.plans.cuda.launch.softmax import add_up, softmax_cross_entropy
 from scratchnet.plans.cuda.plan import CudaPlan
 from scratchnet.plans.plan import compile
 
 
-class Totals(NamedTuple):
-    """What has been added up since ``Steps.begin``."""
+class EpochTotals(NamedTuple):
+    """Running totals since ``TrainingSteps.begin``."""
 
     loss: float  # the sum of all images' losses
-    hits: int  # how many images' largest logit was that of their label
+    correct: int  # how many images' largest logit was that of their label
     images: int
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A data set in device memory, and how images are prepared there.
+class DeviceImages:
+    """A data set in device memory, and how its images are prepared there.
 
     Attributes
     ----------
     images : uint8 (M, H, W, 3), on the device
     labels : int64 (M,), on the device
-    how : dict
-        ``crop``, ``cutout``, ``fill``, ``scale`` and ``shift``, as ``modules.images`` takes them.
+    crop, cutout, fill, scale, shift
+        As ``prepare_images`` takes them.
     """
 
-    images: Any
-    labels: Any
-    how: dict[str, Any]
+    images: Array
+    labels: Array
+    crop: int
+    cutout: int
+    fill: tuple[int, ...]
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
 
 
-class Steps:
+class TrainingSteps:
     """Training steps of a network on a GPU.
 
     Parameters
@@ -71,10 +80,10 @@ class Steps:
     batch_size : int
         Of every batch of an epoch but the last.
     precision : {"fp32", "tf32", "bf16"}
-    images : Images, optional
+    data : DeviceImages, optional
         Where batches come from. Without, each step is given its images.
     graphs : bool
-        False: launch everything anew in each step, for comparison.
+        False: launch everything one by one in each step, for comparison.
 
     Raises
     ------
@@ -89,72 +98,73 @@ class Steps:
         loss: SoftmaxCrossEntropy,
         batch_size: int,
         precision: str = "fp32",
-        pictures: Pictures | None = None,
+        data: DeviceImages | None = None,
         graphs: bool = True,
     ):
         parameters = list(net.parameters().values())
         if net.backend.name != "cupy" or not parameters or parameters[0].dtype != np.float32:
             raise ValueError("training steps on a GPU need a network of parameters in float32, on cupy")
-        ours = {id(p) for p in parameters}
-        if {id(p) for p in optimizer.parameters.values()} != ours:
+        if {id(p) for p in optimizer.parameters.values()} != {id(p) for p in parameters}:
             raise ValueError("the optimizer has to be made of this network's parameters, all of them")
         self.net, self.optimizer, self.loss, self.precision = net, optimizer, loss, precision
-        self.batch_size, self.pictures, self.graphs = batch_size, pictures, graphs
+        self.batch_size, self.data, self.graphs = batch_size, data, graphs
         self.xp = net.backend.xp
         self.buffer = parameters[0].buffer
-        self.totals_there = self.xp.zeros(3, np.float64)
-        self.rates = self.choices = self.counters = None
+        self.totals_on_device: Array = self.xp.zeros(3, np.float64)
+        self.rates: Array | None = None
+        self.choices: Array | None = None
+        self.counters: Array | None = None
         self._of_size: dict[int, _Step] = {}
 
-    def begin(self, rates: np.ndarray, choices: np.ndarray | None = None) -> None:
+    def begin(self, rates: ArrayLike, choices: ArrayLike | None = None) -> None:
         """Begin an epoch.
 
         Parameters
         ----------
         rates : float32 (steps,)
             The learning rate of each step.
-        choices : int32 (images of the epoch, 6), if there are ``images``
+        choices : int32 (images of the epoch, 6), if there is ``data``
             As ``Loader.choices`` returns them.
         """
-        self.rates = self._uploaded(self.rates, np.asarray(rates, np.float32))
+        self.rates = self._upload(self.rates, np.asarray(rates, np.float32))
         if choices is not None:
-            self.choices = self._uploaded(self.choices, np.asarray(choices, np.int32))
-        # Each dropout begins anywhere and counts on from there. The number comes from its generator, which
-        # a checkpoint saves.
+            self.choices = self._upload(self.choices, np.asarray(choices, np.int32))
+        # Each dropout begins with a random number and counts on from there. The number comes from its
+        # generator, which a checkpoint saves.
         dropouts = [rng.integers(2**62) for rng in self.net.generators().values()]
-        self.counters = self._uploaded(self.counters, np.array([0, *dropouts], np.int64))
-        self.totals_there.fill(0)
+        self.counters = self._upload(self.counters, np.array([0, *dropouts], np.int64))
+        self.totals_on_device.fill(0)
 
-    def step(self, count: int, x: Any = None, labels: Any = None) -> None:
+    def step(self, count: int, x: Array | None = None, labels: Array | None = None) -> None:
         """Make a step with the next ``count`` images, and do not wait for it.
 
         Parameters
         ----------
         count : int
-        x : array (count, H, W, 3), unless there are ``images``
-        labels : integer array (count,), unless there are ``images``
+        x : array (count, H, W, 3), unless there is ``data``
+        labels : integer array (count,), unless there is ``data``
             Classes that the network has: it is not checked.
         """
         self._prepare_optimizer()
         if count not in self._of_size:
-            shape = self.pictures.images.shape[1:] if x is None else x.shape[1:]
-            self._of_size[count] = _Step(self, (count, *shape))
+            images = self.data.images if x is None else x
+            self._of_size[count] = _Step(self, (count, *images.shape[1:]))
         self._of_size[count](x, labels)
 
     def plan(self, count: int) -> CudaPlan:
-        """Return the plan of steps with so many images, of which there has been one."""
+        """Return the plan of steps with ``count`` images, of which there has been one."""
         return self._of_size[count].plan
 
-    def totals(self) -> Totals:
-        """Return what has been added up since ``begin``. Waits for the GPU."""
-        loss, hits, images = self.net.backend.to_numpy(self.totals_there)
-        return Totals(float(loss), int(hits), int(images))
+    def totals(self) -> EpochTotals:
+        """Return the totals since ``begin``. Waits for the GPU."""
+        loss, correct, images = self.net.backend.to_numpy(self.totals_on_device)
+        return EpochTotals(float(loss), int(correct), int(images))
 
-    def _uploaded(self, there: Any, here: np.ndarray) -> Any:
-        """Copy to where a graph expects it, if the size is still the same, and otherwise to a new place."""
+    def _upload(self, there: Array | None, here: Array) -> Array:
+        """Copy to where a graph expects it, if the size is still the same, and otherwise to a new array."""
         if there is None or there.shape != here.shape:
             return self.net.backend.asarray(here)
-        there.set(here)
+        there.set(here)  # type: ignore[attr-defined]  (CuPy's)
         return there
 
     def _prepare_optimizer(self) -> None:
@@ -169,49 +179,53 @@ class Steps:
 class _Step:
     """One graph: the step for batches of one size."""
 
-    def __init__(self, steps: Steps, shape: tuple[int, ...]):
+    def __init__(self, steps: TrainingSteps, shape: tuple[int, ...]):
         self.steps, xp = steps, steps.xp
-        self.plan: CudaPlan = compile(steps.net, shape, training=True, precision=steps.precision)
-        self.labels = xp.empty(shape[0], np.int64)
-        self.losses, self.hits = xp.empty(shape[0], np.float32), xp.empty(shape[0], np.float32)
+        self.plan = cast(CudaPlan, compile(steps.net, shape, training=True, precision=steps.precision))
+        self.labels: Array = xp.empty(shape[0], np.int64)
+        self.losses: Array = xp.empty(shape[0], np.float32)
+        self.correct: Array = xp.empty(shape[0], np.float32)
         graphs = steps.graphs and all(kernel.replayable for kernel in self.plan.kernels)
         self.run = Replayed(xp, self.launch, self.constants, graphs)
 
-    def __call__(self, x: Any, labels: Any) -> None:
+    def __call__(self, x: Array | None, labels: Array | None) -> None:
         steps, plan = self.steps, self.plan
         plan.ready()
         plan.count_dropouts(steps.counters[1:])
-        if x is not None:
+        if x is not None and labels is not None:
             plan.maps[0].data[...] = steps.net.backend.asarray(x)
             self.labels[...] = steps.net.backend.asarray(labels)
         self.run()
         steps.buffer.version += 1
-        plan.operands.version = steps.buffer.version  # SGD has written both
+        plan.weights.version = steps.buffer.version  # SGD has written both
 
     def launch(self) -> None:
-        steps, plan, pictures = self.steps, self.plan, self.steps.pictures
+        steps, plan, data = self.steps, self.plan, self.steps.data
         logits, counter = plan.maps[-1], steps.counters[:1]
-        if pictures is not None:
-            batch = pictures.images, pictures.labels, steps.choices, counter, plan.maps[0].data, self.labels
-            modules.pictures(*batch, batch_size=steps.batch_size, **pictures.how)
+        if data is not None:
+            prepare_images(
+                data.images, data.labels, steps.choices, counter, plan.maps[0].data, self.labels,
+                batch_size=steps.batch_size, crop=data.crop, cutout=data.cutout, fill=data.fill,
+                scale=data.scale, shift=data.shift,
+            )  # fmt: skip
         plan.launch_forward()
         smoothing = steps.loss.label_smoothing
-        rows = self.losses, self.hits
-        modules.softmax_cross_entropy(logits.data, self.labels, *rows, logits.grad, label_smoothing=smoothing)
-        modules.add_up(*rows, steps.totals_there)
+        rows = self.losses, self.correct
+        softmax_cross_entropy(logits.data, self.labels, *rows, logits.grad, label_smoothing=smoothing)
+        add_up(*rows, steps.totals_on_device)
         plan.launch_backward()
         self._launch_sgd()
-        modules.advance(steps.counters)
+        advance(steps.counters)
 
     def _launch_sgd(self) -> None:
         """Launch the optimizer: once, unless some parameters do not decay."""
-        steps, operands = self.steps, self.plan.operands
+        steps, weights = self.steps, self.plan.weights
         optimizer = steps.optimizer
-        for buffer, start, stop, momentum_start, decay in optimizer._runs():
+        for buffer, start, stop, momentum_start, decay in optimizer._spans():
             velocity = None
             if optimizer.momentum:
                 velocity = optimizer.momentum_buffer[momentum_start : momentum_start + stop - start]
-            modules.sgd(
+            sgd(
                 buffer.data[start:stop],
                 buffer.grad[start:stop],
                 velocity,
@@ -220,15 +234,15 @@ class _Step:
                 momentum=optimizer.momentum,
                 weight_decay=decay,
                 nesterov=optimizer.nesterov,
-                operands=operands.flat[start:stop] if operands.separate else None,
+                operands=weights.flat[start:stop] if weights.separate else None,
             )
 
-    def constants(self) -> tuple:
+    def constants(self) -> tuple[Any, ...]:
         steps, optimizer = self.steps, self.steps.optimizer
         arrays = steps.rates, steps.choices, steps.counters, optimizer.momentum_buffer
         return (
             *self.plan.constants(),
-            *(None if array is None else array.data.ptr for array in arrays),
+            *(None if array is None else address(array) for array in arrays),
             optimizer.momentum,
             optimizer.weight_decay,
             optimizer.nesterov,

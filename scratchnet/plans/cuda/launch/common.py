@@ -1,0 +1,87 @@
+"""Checks, packs and grids, which all launch wrappers share: the counterpart of ``kernels/common.cuh``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scratchnet.backend import Array
+from scratchnet.plans.cuda.launch.compiling import address
+
+THREADS = 256  # of a block, unless a kernel says otherwise
+WIDE = 4  # numbers in a 16-byte access
+# At most this many blocks along the rows, however many rows there are: eight of 256 threads fill each of an
+# H100's 132 multiprocessors once. Threads go on to further rows, and fetch what belongs to a channel once.
+# (Calculated, as all numbers here; not yet measured on a GPU.)
+MAX_BLOCKS = 1056
+NULL = np.uintp(0)  # a null pointer
+OPERANDS = ("float32", "uint16")
+
+
+def check(array: Array, dtype: str | tuple[str, ...], shape: int | tuple[int, ...] | None = None) -> None:
+    """Raise unless an array is what a kernel takes it for: a kernel would silently read past its end.
+
+    Parameters
+    ----------
+    array : array
+    dtype : str, or tuple of them
+    shape : tuple of int, or their number, or None for any
+
+    Raises
+    ------
+    ValueError
+        If dtype or shape differ, or the array is empty or not contiguous.
+    """
+    dtypes = (dtype,) if isinstance(dtype, str) else dtype
+    fits = shape is None or (array.ndim == shape if isinstance(shape, int) else array.shape == shape)
+    if not fits or array.dtype.name not in dtypes or not array.flags.c_contiguous or array.size == 0:
+        wanted = f"{shape} axes" if isinstance(shape, int) else str(shape or "any shape")
+        raise ValueError(
+            f"a kernel expected contiguous {' or '.join(dtypes)}, {wanted}, and got {array.dtype} "
+            f"{array.shape}"
+        )
+
+
+def check_vectors(C: int, *vectors: Array | None) -> None:
+    """Raise unless each of these is float32 (C,), or None."""
+    for vector in vectors:
+        if vector is not None:
+            check(vector, "float32", (C,))
+
+
+def or_null(array: Array | None) -> Array | np.uintp:
+    """Return an array as a kernel takes it: None becomes a null pointer."""
+    return NULL if array is None else array
+
+
+def macros(wide: int, operands: Array | None = None) -> tuple[str, ...]:
+    """Return the macros of a variant: numbers per access, and whether the operands are bfloat16."""
+    bf16 = () if operands is None or operands.dtype == np.float32 else ("-DBF16",)
+    return (f"-DWIDE={wide}", *bf16)
+
+
+def pack_width(length: int, *arrays: Array | None) -> int:
+    """Return how many numbers an access may take: WIDE if no row and no array begins between two accesses."""
+    present = [array for array in arrays if array is not None]
+    aligned = all(address(array) % (WIDE * array.itemsize) == 0 for array in present)
+    return WIDE if length % WIDE == 0 and aligned else 1
+
+
+def by_channel(rows: int, packs: int, partial_sums: int = 0) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return grid and block for a matrix: threads along x have neighbouring packs of channels, along y rows.
+
+    A block is at most a warp wide, so that a wide matrix is cut into tiles of columns, and for a narrow one a
+    block has many rows. With ``partial_sums``, each block along the rows makes one of them.
+    """
+    across = min(32, 1 << max(0, packs - 1).bit_length())
+    down = THREADS // across
+    return (partial_sums or max(1, min(MAX_BLOCKS, -(-rows // down))), -(-packs // across)), (across, down)
+
+
+def by_column(channels: int) -> tuple[tuple[int], tuple[int, int]]:
+    """Return grid and block for a kernel that joins partial sums: 32 channels per block, 16 threads each."""
+    return (-(-channels // 32),), (32, 16)
+
+
+def flat(count: int) -> tuple[tuple[int], tuple[int]]:
+    """Return grid and block for ``count`` elements in a row."""
+    return (max(1, min(MAX_BLOCKS, -(-count // THREADS))),), (THREADS,)

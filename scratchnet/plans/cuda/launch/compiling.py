@@ -1,0 +1,72 @@
+"""Compiling and caching of CUDA kernels, and the launch itself."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scratchnet.backend import Array, array_module
+
+FOLDER = Path(__file__).parent.parent / "kernels"
+# Without -use_fast_math, which approximates division and square root. CuPy itself adds -ftz=true, and that
+# cannot be undone: on a GPU arithmetic takes and returns zeros in place of numbers below 1.2e-38.
+OPTIONS = ("--std=c++17",)
+
+
+def launch(
+    file: str,
+    name: str,
+    macros: tuple[str, ...],
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    *arguments: Any,
+) -> None:
+    """Launch a kernel on the current stream.
+
+    Parameters
+    ----------
+    file, name : str
+        The kernel NAME of ``kernels/FILE.cu``.
+    macros : tuple of str
+        Which variant, see ``common.macros``.
+    grid, block : tuple of int
+        Blocks of the grid and threads of a block, along x and y.
+    *arguments : array or NumPy scalar
+        The kernel's, exactly of its types; the first is an array.
+    """
+    kernel(array_module(arguments[0]), file, name, macros)(grid, block, arguments)
+
+
+@cache
+def kernel(cupy: ModuleType, file: str, name: str, macros: tuple[str, ...]) -> Any:
+    """Return one variant of a kernel, compiled at first use."""
+    return module(cupy, file, macros).get_function(name)
+
+
+@cache
+def module(cupy: ModuleType, file: str, macros: tuple[str, ...]) -> Any:
+    """Return all kernels of a file, compiled with these macros."""
+    return cupy.RawModule(code=source(file), options=OPTIONS + macros, backend="nvrtc")
+
+
+def source(name: str) -> str:
+    """Return the CUDA source of ``kernels/NAME.cu``, with the headers that it includes in their places.
+
+    It is one text, since CuPy caches compiled kernels by their text and would not notice a changed header.
+    """
+    lines = []
+    for number, line in enumerate((FOLDER / f"{name}.cu").read_text(encoding="utf-8").splitlines(), 1):
+        include = re.fullmatch(r'#include "(\w+\.cuh)"', line)
+        if include:
+            header = (FOLDER / include[1]).read_text(encoding="utf-8")
+            line = f'#line 1 "{include[1]}"\n{header}\n#line {number + 1} "{name}.cu"'
+        lines.append(line)
+    return "\n".join([f'#line 1 "{name}.cu"', *lines, ""])
+
+
+def address(array: Array) -> int:
+    """Return where an array begins in device memory."""
+    return array.data.ptr  # type: ignore[attr-defined, no-any-return]  (CuPy's)

@@ -1,0 +1,58 @@
+"""Launches of ``kernels/conv.cu``: convolution as one matrix product."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scratchnet.backend import Array
+from scratchnet.plans.cuda.launch.common import OPERANDS, by_channel, check, macros, pack_width
+from scratchnet.plans.cuda.launch.compiling import launch
+
+
+def im2col(x: Array, columns: Array, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+    """Copy every patch of ``x`` into a row of ``columns``, as ``functional.im2col`` does.
+
+    Parameters
+    ----------
+    x : float32 (N, H, W, C)
+    columns : operands (N*OH*OW, K*K*C)
+        Written.
+    kernel_size, stride, padding : int
+    """
+    check(x, "float32", 4)
+    sizes, rows, C = geometry(x.shape, kernel_size, stride, padding)
+    check(columns, OPERANDS, (rows, kernel_size * kernel_size * C))
+    wide = pack_width(C, x, columns)
+    launch("conv", "im2col", macros(wide, columns), *by_channel(rows, C // wide), x, columns, *sizes)
+
+
+def col2im(columns: Array, dx: Array, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+    """Add every row of ``columns`` back to its patch, the adjoint of ``im2col``.
+
+    Parameters
+    ----------
+    columns : float32 (N*OH*OW, K*K*C)
+    dx : float32 (N, H, W, C)
+        Written.
+    kernel_size, stride, padding : int
+    """
+    check(dx, "float32", 4)
+    sizes, rows, C = geometry(dx.shape, kernel_size, stride, padding)
+    check(columns, "float32", (rows, kernel_size * kernel_size * C))
+    wide = pack_width(C, dx, columns)
+    launch("conv", "col2im", macros(wide), *by_channel(dx.size // C, C // wide), columns, dx, *sizes)
+
+
+def geometry(shape: tuple[int, ...], K: int, S: int, P: int) -> tuple[list[np.int32], int, int]:
+    """Return N, H, W, C, OH, OW, K, S, P as kernels take them, the rows of the column matrix, and C.
+
+    Raises
+    ------
+    ValueError
+        If there are too many rows: the kernels count them in 32 bits (and elements in 64).
+    """
+    N, H, W, C = shape
+    OH, OW = (H + 2 * P - K) // S + 1, (W + 2 * P - K) // S + 1
+    if max(N * OH * OW, N * H * W) >= 2**31:
+        raise ValueError(f"a map of {N} x {H} x {W} pixels has too many of them: take fewer images at a time")
+    return [np.int32(n) for n in (N, H, W, C, OH, OW, K, S, P)], N * OH * OW, C
