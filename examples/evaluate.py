@@ -9,7 +9,7 @@ from os.path import isdir
 import numpy as np
 
 from scratchnet import backend, checkpoint
-from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, pictures_in
+from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, images_in
 from scratchnet.training import cli, confusion_matrix, evaluate, make_engine, predict
 from scratchnet.training.evaluation import VIEWS, confusion_table
 from scratchnet.training.log import say
@@ -70,7 +70,7 @@ def name(net, engine, normalisation, options) -> int:
     images, in_folders = [], set()
     for given in options.images:
         try:
-            found = pictures_in(given) if isdir(given) else []
+            found = images_in(given) if isdir(given) else []
         except OSError as error:
             complain(f"{given} cannot be read: {error.strerror}")
             status = 2

@@ -32,7 +32,7 @@ SMALL = {"num_classes": 10, "image_size": 32, "width": 0.0625, "classifier_width
 CLASSES = [f"class{k}" for k in range(10)]
 
 
-def pictures(N=2, size=32, seed=0):
+def random_images(N=2, size=32, seed=0):
     return np.random.default_rng(seed).standard_normal((N, size, size, 3)).astype("float32")
 
 
@@ -156,7 +156,7 @@ def test_round_trip_is_the_same_bit_for_bit(tmp_path, architecture, batch_norm, 
     assert again.settings == net.settings
     assert again.info["class_names"] == CLASSES
     assert not again.training
-    x = pictures(size=64)
+    x = random_images(size=64)
     assert (again.forward(x) == net.forward(x)).all()
 
 
@@ -289,7 +289,7 @@ def test_our_file_loads_into_pytorch_as_it_is(tmp_path, architecture, batch_norm
     missing, unexpected = theirs.load_state_dict(load_torch(tmp_path / "net.safetensors"), strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
-    x = pictures(3, image_size)
+    x = random_images(3, image_size)
     np.testing.assert_allclose(net.forward(x), torch_logits(torch, theirs, x), rtol=1e-4, atol=1e-5)
 
 
@@ -302,7 +302,7 @@ def test_pytorchs_file_loads_here_without_our_header(tmp_path, architecture, bat
 
     torch.manual_seed(0)
     theirs = torch_vgg(torch, thin(architecture), batch_norm, 32 * (image_size // 32) ** 2)
-    x = pictures(3, image_size)
+    x = random_images(3, image_size)
     with torch.no_grad():
         theirs.train()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))  # moves the running statistics
     save_torch(theirs.eval().state_dict(), tmp_path / "theirs.safetensors")
@@ -347,7 +347,7 @@ def test_files_of_other_kinds_are_named(tmp_path):
         "random": rng.bytes(5000),
         "zeros": bytes(5000),
         "pickle": pickle.dumps(Trap()),
-        "picture": b"\x89PNG\r\n\x1a\n" + rng.bytes(300),
+        "image": b"\x89PNG\r\n\x1a\n" + rng.bytes(300),
         "text": b"hello",
         "more after the end": None,
     }
@@ -493,7 +493,9 @@ def test_half_precision_files_load_as_float32(model):
     resaved(model, {name: array.astype("float16") for name, array in load_file(model).items()})
     half = load(model)
     assert half.features[0].weight.dtype == np.float32
-    np.testing.assert_allclose(half.forward(pictures()), net.forward(pictures()), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        half.forward(random_images()), net.forward(random_images()), rtol=0.02, atol=0.02
+    )
 
 
 def test_bfloat16_files_are_refused_with_what_to_do(model):

@@ -207,15 +207,15 @@ def test_filters_are_the_weights_around_grey_on_one_scale():
     weight = net[0].weight.data
     weight[...] = 0
     weight[0, 2, 1, 0], weight[1, 1, 2, 1] = 4.0, -2.0
-    pictures = inspection.filters(net)
-    assert pictures[0, 0, 2, 1] == 1.0 and pictures[1, 1, 1, 2] == 0.25
-    assert (np.delete(pictures.ravel(), pictures.ravel() != 0.5) == 0.5).sum() == 2 * 27 - 2
+    images = inspection.filters(net)
+    assert images[0, 0, 2, 1] == 1.0 and images[1, 1, 1, 2] == 0.25
+    assert (np.delete(images.ravel(), images.ravel() != 0.5) == 0.5).sum() == 2 * 27 - 2
     weight[...] = 0
     assert (inspection.filters(net) == 0.5).all()
 
 
 @pytest.mark.parametrize("layer", [Conv2d(1, 4), Linear(3, 4)])
-def test_only_filters_of_three_colours_are_pictures(layer):
+def test_only_filters_of_three_colours_are_images(layer):
     with pytest.raises(ValueError, match="red, green and blue"):
         inspection.filters(Sequential(layer))
 
@@ -256,7 +256,7 @@ def test_mistakes_are_sorted_by_how_sure_they_were():
 # Pixels
 
 
-def test_a_grid_keeps_every_picture_and_leaves_transparent_gaps():
+def test_a_grid_keeps_every_image_and_leaves_transparent_gaps():
     images = np.linspace(0, 1, 5 * 2 * 3 * 3).reshape(5, 2, 3, 3)
     sheet = inspection.grid(images, columns=3)
     assert sheet.shape == (5, 11, 4)

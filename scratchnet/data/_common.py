@@ -1,10 +1,11 @@
-"""What every reader of data shares: the error it raises and the tuple it returns."""
+"""Errors, the labelled set of images, and indices of images: common to all of ``data/``."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class DataError(Exception):
@@ -18,9 +19,9 @@ class DataError(Exception):
 
 
 class MissingDataError(DataError):
-    """A data set is not on this machine, and could not be fetched either (or was not to be).
+    """A data set is not on this machine, and could not be downloaded (or must not be).
 
-    It says that nothing is there, where a plain `DataError` says that something is there and is damaged.
+    A plain `DataError` says that something is there, and damaged.
 
     Examples
     --------
@@ -39,9 +40,9 @@ class ImageData(NamedTuple):
     train_labels, test_labels : ndarray of int64, shape (N,)
         Class indices, 0 to ``len(class_names) - 1``.
     class_names : tuple of str
-        ``class_names[label]`` is what a person calls the class.
+        ``class_names[label]`` is the name of the class.
     name : str
-        The data set's own name, which logs and saved models quote.
+        The data set's own, which logs and saved models quote.
 
     Examples
     --------
@@ -56,3 +57,62 @@ class ImageData(NamedTuple):
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     name: str = "images"
+
+
+def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:
+    """Return which of n images are chosen, as int64 indices.
+
+    Parameters
+    ----------
+    indices : array of int, or of bool (n,), or None
+        Indices, or a mask that is true for the images to choose. None chooses all.
+    n : int
+
+    Returns
+    -------
+    ndarray of int64, shape (M,)
+
+    Raises
+    ------
+    ValueError
+        If they are neither, or an index lies outside.
+
+    Examples
+    --------
+    >>> image_indices([True, False, True], 3)
+    array([0, 2])
+    >>> image_indices([0.0, 2.0], 3)
+    Traceback (most recent call last):
+    ValueError: indices must be whole numbers, or a mask of 3 truth values, not float64 (2,)
+    """
+    if indices is None:
+        return np.arange(n)
+    chosen = np.asarray(indices)
+    if chosen.dtype == bool and chosen.shape == (n,):
+        return np.flatnonzero(chosen)
+    if chosen.ndim == 1 and not chosen.size:  # np.asarray([]) is of floats
+        return np.empty(0, np.int64)
+    if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
+        raise ValueError(
+            f"indices must be whole numbers, or a mask of {n} truth values, not {chosen.dtype} {chosen.shape}"
+        )
+    if chosen.min() < 0 or chosen.max() >= n:
+        raise ValueError(f"indices must lie within the {n} images, not {chosen.min()} to {chosen.max()}")
+    return chosen.astype(np.int64, copy=False)
+
+
+def check_images(images: np.ndarray) -> None:
+    """Check that an array holds images: uint8, channels last.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, H, W, 3)
+
+    Raises
+    ------
+    ValueError
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}: channels are last"
+        )

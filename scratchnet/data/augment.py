@@ -6,8 +6,13 @@ Symbols: N images; H, W their height and width; C = 3 channels, last.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from scratchnet import checks
+from scratchnet.data._common import check_images, image_indices
 
 
 class Normalisation:
@@ -30,7 +35,7 @@ class Normalisation:
     array([2., 2., 2.], dtype=float32)
     """
 
-    def __init__(self, mean, std):
+    def __init__(self, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray):
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         if len(self.mean) != 3 or len(self.std) != 3:
@@ -51,7 +56,8 @@ class Normalisation:
         >>> Normalisation(mean=(0.5, 0.0, 1.0), std=(1, 1, 1)).colour
         (128, 0, 255)
         """
-        return tuple(int(np.clip(np.floor(255 * value + 0.5), 0, 255)) for value in self.mean)
+        red, green, blue = (int(np.clip(np.floor(255 * value + 0.5), 0, 255)) for value in self.mean)
+        return red, green, blue
 
     @property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +71,15 @@ class Normalisation:
         return 1 / (255 * np.array(self.std)), np.array(self.mean) / self.std
 
     @classmethod
-    def of(cls, images: np.ndarray, indices: np.ndarray | None = None) -> Normalisation:
+    def of(cls, images: np.ndarray, indices: ArrayLike | None = None) -> Normalisation:
         """Compute the mean and standard deviation of each channel over all pixels.
 
         Parameters
         ----------
         images : ndarray of uint8, shape (N, H, W, 3)
             The training images; never the test images, which must stay unseen.
-        indices : ndarray of int, optional
-            Use only these images.
+        indices : array of int, or of bool (N,), optional
+            Use only these images, or those where a mask is true.
 
         Returns
         -------
@@ -85,15 +91,14 @@ class Normalisation:
         >>> Normalisation.of(np.zeros((1, 4, 4, 3), np.uint8)).std
         (1.0, 1.0, 1.0)
         """
-        _check_images(images)
-        counts = np.zeros(
-            (3, 256), np.int64
-        )  # a histogram holds everything that is needed, in exact integers
-        which = np.arange(len(images)) if indices is None else np.asarray(indices)
-        for start in range(0, len(which), 1000):  # a copy of a thousand images, never of all
-            part = images[which[start : start + 1000]]
+        check_images(images)
+        # A histogram holds everything that is needed, in exact integers.
+        counts = np.zeros((3, 256), np.int64)
+        chosen = image_indices(indices, len(images))
+        for start in range(0, len(chosen), 1000):  # a copy of a thousand images, never of all
+            some = images[chosen[start : start + 1000]]
             for channel in range(3):
-                counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
+                counts[channel] += np.bincount(some[..., channel].ravel(), minlength=256)
         if not counts.any():
             raise ValueError("normalisation cannot be computed from no images at all")
         levels = np.arange(256) / 255
@@ -104,7 +109,9 @@ class Normalisation:
         std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
         return cls(mean, std)
 
-    def apply(self, images: np.ndarray, out: np.ndarray | None = None, dtype="float32") -> np.ndarray:
+    def apply(
+        self, images: np.ndarray, out: np.ndarray | None = None, dtype: DTypeLike = "float32"
+    ) -> np.ndarray:
         """Normalise a batch.
 
         Parameters
@@ -125,14 +132,14 @@ class Normalisation:
         >>> Normalisation((0.1, 0.1, 0.1), (1, 1, 1)).apply(grey, dtype="float64")[0, 0, 0].round(6)
         array([0.1, 0.1, 0.1])
         """
-        _check_images(images)
+        check_images(images)
         if out is None:
             out = np.empty(images.shape, dtype)
         elif out.shape != images.shape:
             raise ValueError(f"normalisation writes {images.shape}, but out has the shape {out.shape}")
-        # (x / 255 - mean) / std = x * scale - shift. NumPy's loop runs over the last axis, and three numbers
-        # are too few for it to get going; so the factors are repeated along a row of pixels, five times as
-        # fast.
+        # (x / 255 - mean) / std = x * scale - shift. NumPy's inner loop runs over the last axis, and three
+        # numbers are too few for it; so the factors are repeated along a row of pixels, which is five times
+        # as fast.
         height, width = images.shape[1:3]
         rows = (len(images) * height, width * 3)
         scale, shift = (np.tile(factor, width).astype(out.dtype) for factor in self.affine)  # (W*3,) each
@@ -155,7 +162,7 @@ class Normalisation:
 
 
 class Augmentation:
-    """Random changes that leave an image's class alone, drawn anew for every image and epoch.
+    """Random changes that leave an image's class alone, drawn for every image in every epoch.
 
     Parameters
     ----------
@@ -171,28 +178,27 @@ class Augmentation:
     Raises
     ------
     ValueError
-        If a size is negative.
+        If a size is no whole number of at least 0.
 
     Notes
     -----
     Padding and cutout need a colour. It is `fill` of `apply`, which the loader sets to the mean colour of the
     training images: that becomes zero by normalisation (to rounding: a colour is three whole numbers), and
     zero is what a convolution's own padding adds as well, so the network sees no edge that is not in the
-    picture.
+    image.
 
     Examples
     --------
     >>> augmentation = Augmentation.named("crop-flip-cutout8")
     >>> augmentation
     Augmentation(crop=4, flip=True, cutout=8)
-    >>> pictures = np.zeros((5, 32, 32, 3), np.uint8)
+    >>> images = np.zeros((5, 32, 32, 3), np.uint8)
     >>> augmentation.apply(images, np.random.default_rng(0)).shape
     (5, 32, 32, 3)
     """
 
     def __init__(self, crop: int = 0, flip: bool = False, cutout: int = 0):
-        if crop < 0 or cutout < 0:
-            raise ValueError(f"crop and cutout are sizes in pixels of zero or more, not {crop} and {cutout}")
+        checks.whole(0, crop=crop, cutout=cutout)
         self.crop, self.flip, self.cutout = int(crop), bool(flip), int(cutout)
 
     @classmethod
@@ -202,7 +208,7 @@ class Augmentation:
         Parameters
         ----------
         name : str
-            ``"none"``, or one or more of ``crop``, ``flip`` and ``cutout`` joined by dashes. A number behind
+            ``"none"``, or one or more of ``crop``, ``flip`` and ``cutout`` joined by dashes. A number after
             ``crop`` or ``cutout`` is its size in pixels (else 4 and 16): ``"crop-flip"``,
             ``"crop2-cutout8"``.
 
@@ -222,17 +228,18 @@ class Augmentation:
         >>> Augmentation.named("none")
         Augmentation(crop=0, flip=False, cutout=0)
         """
+        sizes = {"crop": 4, "flip": 1, "cutout": 16}
         chosen: dict[str, int] = {}
-        for part in [] if name == "none" else name.split("-"):
-            match = re.fullmatch(r"(crop|cutout)([0-9]{1,4})?|(flip)", part)
-            what = match and (match[1] or match[3])
-            if not what or what in chosen:
+        for word in [] if name == "none" else name.split("-"):
+            match = re.fullmatch(r"(crop|cutout)([0-9]{1,4})|(crop|cutout|flip)", word)
+            option = (match[1] or match[3]) if match else ""
+            if not option or option in chosen:
                 raise ValueError(
                     f"unknown augmentation {name!r}: say none, or join crop, flip and cutout by dashes, "
                     "as in crop-flip or crop4-flip-cutout16"
                 )
-            chosen[what] = int(match[2]) if match[2] else {"crop": 4, "flip": 1, "cutout": 16}[what]
-        return cls(**chosen)
+            chosen[option] = int(match[2]) if match and match[2] else sizes[option]
+        return cls(chosen.get("crop", 0), "flip" in chosen, chosen.get("cutout", 0))
 
     def draw(self, n: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the changes of a batch.
@@ -254,8 +261,7 @@ class Augmentation:
         >>> Augmentation(flip=True).draw(3, 32, 32, np.random.default_rng(0))[:, 2]
         array([0, 1, 1])
         """
-        # Random numbers for the whole batch come first, so that each option draws the same ones in every
-        # batch.
+        # Numbers for the whole batch come first, so that each option draws the same ones in every batch.
         tops, lefts = rng.integers(0, 2 * self.crop + 1, (2, n)) if self.crop else np.zeros((2, n), int)
         flipped = rng.random(n) < 0.5 if self.flip else np.zeros(n, bool)
         first = np.zeros((2, n), int)
@@ -264,7 +270,9 @@ class Augmentation:
             first = rng.integers(0, [[height], [width]], (2, n)) - self.cutout // 2
         return np.stack([tops, lefts, flipped, *first], axis=1)
 
-    def apply(self, images: np.ndarray, rng: np.random.Generator, fill=(128, 128, 128)) -> np.ndarray:
+    def apply(
+        self, images: np.ndarray, rng: np.random.Generator, fill: Sequence[int] = (128, 128, 128)
+    ) -> np.ndarray:
         """Change a batch; the argument itself is left as it was.
 
         Parameters
@@ -287,7 +295,7 @@ class Augmentation:
         >>> bool((cut == 0).any() and (cut == 255).any())
         True
         """
-        _check_images(images)
+        check_images(images)
         n, height, width, _ = images.shape
         tops, lefts, flipped, *first = self.draw(n, height, width, rng).T  # each (N,)
         holes = np.stack([np.maximum(first, 0), np.add(first, self.cutout)], axis=-1)  # (2, N, 2)
@@ -300,7 +308,7 @@ class Augmentation:
             padded[:] = np.asarray(fill, np.uint8)
             padded[:, c : c + height, c : c + width] = images
 
-        # One slice copy an image: a whole-batch gather moves single pixels and takes several times as long.
+        # One slice per image: a gather of the whole batch moves single pixels and takes several times longer.
         result = np.empty_like(images)
         for i in range(n):
             window = padded[i, tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]  # (H, W, 3)
@@ -312,10 +320,3 @@ class Augmentation:
 
     def __repr__(self) -> str:
         return f"Augmentation(crop={self.crop}, flip={self.flip}, cutout={self.cutout})"
-
-
-def _check_images(images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}: channels are last"
-        )

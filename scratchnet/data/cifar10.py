@@ -1,34 +1,39 @@
-"""CIFAR-10 in its two official layouts, read from disk or fetched.
+"""CIFAR-10 in its two official layouts, read from disk or downloaded.
 
 The binary version is a folder of six files of 10,000 records: one label byte and 3,072 pixels, channels
 first. The Python version is a folder of pickles that hold the same. (Krizhevsky 2009;
-https://www.cs.toronto.edu/~kriz/cifar.html.) A pickle can run any program when it is loaded, so ours admits
-nothing but the pieces of a NumPy array.
+https://www.cs.toronto.edu/~kriz/cifar.html.) Loading a pickle can run any program, so this loader admits
+nothing but the parts of a NumPy array.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from . import download as _network
-from ._common import DataError, ImageData, MissingDataError
+from scratchnet.data import download as _network
+from scratchnet.data._common import DataError, ImageData, MissingDataError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 RECORDS = 10000  # in every file
 PIXELS = 3 * 32 * 32
 
+# From a folder and the name of one of its files to the pixels (RECORDS, PIXELS) and labels (RECORDS,).
+ReadBatch = Callable[[Path, str], tuple[np.ndarray, np.ndarray]]
+
 BINARY_FOLDER, PYTHON_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
 TRAIN_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
-_AGAIN = "delete the folder and it is downloaded afresh"
+_AGAIN = "delete the folder and it is downloaded again"
 
 
-def cifar10(root: str | os.PathLike, download: bool = True) -> ImageData:
-    """Read CIFAR-10, and fetch it first if it is not there.
+def cifar10(root: str | os.PathLike[str], download: bool = True) -> ImageData:
+    """Read CIFAR-10, and download it first if it is not there.
 
     Parameters
     ----------
@@ -36,7 +41,7 @@ def cifar10(root: str | os.PathLike, download: bool = True) -> ImageData:
         The folder that holds ``cifar-10-batches-bin`` or ``cifar-10-batches-py`` (the first is read if both
         are there), or that is to hold the download.
     download : bool
-        Whether to fetch the official binary archive, 170 MB, where `root` has neither.
+        Whether to download the official binary archive, 170 MB, where `root` has neither.
 
     Returns
     -------
@@ -47,7 +52,7 @@ def cifar10(root: str | os.PathLike, download: bool = True) -> ImageData:
     Raises
     ------
     MissingDataError
-        If there is no CIFAR-10 in `root` and it was not to be, or could not be, downloaded.
+        If there is no CIFAR-10 in `root`, and `download` is False or fails.
     DataError
         If a file is missing from its folder, short or altered; the message names it. A damaged folder is
         never mended by downloading over it.
@@ -96,10 +101,10 @@ def _fetch(folder: Path) -> None:
         ) from error
 
 
-def _read_all(folder: Path, read_batch, class_names: tuple[str, ...]) -> ImageData:
-    """Return both splits of `folder`; `read_batch` returns the pixels and labels of one file."""
+def _read_all(folder: Path, read_batch: ReadBatch, class_names: tuple[str, ...]) -> ImageData:
+    """Return both splits of `folder`."""
 
-    def read(names):
+    def read(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(names) * RECORDS, 32, 32, 3), np.uint8)
         labels = np.empty(len(images), np.int64)
         for k, name in enumerate(names):
@@ -108,7 +113,9 @@ def _read_all(folder: Path, read_batch, class_names: tuple[str, ...]) -> ImageDa
             images[here] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return images, labels
 
-    return ImageData(*read(TRAIN_BATCHES), *read(["test_batch"]), class_names, "CIFAR-10")
+    train_images, train_labels = read(TRAIN_BATCHES)
+    test_images, test_labels = read(["test_batch"])
+    return ImageData(train_images, train_labels, test_images, test_labels, class_names, "CIFAR-10")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -172,7 +179,7 @@ class _Encode(_Admitted):
 
 
 class _FromBuffer(_Admitted):
-    def __call__(self, buffer, dtype, shape, order):
+    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
@@ -195,13 +202,13 @@ _ADMITTED_NAMES = {
 class _ArrayUnpickler(pickle.Unpickler):
     """Loads lists, dicts, numbers, strings and NumPy arrays, and refuses everything else."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED_NAMES:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return _ADMITTED[name]
 
 
-def _load_pickle(path: Path) -> dict:
+def _load_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in `path`, with its keys as str."""
     try:
         with open(path, "rb") as file:
@@ -209,7 +216,7 @@ def _load_pickle(path: Path) -> dict:
             content = _ArrayUnpickler(file, encoding="bytes").load()
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {_AGAIN}") from None
-    except Exception as error:  # a damaged pickle can fail in any way at all
+    except Exception as error:  # a damaged pickle raises anything
         raise DataError(
             f"{path} is not a pickle of NumPy arrays as CIFAR-10's are: {error or 'damaged'}"
         ) from error
@@ -218,7 +225,7 @@ def _load_pickle(path: Path) -> dict:
     return {_text(key): value for key, value in content.items()}
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 

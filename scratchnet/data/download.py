@@ -1,4 +1,4 @@
-"""Fetch one file over an unreliable network, and unpack a tar archive without trusting it."""
+"""Downloads over an unreliable network, and tar archives that are unpacked without being trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ._common import DataError, MissingDataError
+from scratchnet.data._common import DataError, MissingDataError
 
 USER_AGENT = "Mozilla/5.0 (compatible; scratchnet)"  # some servers refuse urllib's own
 ATTEMPTS = 3
@@ -26,7 +26,9 @@ TIMEOUT = 20.0  # seconds without a sign of life from the server
 _BLOCK = 1 << 18  # bytes read at once
 
 
-def download(url: str, path: str | os.PathLike, md5: str, *, pause: float = 2.0, advice: str = "") -> Path:
+def download(
+    url: str, path: str | os.PathLike[str], md5: str, *, pause: float = 2.0, advice: str = ""
+) -> Path:
     """Fetch `url` to `path`, going on from what an earlier run left there.
 
     Parameters
@@ -41,7 +43,7 @@ def download(url: str, path: str | os.PathLike, md5: str, *, pause: float = 2.0,
     pause : float
         Seconds to wait between the three attempts; the second wait is twice as long.
     advice : str
-        What a person can do if all of them fail; becomes the end of the error message.
+        What to do if all of them fail: the end of the error message.
 
     Returns
     -------
@@ -51,7 +53,7 @@ def download(url: str, path: str | os.PathLike, md5: str, *, pause: float = 2.0,
     Raises
     ------
     MissingDataError
-        If three attempts failed. What arrived is kept for the next run, unless its checksum was wrong.
+        If three attempts failed. What has arrived is kept for the next run, unless its checksum was wrong.
     """
     path = Path(path)
     problem = ""
@@ -59,9 +61,7 @@ def download(url: str, path: str | os.PathLike, md5: str, *, pause: float = 2.0,
         if attempt:
             time.sleep(pause * attempt)
         try:
-            if not (
-                path.exists() and _md5(path) == md5
-            ):  # an earlier run may have got as far as the last byte
+            if not path.exists() or _md5(path) != md5:  # an earlier run may have got as far as the last byte
                 _transfer(url, path)
                 if _md5(path) != md5:
                     path.unlink()  # resuming would only lengthen a wrong file
@@ -87,7 +87,7 @@ def _md5(path: Path) -> str:
 
 
 def _transfer(url: str, path: Path) -> None:
-    """Append what is missing of `url` to `path`; raise OSError if the connection ends too early."""
+    """Append the missing rest of `url` to `path`; raise OSError if the connection ends too early."""
     have = path.stat().st_size if path.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
     if have:
@@ -97,7 +97,7 @@ def _transfer(url: str, path: Path) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:  # "range not satisfiable": the file is no longer than what is here
-            # The caller saw that this is not the right file, so the next attempt starts afresh.
+            # The caller saw that this is not the right file, so the next attempt starts over.
             path.unlink()
         raise
     with response:
@@ -137,7 +137,7 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
     Parameters
     ----------
     archive : Path
-        A gzipped tar archive, from anybody.
+        A gzipped tar archive, which is not trusted.
     folder : Path
         Is created, all at once, by renaming a temporary folder beside it. Only members ``<name of
         folder>/<file>`` that are regular files and are named in `sizes` are written; paths that lead
@@ -164,8 +164,9 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
                         raise DataError(
                             f"{archive}: {member.name} has {member.size:,} bytes, not {size or 'a few'}"
                         )
-                    with tar.extractfile(member) as source, open(temporary / name, "wb") as target:
-                        shutil.copyfileobj(source, target)
+                    source = tar.extractfile(member)  # not None, since it is a regular file
+                    with open(temporary / name, "wb") as target:
+                        shutil.copyfileobj(source, target)  # type: ignore[arg-type]
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             raise DataError(f"{archive} cannot be unpacked: {error}") from error
         if missing:
@@ -176,7 +177,7 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
         try:
             temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process has finished the same work meanwhile
+            if not folder.is_dir():  # else another process has done the same meanwhile
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

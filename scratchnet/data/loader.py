@@ -1,15 +1,16 @@
-"""Batches of training images, the next one prepared while the caller computes with this one."""
+"""Batches of images, the next one prepared while the caller computes with this one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 from PIL import Image
 
-from scratchnet import workers
-
-from .augment import Augmentation, Normalisation, _check_images
+from scratchnet import checks, workers
+from scratchnet.data._common import check_images, image_indices
+from scratchnet.data.augment import Augmentation, Normalisation
 
 _AS_THEY_ARE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -22,7 +23,7 @@ class Loader:
     images : ndarray of uint8, shape (N, H, W, 3)
     labels : ndarray of int, shape (N,)
     batch_size : int
-        Images a batch. The last batch of an epoch is as short as it must be and is never dropped.
+        Images per batch. The last batch of an epoch is as short as it must be and is never dropped.
     shuffle : bool
         Go through the images in a new random order each epoch.
     augmentation : Augmentation, optional
@@ -36,8 +37,8 @@ class Loader:
         Of the images that are handed out.
     image_size : int, optional
         Resize each batch to this height and width (Pillow, bilinear).
-    indices : array of int, optional
-        Use only these images. `images` is neither copied nor changed, whatever is chosen of it.
+    indices : array of int, or of bool (N,), optional
+        Use only these images, or those where a mask is true. `images` is neither copied nor changed.
 
     Raises
     ------
@@ -57,32 +58,25 @@ class Loader:
     def __init__(
         self,
         images: np.ndarray,
-        labels: np.ndarray,
+        labels: ArrayLike,
         batch_size: int,
         *,
         shuffle: bool,
         augmentation: Augmentation | None = None,
         normalisation: Normalisation | None = None,
         seed: int = 0,
-        dtype="float32",
+        dtype: DTypeLike = "float32",
         image_size: int | None = None,
-        indices: np.ndarray | None = None,
+        indices: ArrayLike | None = None,
     ):
         labels = np.asarray(labels)
-        _check_images(images)
+        check_images(images)
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"expected {len(images)} whole-number labels, got {labels.dtype} {labels.shape}")
-        if batch_size < 1 or seed < 0 or (image_size is not None and image_size < 1):
-            raise ValueError(
-                f"a loader needs a batch and image size above zero and a seed of zero or more, "
-                f"not {batch_size}, {image_size} and seed {seed}"
-            )
-        indices = np.arange(len(images)) if indices is None else np.asarray(indices, np.int64)
-        if len(indices) and not (0 <= indices.min() and indices.max() < len(images)):
-            raise ValueError(
-                f"indices must lie within the {len(images)} images, not {indices.min()} to {indices.max()}"
-            )
-        self.images, self.labels, self.indices = images, labels.astype(np.int64, copy=False), indices
+        checks.whole(1, batch_size=batch_size, **({} if image_size is None else {"image_size": image_size}))
+        checks.whole(0, seed=seed)
+        self.images, self.labels = images, labels.astype(np.int64, copy=False)
+        self.indices = image_indices(indices, len(images))
         self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, seed
         self.augmentation, self.normalisation = augmentation, normalisation or _AS_THEY_ARE
         self.dtype, self.image_size = np.dtype(dtype), image_size
@@ -122,9 +116,8 @@ class Loader:
         ahead = None
         try:
             for batch in range(len(self)):
-                # A batch that no worker has begun yet is prepared here and now: waiting in line behind other
-                # work would only lose time, and would never end if the caller were itself the pool's only
-                # worker.
+                # A batch that no worker has begun yet is prepared here and now: waiting for other work to end
+                # would only lose time, and would never end if the caller were itself the only worker.
                 if ahead is None or ahead.cancel():
                     prepared = self._prepare(order, epoch, batch)
                 else:
@@ -138,7 +131,7 @@ class Loader:
                 ahead.cancel()
 
     def choices(self, epoch: int) -> np.ndarray:
-        """Return what ``epoch`` draws, for somebody who prepares the same images elsewhere (on a GPU).
+        """Return what ``epoch`` draws, so that the same images can be prepared elsewhere (on a GPU).
 
         Parameters
         ----------
@@ -155,14 +148,14 @@ class Loader:
         >>> loader.choices(0)[:, 0]
         array([0, 1, 2], dtype=int32)
         """
-        order = self._order(epoch)
+        order, (height, width) = self._order(epoch), self.images.shape[1:3]
         chosen = np.zeros((len(order), 6), np.int32)
         chosen[:, 0] = order
         if self.augmentation is not None:
             for batch in range(len(self)):
                 rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-                generator, size = self._generator(1, epoch, batch), self.images.shape[1:3]
-                chosen[rows, 1:] = self.augmentation.draw(len(order[rows]), *size, generator)
+                generator = self._generator(1, epoch, batch)
+                chosen[rows, 1:] = self.augmentation.draw(len(order[rows]), height, width, generator)
         return chosen
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -186,5 +179,5 @@ def _resize(images: np.ndarray, size: int) -> np.ndarray:
     """Return the images as uint8 (N, size, size, 3)."""
     resized = np.empty((len(images), size, size, 3), np.uint8)
     for i, image in enumerate(images):
-        resized[i] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        resized[i] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
     return resized

@@ -17,9 +17,15 @@ so that they meet (N, S, S) arrays of one number per pixel without a loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-from ._common import ImageData
+from scratchnet import checks
+from scratchnet.data._common import ImageData
+
+# From a number of images and a generator to the coverage (n, S, S) of as many shapes.
+DrawCoverage = Callable[[int, np.random.Generator], np.ndarray]
 
 SIZE = 32
 CLASS_NAMES = (
@@ -57,7 +63,7 @@ def shapes10(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageDat
     Raises
     ------
     ValueError
-        If a size or the seed is negative.
+        If a size or the seed is no whole number of at least 0.
 
     Examples
     --------
@@ -67,10 +73,7 @@ def shapes10(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageDat
     >>> sorted(data.class_names[label] for label in data.test_labels)[:3]
     ['checkerboard', 'circle', 'cross']
     """
-    if n_train < 0 or n_test < 0 or seed < 0:
-        raise ValueError(
-            f"shapes10 needs sizes and a seed of zero or more, not {n_train}, {n_test}, seed {seed}"
-        )
+    checks.whole(0, n_train=n_train, n_test=n_test, seed=seed)
     train_stream, test_stream = np.random.SeedSequence(seed).spawn(2)
     train = _draw_split(n_train, np.random.default_rng(train_stream))
     test = _draw_split(n_test, np.random.default_rng(test_stream))
@@ -85,23 +88,23 @@ def _draw_split(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
         places = np.flatnonzero(labels == label)
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
-            images[chunk] = _draw_pictures(len(chunk), draw_coverage, rng)
+            images[chunk] = _draw_images(len(chunk), draw_coverage, rng)
     return images, labels
 
 
-def _draw_pictures(n: int, draw_coverage, rng: np.random.Generator) -> np.ndarray:
+def _draw_images(n: int, draw_coverage: DrawCoverage, rng: np.random.Generator) -> np.ndarray:
     """Return n images of one class, uint8 (n, S, S, 3)."""
     ground, paint = _two_colours(n, rng)  # each (n, 1, 1, 3)
-    picture = ground + _blotches(n, rng)  # (n, S, S, 3)
+    image = ground + _blotches(n, rng)  # (n, S, S, 3)
     for _ in range(3):
         stroke = _stray_stroke(n, rng)[..., None]  # (n, S, S, 1)
-        picture += stroke * (_colours(n, rng) - picture)
+        image += stroke * (_colours(n, rng) - image)
     coverage = draw_coverage(n, rng)[..., None]  # (n, S, S, 1)
-    picture += coverage * (paint + 0.5 * _blotches(n, rng) - picture)
-    picture += _slope(n, rng)[..., None]  # light falls on shape and background alike
+    image += coverage * (paint + 0.5 * _blotches(n, rng) - image)
+    image += _slope(n, rng)[..., None]  # light falls on shape and background alike
     grain = _uniform(rng, n, 0.01, 0.06)[..., None]  # (n, 1, 1, 1)
-    picture += grain * rng.standard_normal(picture.shape, dtype=np.float32)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image += grain * rng.standard_normal(image.shape, dtype=np.float32)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 # ---- colours and backgrounds -------------------------------------------------------------------------------
@@ -117,16 +120,16 @@ def _colours(n: int, rng: np.random.Generator) -> np.ndarray:
     hue, saturation, value = (
         _uniform(rng, n, *limits)[..., None] for limits in ((0, 6), (0.1, 0.95), (0.12, 1))
     )
-    wheel = np.clip(np.abs((hue + np.float32([0, 4, 2])) % 6 - 3) - 1, 0, 1)  # (n, 1, 1, 3), the pure hue
+    wheel = np.clip(
+        np.abs((hue + np.array([0, 4, 2], np.float32)) % 6 - 3) - 1, 0, 1
+    )  # (n, 1, 1, 3), the pure hue
     return value * (1 + saturation * (wheel - 1))
 
 
 def _two_colours(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return a background and a paint (n, 1, 1, 3) that an eye can tell apart."""
     ground, paint = _colours(n, rng), _colours(n, rng)
-    for _ in range(
-        4
-    ):  # draw again those that are too close; what is left after four times is one in a thousand
+    for _ in range(4):  # draw again those that are too close; after four times one in a thousand is left
         close = np.abs(paint - ground).sum(axis=-1, keepdims=True) < 0.6
         paint = np.where(close, _colours(n, rng), paint)
     return ground, paint
@@ -174,7 +177,7 @@ def _covered(distance: np.ndarray) -> np.ndarray:
     return np.clip(0.5 - distance, 0, 1)
 
 
-def _turned(n: int, rng: np.random.Generator, reach) -> tuple[np.ndarray, np.ndarray]:
+def _turned(n: int, rng: np.random.Generator, reach: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return pixel coordinates x, y (n, S, S) around a random centre within `reach`, turned by any angle."""
     x = _COLUMN - reach * _uniform(rng, n, -1, 1)
     y = _ROW - reach * _uniform(rng, n, -1, 1)
@@ -195,27 +198,27 @@ def _placed(n: int, rng: np.random.Generator, extent: float) -> tuple[np.ndarray
     return x * squeeze / radius, y / squeeze / radius, radius
 
 
-def _circle(n, rng):
+def _circle(n: int, rng: np.random.Generator) -> np.ndarray:
     x, y, radius = _placed(n, rng, 1.1)
     return _covered(radius * (np.hypot(x, y) - 1.1))
 
 
-def _ring(n, rng):
+def _ring(n: int, rng: np.random.Generator) -> np.ndarray:
     x, y, radius = _placed(n, rng, 1.25)
     half_width = _uniform(rng, n, 0.18, 0.3)
     return _covered(radius * (np.abs(np.hypot(x, y) - 0.95) - half_width))
 
 
-def _polygon(corners):
+def _polygon(points: Sequence[tuple[float, float]] | np.ndarray) -> DrawCoverage:
     """Return the coverage function of a polygon with the corners (V, 2), in radii.
 
     The distance to a polygon is the least distance to one of its edges; its sign changes at each edge that a
     ray from the point to the right crosses.
     """
-    corners = np.asarray(corners, np.float32)
+    corners = np.asarray(points, np.float32)
     extent = float(np.hypot(*corners.T).max())
 
-    def draw_coverage(n, rng):
+    def draw_coverage(n: int, rng: np.random.Generator) -> np.ndarray:
         x, y, radius = _placed(n, rng, extent)
         squared = np.full_like(x, np.inf)
         inside = np.zeros(x.shape, bool)
@@ -230,59 +233,48 @@ def _polygon(corners):
     return draw_coverage
 
 
-def _around(radii):
+def _around(radii: Sequence[float]) -> np.ndarray:
     """Return corners (V, 2) at equal angles and the given distances from the centre."""
     angle = 2 * np.pi * np.arange(len(radii)) / len(radii)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.asarray(radii)[:, None]
 
 
-def _heart_corners():
+def _heart_corners() -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     height = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([16 * np.sin(t) ** 3, -height - 2.5], axis=1) / 13
 
 
-def _cross_corners(arm=1.35, half_width=0.42):
-    a, w = arm, half_width
-    return [
-        (w, w),
-        (w, a),
-        (-w, a),
-        (-w, w),
-        (-a, w),
-        (-a, -w),
-        (-w, -w),
-        (-w, -a),
-        (w, -a),
-        (w, -w),
-        (a, -w),
-        (a, w),
-    ]
+def _cross_corners() -> list[tuple[float, float]]:
+    a, w = 1.35, 0.42  # length of an arm, half its width
+    # fmt: off
+    return [(w, w), (w, a), (-w, a), (-w, w), (-a, w), (-a, -w),
+            (-w, -w), (-w, -a), (w, -a), (w, -w), (a, -w), (a, w)]
+    # fmt: on
 
 
-def _stripes(n, rng):
+def _stripes(n: int, rng: np.random.Generator) -> np.ndarray:
     x, _ = _turned(n, rng, reach=8)
     period = _uniform(rng, n, 4.5, 10)
     return _covered(_wave(x, period, _uniform(rng, n, 0.4, 0.6)))
 
 
-def _checkerboard(n, rng):
+def _checkerboard(n: int, rng: np.random.Generator) -> np.ndarray:
     x, y = _turned(n, rng, reach=8)
     period = _uniform(rng, n, 7, 13)
     across, down = _wave(x, period, 0.5), _wave(y, period, 0.5)  # negative in every other stripe
-    # Inside where exactly one of the two is negative. The product of the signs says so, the nearer edge how
-    # far.
+    # Inside where exactly one of the two is negative, as the product of their signs tells.
     return _covered(np.sign(across * down) * np.minimum(np.abs(across), np.abs(down)))
 
 
-def _dots(n, rng):
+def _dots(n: int, rng: np.random.Generator) -> np.ndarray:
     x, y = _turned(n, rng, reach=8)
     period = _uniform(rng, n, 6.5, 11)
     dx, dy = (np.abs((place / period) % 1 - 0.5) * period for place in (x, y))  # from the middle of the cell
     return _covered(np.hypot(dx, dy) - period * _uniform(rng, n, 0.24, 0.36))
 
 
-def _wave(x, period, share):
+def _wave(x: np.ndarray, period: np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """Return the distance to stripes that fill `share` of each period, negative inside."""
     return (np.abs((x / period) % 1 - 0.5) - share / 2) * period
 

@@ -1,15 +1,21 @@
 """Stratified draws: a validation split, and a subset of what is left.
 
-Stratified means that every class is drawn in proportion to how often it occurs, so that a small split is not
-easier or harder than the whole only because it holds more of one class.
+Stratified: every class is drawn in proportion to how often it occurs, so that a small split is not easier or
+harder than the whole only because it holds more of one class.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from scratchnet import checks
+from scratchnet.data._common import image_indices
 
 
-def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split_validation(
+    labels: ArrayLike, n_validation: int = 5000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Divide the training images into those to train on and those to validate on.
 
     Parameters
@@ -37,6 +43,7 @@ def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[n
     >>> np.bincount(np.array([0, 0, 0, 0, 1, 1])[validation])
     array([2, 1])
     """
+    checks.whole(0, n_validation=n_validation, seed=seed)
     labels = np.asarray(labels)
     if not 0 <= n_validation < max(len(labels), 1):
         raise ValueError(
@@ -48,14 +55,14 @@ def split_validation(labels, n_validation: int = 5000, seed: int = 0) -> tuple[n
     return np.setdiff1d(everything, chosen, assume_unique=True), chosen
 
 
-def subset(labels, indices, n: int, seed: int = 0) -> np.ndarray:
+def subset(labels: ArrayLike, indices: ArrayLike, n: int, seed: int = 0) -> np.ndarray:
     """Draw n of the given images, each class in proportion.
 
     Parameters
     ----------
     labels : array of int, shape (N,)
         The classes of all images.
-    indices : array of int, shape (M,)
+    indices : array of int, shape (M,), or a mask (N,)
         Which of them to draw from, such as the training side of `split_validation`.
     n : int
         How many, 1 to M.
@@ -70,20 +77,22 @@ def subset(labels, indices, n: int, seed: int = 0) -> np.ndarray:
     Raises
     ------
     ValueError
-        If n is not 1 to M.
+        If n is not 1 to M, or the indices are none.
 
     Examples
     --------
     >>> subset([0, 0, 1, 1], indices=[0, 1, 2], n=3)
     array([0, 1, 2])
     """
-    labels, indices = np.asarray(labels), np.asarray(indices, np.int64)
-    if not 1 <= n <= len(indices):
-        raise ValueError(f"cannot draw a subset of {n} from {len(indices)} images: say 1 to {len(indices)}")
-    return _draw(labels, indices, n, seed, purpose=1)
+    checks.whole(0, n=n, seed=seed)
+    labels = np.asarray(labels)
+    among = image_indices(indices, len(labels))
+    if not 1 <= n <= len(among):
+        raise ValueError(f"cannot draw a subset of {n} from {len(among)} images: say 1 to {len(among)}")
+    return _draw(labels, among, n, seed, purpose=1)
 
 
-def _draw(labels, indices, n, seed, purpose):
+def _draw(labels: np.ndarray, indices: np.ndarray, n: int, seed: int, purpose: int) -> np.ndarray:
     """Return n of `indices`, ascending, in proportion to the classes."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
     classes, counts = np.unique(labels[indices], return_counts=True)

@@ -152,7 +152,7 @@ class Report:
         yield sections.curves(rows, self.options, len(self.class_names))
         if weights.exists():
             net = self._load_net(weights)
-            self._load_pictures()
+            self._load_images()
             yield self._doctor(net, rows)
             yield from self._mistakes(net)
             yield sections.filters(net)
@@ -223,7 +223,7 @@ class Report:
 
     # The data
 
-    def _load_pictures(self) -> None:
+    def _load_images(self) -> None:
         """Get the data set, once; where it cannot be had, the page does without."""
         if self.pictures is not None or self.no_pictures:
             return
@@ -268,7 +268,7 @@ class Report:
     def _given_picture(self, image: str | os.PathLike) -> Shown:
         if os.path.isdir(image):
             raise data.DataError(f"{os.fsdecode(image)} is a folder, where one image is wanted")
-        picture = data.load_picture(image)
-        pixels = data.picture_to_array(picture, self.options["image_size"])
-        seen = data.picture_to_array(picture, min(self.options["image_size"], sections.LARGEST_PICTURE))
+        picture = data.load_image(image)
+        pixels = data.image_to_array(picture, self.options["image_size"])
+        seen = data.image_to_array(picture, min(self.options["image_size"], sections.LARGEST_PICTURE))
         return Shown(seen, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))

@@ -27,7 +27,7 @@ def collect(loader, epoch=0):
 
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 35), shuffle=st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_every_picture_comes_once_with_its_label_and_the_short_batch_last(n, batch_size, shuffle):
+def test_every_image_comes_once_with_its_label_and_the_short_batch_last(n, batch_size, shuffle):
     loader = Loader(*numbered(n, size=2), batch_size, shuffle=shuffle)
     batches = list(loader.epoch(0))
     sizes = [len(y) for _, y in batches]
@@ -159,13 +159,17 @@ def test_stopping_midway_leaves_nothing_behind_and_the_loader_usable():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"batch_size": 0}, "above zero"),
-        ({"image_size": 0}, "above zero"),
-        ({"seed": -1}, "seed"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"batch_size": 2.0}, "batch_size must be a whole number"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"labels": np.arange(9)}, "10 whole-number labels"),
         ({"labels": np.arange(10.0)}, "whole-number"),
-        ({"indices": [0, 10]}, "indices"),
-        ({"indices": [-1]}, "indices"),
+        ({"indices": [0, 10]}, "indices must lie within the 10 images, not 0 to 10"),
+        ({"indices": [-1]}, "indices must lie within"),
+        ({"indices": [0.0, 1.0]}, r"whole numbers, or a mask of 10 truth values, not float64 \(2,\)"),
+        ({"indices": [True, False]}, r"a mask of 10 truth values, not bool \(2,\)"),
+        ({"indices": [[0, 1]]}, "whole numbers, or a mask"),
         ({"images": np.zeros((10, 3, 8, 8), np.uint8)}, "channels are last"),
     ],
 )
@@ -174,6 +178,19 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
     arguments = dict(images=images, labels=labels, batch_size=2, shuffle=True) | change
     with pytest.raises(ValueError, match=message):
         Loader(**arguments)
+
+
+def test_a_mask_chooses_the_images_where_it_is_true():
+    images, labels = numbered(1500)
+    mask = labels % 700 < 2
+    chosen = np.flatnonzero(mask)
+    assert Loader(images, labels, 2, shuffle=False, indices=mask).indices.tolist() == chosen.tolist()
+    assert subset(labels, mask.tolist(), 3).tolist() == subset(labels, chosen, 3).tolist()
+    assert Normalisation.of(images, mask) == Normalisation.of(images, chosen)
+
+
+def test_no_index_at_all_is_an_empty_epoch():
+    assert list(Loader(*numbered(), 2, shuffle=True, indices=[]).epoch(0)) == []
 
 
 # ---- stratified splits ----
@@ -209,21 +226,26 @@ def test_cifar_sized_split_is_exact_and_depends_on_the_seed():
     assert not np.array_equal(split_validation(labels, seed=1)[1], validation)
 
 
-@pytest.mark.parametrize("n", [-1, 10, 11])
-def test_impossible_validation_sizes_are_refused(n):
-    with pytest.raises(ValueError, match=f"cannot set aside {n} of 10"):
+@pytest.mark.parametrize(
+    ("n", "sentence"),
+    [(-1, "n_validation must be"), (10, "cannot set aside 10 of 10"), (11, "cannot set aside 11 of 10")],
+)
+def test_impossible_validation_sizes_are_refused(n, sentence):
+    with pytest.raises(ValueError, match=sentence):
         split_validation(np.zeros(10, int), n)
 
 
-@pytest.mark.parametrize("n", [-1, 0, 4])
-def test_impossible_subsets_are_refused(n):
-    with pytest.raises(ValueError, match=f"subset of {n} from 3"):
+@pytest.mark.parametrize(
+    ("n", "sentence"), [(-1, "n must be"), (0, "subset of 0 from 3"), (4, "subset of 4 from 3")]
+)
+def test_impossible_subsets_are_refused(n, sentence):
+    with pytest.raises(ValueError, match=sentence):
         subset(np.zeros(10, int), [1, 2, 3], n)
 
 
 @pytest.mark.parametrize("name", ["none", "crop2-flip", "crop-flip-cutout5", "cutout3"])
-def test_choices_say_what_an_epoch_does_to_which_picture(name):
-    """With nothing but the numbers, somebody else makes the same pictures."""
+def test_choices_say_what_an_epoch_does_to_which_image(name):
+    """The numbers alone are enough to make the same images."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
     augmentation, fill = Augmentation.named(name), np.array([9, 8, 7], np.uint8)
@@ -237,12 +259,12 @@ def test_choices_say_what_an_epoch_does_to_which_picture(name):
         padded = np.empty((8 + 2 * c, 6 + 2 * c, 3), np.uint8)
         padded[:] = fill
         padded[c : c + 8, c : c + 6] = images[index]
-        picture = padded[top : top + 8, left : left + 6][:, :: -1 if mirrored else 1].copy()
+        image = padded[top : top + 8, left : left + 6][:, :: -1 if mirrored else 1].copy()
         for h in range(hole_top, hole_top + augmentation.cutout):
             for w in range(hole_left, hole_left + augmentation.cutout):
                 if 0 <= h < 8 and 0 <= w < 6:
-                    picture[h, w] = fill
-        made.append(picture * scale - shift)
+                    image[h, w] = fill
+        made.append(image * scale - shift)
     expected = [(x, y) for x, y in loader.epoch(4)]
     np.testing.assert_array_equal(np.stack(made), np.concatenate([x for x, _ in expected]))
     np.testing.assert_array_equal(loader.choices(4)[:, 0], np.concatenate([y for _, y in expected]))

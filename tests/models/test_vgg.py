@@ -19,7 +19,7 @@ def size(net):
     return sum(p.size for p in net.parameters().values())
 
 
-def pictures(N=2, H=32, W=32, seed=0, dtype="float32"):
+def random_images(N=2, H=32, W=32, seed=0, dtype="float32"):
     return np.random.default_rng(seed).standard_normal((N, H, W, 3)).astype(dtype)
 
 
@@ -109,7 +109,7 @@ def test_a_list_of_ones_own_is_an_architecture():
     net = VGG([8, "M", 16, 16, "M"], num_classes=3, image_size=12, classifier_width=5)
     assert net.shrink == 4
     assert net.parameters()["classifier.0.weight"].shape == (16 * 3 * 3, 5)
-    assert net.forward(pictures(H=12, W=12)).shape == (2, 3)
+    assert net.forward(random_images(H=12, W=12)).shape == (2, 3)
 
 
 # Width, sizes, heads, dtypes
@@ -123,9 +123,9 @@ def test_width_scales_channels_rounding_down(width):
 
 
 @pytest.mark.parametrize("image_size", [32, 64, 96])
-def test_a_flat_head_takes_pictures_of_the_size_it_was_built_for(image_size):
+def test_a_flat_head_takes_images_of_the_size_it_was_built_for(image_size):
     net = vgg11(**TINY | {"image_size": image_size})
-    assert net.forward(pictures(H=image_size, W=image_size)).shape == (2, 10)
+    assert net.forward(random_images(H=image_size, W=image_size)).shape == (2, 10)
     assert net.parameters()["classifier.0.weight"].shape[0] == 32 * (image_size // 32) ** 2
 
 
@@ -133,20 +133,20 @@ def test_a_gap_head_takes_any_size_batch_by_batch_and_learns_from_each():
     net = vgg11(**TINY | {"image_size": 40}, head="gap")
     assert net.parameters()["classifier.0.weight"].shape == (32, 16)
     for H, W in [(32, 32), (45, 33), (32, 80), (100, 41)]:
-        logits = net.forward(pictures(H=H, W=W))
+        logits = net.forward(random_images(H=H, W=W))
         assert logits.shape == (2, 10)
         assert net.backward(np.ones_like(logits)).shape == (2, H, W, 3)
 
 
 def test_gap_of_one_pixel_is_the_flat_head():
-    x = pictures()
+    x = random_images()
     flat, gap = vgg11(**TINY, dropout=0.0), vgg11(**TINY, dropout=0.0, head="gap")
     np.testing.assert_allclose(flat.forward(x), gap.forward(x), rtol=1e-5, atol=1e-6)
 
 
 def test_float64_everywhere():
     net = vgg11(**TINY, batch_norm=True, dtype="float64")
-    logits = net.forward(pictures(dtype="float64"))
+    logits = net.forward(random_images(dtype="float64"))
     dx = net.backward(np.ones_like(logits))
     arrays = [p.data for p in net.parameters().values()] + [p.grad for p in net.parameters().values()]
     assert {a.dtype for a in [logits, dx, *arrays, *net.buffers().values()]} == {np.dtype("float64")}
@@ -194,12 +194,12 @@ def test_settings_that_build_no_network_are_refused_by_name(settings, words):
         ("gap", 31, 64, r"images of 31 x 64 are too small: 32 x 32 at least"),
     ],
 )
-def test_pictures_of_another_size_are_refused_and_told_what_to_do(head, H, W, words):
+def test_images_of_another_size_are_refused_and_told_what_to_do(head, H, W, words):
     with pytest.raises(ValueError, match=words):
-        vgg11(**TINY, head=head).forward(pictures(H=H, W=W))
+        vgg11(**TINY, head=head).forward(random_images(H=H, W=W))
 
 
-def test_pictures_with_channels_first_are_refused():
+def test_images_with_channels_first_are_refused():
     with pytest.raises(ValueError, match="channels last"):
         vgg11(**TINY).forward(np.zeros((2, 3, 32, 32), "float32"))
 
@@ -208,7 +208,7 @@ def test_pictures_with_channels_first_are_refused():
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
-    x = pictures()
+    x = random_images()
     a, b, c = (vgg11(**TINY, seed=seed) for seed in (1, 1, 2))
     assert all(
         (p.data == q.data).all()
@@ -233,7 +233,7 @@ def test_batch_norm_and_dropout_do_not_change_the_drawn_weights():
 
 def first_loss_and_gradient(init):
     net = vgg16(10, 32, width=0.25, classifier_width=128, dropout=0.0, init=init, seed=3)
-    x, labels = pictures(16), np.arange(16) % 10
+    x, labels = random_images(16), np.arange(16) % 10
     scales = []
     for layer in net.layers:
         x = layer.forward(x)
@@ -351,7 +351,7 @@ def test_a_network_is_declared_and_not_allocated_until_needed():
 
 def test_inference_holds_no_gradients_and_keeps_nothing_for_backward():
     net = vgg11(**TINY, batch_norm=True).eval()
-    net.forward(pictures())
+    net.forward(random_images())
     assert all(p.grad is None for p in net.parameters().values())
     assert net.features[0].weight.buffer.grad is None
     assert all(layer._saved is None for _, layer in net.walk())
@@ -370,8 +370,8 @@ def test_batch_norm_stands_between_convolution_and_relu():
     assert not any(isinstance(layer, BatchNorm2d) for layer in vgg11(**TINY).features)
 
 
-def test_backward_can_skip_the_gradient_of_the_picture_and_sets_the_same_others():
-    x = pictures()
+def test_backward_can_skip_the_gradient_of_the_image_and_sets_the_same_others():
+    x = random_images()
     with_dx, without = vgg11(**TINY, dropout=0.0), vgg11(**TINY, dropout=0.0)
     dy = np.ones_like(with_dx.forward(x))
     without.forward(x)

@@ -1,4 +1,4 @@
-"""An image from anywhere, as a network wants it."""
+"""Images from files and addresses, as a network takes them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from scratchnet import workers
-
-from ._common import DataError
-from .download import TIMEOUT, USER_AGENT
+from scratchnet import checks, workers
+from scratchnet.data._common import DataError
+from scratchnet.data.download import TIMEOUT, USER_AGENT
 
 MAX_BYTES = 64 << 20  # of a file behind a URL
 MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at least not a photograph
-# What Pillow knows by its name, but cannot read by itself, or what is refused.
-NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Formats that Pillow knows by name but cannot read by itself, and those refused here.
+UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+Name: TypeAlias = str | os.PathLike[str]  # of a file, or an address
 _DEADLINE = 60.0  # seconds for a whole transfer, however slowly it drips
 
 
-def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
+def load_image(path_or_url: Name) -> Image.Image:
     """Read an image of any format and mode that Pillow knows.
 
     Parameters
@@ -53,12 +53,11 @@ def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
 
     Examples
     --------
-    >>> load_picture("no/such/cat.png")
+    >>> load_image("no/such/cat.png")
     Traceback (most recent call last):
     scratchnet.data._common.DataError: no/such/cat.png does not exist
     """
-    name = os.fspath(path_or_url)
-    name = os.fsdecode(name)
+    name = os.fsdecode(path_or_url)
     scheme, separator, _ = name.partition("://")
     if separator and scheme.lower() in ("http", "https"):
         content = _fetch(name)
@@ -70,7 +69,7 @@ def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
         raise DataError(f"{name} is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is refused or mended below
+            warnings.simplefilter("ignore")  # of Pillow's, about things refused or mended below
             with Image.open(io.BytesIO(content)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -87,13 +86,13 @@ def load_picture(path_or_url: str | os.PathLike) -> Image.Image:
         raise DataError(f"{name} is not an image that can be read") from None
     except Image.DecompressionBombError:
         raise DataError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # decoders of damaged files fail in every way that there is
+    except Exception as error:  # decoders of damaged files raise anything
         raise DataError(
             f"{name} cannot be decoded, it may be truncated: {error or type(error).__name__}"
         ) from error
 
 
-def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
+def image_to_array(image: Image.Image, size: int) -> np.ndarray:
     """Cut the centre square out of an image and resize it.
 
     The largest centred square is resized (bilinear, with Pillow's smoothing when it shrinks): nothing is
@@ -102,7 +101,7 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
     Parameters
     ----------
     image : PIL.Image.Image
-        Any size; modes other than RGB are converted as `load_picture` does.
+        Any size; modes other than RGB are converted as `load_image` does.
     size : int
         Height and width of the result in pixels.
 
@@ -113,15 +112,14 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `size` is not above zero.
+        If `size` is no whole number of at least 1.
 
     Examples
     --------
-    >>> picture_to_array(Image.new("RGB", (640, 480), "red"), 32)[0, 0]
+    >>> image_to_array(Image.new("RGB", (640, 480), "red"), 32)[0, 0]
     array([255,   0,   0], dtype=uint8)
     """
-    if size < 1:
-        raise ValueError(f"an image cannot be resized to {size} pixels")
+    checks.whole(1, size=size)
     image = _to_rgb(image)
     width, height = image.size
     side = min(width, height)
@@ -130,8 +128,8 @@ def picture_to_array(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=square))
 
 
-def pictures_in(folder: str | os.PathLike) -> list[str]:
-    """Return the files in a folder, by their names' endings, that Pillow may be able to read, sorted.
+def images_in(folder: Name) -> list[str]:
+    """Return the files in a folder that Pillow may be able to read, judging by their names, sorted.
 
     Parameters
     ----------
@@ -144,12 +142,12 @@ def pictures_in(folder: str | os.PathLike) -> list[str]:
     >>> folder = tempfile.TemporaryDirectory()
     >>> for name in ("cat.png", "ant.jpg", "notes.txt"):
     ...     Path(folder.name, name).touch()
-    >>> [Path(path).name for path in pictures_in(folder.name)]
+    >>> [Path(path).name for path in images_in(folder.name)]
     ['ant.jpg', 'cat.png']
     """
     endings = Image.registered_extensions()
     kinds = {
-        ending: kind for ending, kind in endings.items() if kind in Image.OPEN and kind not in NO_PICTURES
+        ending: kind for ending, kind in endings.items() if kind in Image.OPEN and kind not in UNREADABLE
     }
     names = [
         n for n in sorted(os.listdir(folder)) if Path(n).suffix.lower() in kinds and not n.startswith(".")
@@ -159,15 +157,15 @@ def pictures_in(folder: str | os.PathLike) -> list[str]:
 
 
 def decode_ahead(
-    names: Iterable[str | os.PathLike], size: int, ahead: int
-) -> Iterator[tuple[str | os.PathLike, np.ndarray | DataError]]:
+    names: Iterable[Name], size: int, ahead: int
+) -> Iterator[tuple[Name, np.ndarray | DataError]]:
     """Read images in order, some of them ahead on worker threads, while the caller computes.
 
     Parameters
     ----------
     names : iterable of path or address
     size : int
-        Height and width of the results, see ``picture_to_array``.
+        Height and width of the results, see ``image_to_array``.
     ahead : int
         How many to read ahead.
 
@@ -184,13 +182,13 @@ def decode_ahead(
     [('no/such/cat.png', 'no/such/cat.png does not exist')]
     """
 
-    def decode(name: str | os.PathLike) -> np.ndarray | DataError:
+    def decode(name: Name) -> np.ndarray | DataError:
         try:
-            return picture_to_array(load_picture(name), size)
+            return image_to_array(load_image(name), size)
         except DataError as error:
             return error
 
-    waiting: deque[tuple[str | os.PathLike, Future]] = deque()
+    waiting: deque[tuple[Name, Future[np.ndarray | DataError]]] = deque()
     try:
         for name in names:
             # What is fetched over a network is fetched by the caller, whom Ctrl-C can interrupt.
@@ -205,9 +203,12 @@ def decode_ahead(
             future.cancel()
 
 
-def _first(waiting: deque, decode: Callable) -> tuple[Any, Any]:
+def _first(
+    waiting: deque[tuple[Name, Future[np.ndarray | DataError]]],
+    decode: Callable[[Name], np.ndarray | DataError],
+) -> tuple[Name, np.ndarray | DataError]:
     name, future = waiting.popleft()
-    # What no worker has begun is done here: the pool may be busy, or the caller one of its workers.
+    # An image that no worker has begun is decoded here: the pool may be busy, or the caller in it.
     return name, decode(name) if future.cancel() else future.result()
 
 
@@ -254,7 +255,7 @@ def _fetch(url: str) -> bytes:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a malformed note about the image is no reason to refuse the image
+    except Exception:  # malformed metadata is no reason to refuse an image
         return image
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scratchnet.data import DataError, load_picture, picture_to_array
-from scratchnet.data import pictures as module
+from scratchnet.data import DataError, image_to_array, load_image
+from scratchnet.data import images as module
 
 
 def encoded(image, format_="PNG", **options):
@@ -29,7 +29,7 @@ def noise(width=40, height=30, seed=0):
 @pytest.fixture
 def saved(tmp_path):
     def save(image, format_="PNG", **options):
-        path = tmp_path / f"picture.{format_.lower()}"
+        path = tmp_path / f"image.{format_.lower()}"
         path.write_bytes(encoded(image, format_, **options))
         return path
 
@@ -40,8 +40,8 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_a_picture_comes_back_as_it_was(saved, kind):
-    found = load_picture(kind(saved(noise())))
+def test_an_image_comes_back_as_it_was(saved, kind):
+    found = load_image(kind(saved(noise())))
     assert found.mode == "RGB" and np.array_equal(found, noise())
 
 
@@ -54,7 +54,7 @@ def test_common_formats_and_modes(saved, format_, mode):
         image.putpalette([value for k in range(256) for value in (k, 2 * k % 256, 255 - k)])
     if format_ in ("JPEG", "WEBP", "PPM") and mode in ("P", "1"):
         image = image.convert("RGB")
-    found = load_picture(saved(image, format_))
+    found = load_image(saved(image, format_))
     assert found.mode == "RGB" and found.size == (20, 10)
     expected = np.asarray(image.convert("RGB"), int)
     assert np.abs(np.asarray(found, int) - expected).max() <= 8
@@ -62,11 +62,11 @@ def test_common_formats_and_modes(saved, format_, mode):
 
 @pytest.mark.parametrize("mode, clear", [("RGBA", (255, 0, 0, 0)), ("LA", (0, 0))])
 def test_transparent_places_become_white(saved, mode, clear):
-    assert load_picture(saved(Image.new(mode, (4, 4), clear))).getpixel((1, 1)) == (255, 255, 255)
+    assert load_image(saved(Image.new(mode, (4, 4), clear))).getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_half_transparent_places_are_mixed_with_white(saved):
-    found = load_picture(saved(Image.new("RGBA", (4, 4), (0, 0, 0, 128)))).getpixel((1, 1))
+    found = load_image(saved(Image.new("RGBA", (4, 4), (0, 0, 0, 128)))).getpixel((1, 1))
     assert all(abs(value - 127) <= 1 for value in found)
 
 
@@ -75,27 +75,27 @@ def test_transparent_palette_entries_become_white(saved, format_):
     image = Image.new("P", (4, 4), 0)
     image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
     image.putpixel((3, 3), 1)
-    found = load_picture(saved(image, format_, transparency=0))
+    found = load_image(saved(image, format_, transparency=0))
     assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((3, 3)) == (200, 100, 50)
 
 
 def test_transparent_grey_and_rgb_colours_become_white(saved):
-    assert load_picture(saved(Image.new("L", (4, 4), 7), transparency=7)).getpixel((0, 0)) == (255,) * 3
+    assert load_image(saved(Image.new("L", (4, 4), 7), transparency=7)).getpixel((0, 0)) == (255,) * 3
     image = Image.new("RGB", (4, 4), (1, 2, 3))
-    assert load_picture(saved(image, transparency=(1, 2, 3))).getpixel((0, 0)) == (255,) * 3
+    assert load_image(saved(image, transparency=(1, 2, 3))).getpixel((0, 0)) == (255,) * 3
 
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_not_clipped(saved, format_):
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
-    found = np.asarray(load_picture(saved(Image.fromarray(values), format_)))
+    found = np.asarray(load_image(saved(Image.fromarray(values), format_)))
     assert found[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 def test_floats_of_both_habits(saved):
     for scale in (1, 255):
         values = np.array([[0, 0.2, 1]], np.float32) * scale
-        assert np.asarray(load_picture(saved(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [
+        assert np.asarray(load_image(saved(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [
             0,
             51,
             255,
@@ -103,7 +103,7 @@ def test_floats_of_both_habits(saved):
 
 
 def test_cmyk(saved):
-    found = load_picture(saved(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)).getpixel(
+    found = load_image(saved(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)).getpixel(
         (8, 8)
     )
     assert found[0] < 20 and found[1] > 200 and found[2] > 200
@@ -112,7 +112,7 @@ def test_cmyk(saved):
 def test_first_frame_of_an_animation(saved):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     path = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
-    assert load_picture(path).getpixel((0, 0)) == (255, 0, 0)
+    assert load_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_first_frame_of_an_animation(saved):
 def test_exif_orientation_is_obeyed(saved, orientation, turn):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = load_picture(saved(noise(), "PNG", exif=exif))
+    found = load_image(saved(noise(), "PNG", exif=exif))
     assert np.array_equal(found, noise() if turn is None else noise().transpose(turn))
 
 
 def test_malformed_exif_does_not_matter(saved):
-    assert load_picture(saved(noise(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")).size == (40, 30)
+    assert load_image(saved(noise(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")).size == (40, 30)
 
 
 # ---- to an array ----
@@ -142,34 +142,34 @@ def test_malformed_exif_does_not_matter(saved):
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 70))
 @settings(deadline=None, max_examples=40)
 def test_any_size_becomes_the_asked_square(width, height, size):
-    array = picture_to_array(noise(width, height), size)
+    array = image_to_array(noise(width, height), size)
     assert array.shape == (size, size, 3) and array.dtype == np.uint8 and array.flags.writeable
 
 
 def test_the_right_size_is_unchanged():
-    assert np.array_equal(picture_to_array(noise(32, 32), 32), noise(32, 32))
+    assert np.array_equal(image_to_array(noise(32, 32), 32), noise(32, 32))
 
 
 def test_the_centre_square_is_kept_and_nothing_squeezed():
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 255
-    assert (picture_to_array(Image.fromarray(wide), 20) == 255).all()
-    assert (picture_to_array(Image.fromarray(wide.transpose(1, 0, 2)), 20) == 255).all()
+    assert (image_to_array(Image.fromarray(wide), 20) == 255).all()
+    assert (image_to_array(Image.fromarray(wide.transpose(1, 0, 2)), 20) == 255).all()
 
 
 def test_shrinking_averages():
     board = np.indices((256, 256)).sum(axis=0) % 2 * 255
-    array = picture_to_array(Image.fromarray(board.astype(np.uint8)), 32)
+    array = image_to_array(Image.fromarray(board.astype(np.uint8)), 32)
     assert np.abs(array.astype(int) - 127).max() <= 2
 
 
 def test_other_modes_are_converted():
-    assert (picture_to_array(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), 4) == 255).all()
+    assert (image_to_array(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), 4) == 255).all()
 
 
 def test_an_impossible_size_is_refused():
-    with pytest.raises(ValueError, match="0 pixels"):
-        picture_to_array(noise(), 0)
+    with pytest.raises(ValueError, match="size must be a whole number of at least 1, not 0"):
+        image_to_array(noise(), 0)
 
 
 # ---- what is no image ----
@@ -177,7 +177,7 @@ def test_an_impossible_size_is_refused():
 
 def refused(path, message=None):
     with pytest.raises(DataError, match=message) as caught:
-        load_picture(path)
+        load_image(path)
     text = str(caught.value)
     assert str(path) in text and "\n" not in text and " object at 0x" not in text
     return text
@@ -194,20 +194,20 @@ def test_missing_empty_and_folder(tmp_path):
 
 def test_a_name_with_a_null_character():
     with pytest.raises(DataError):
-        load_picture("cat\0.png")
+        load_image("cat\0.png")
 
 
 @pytest.mark.parametrize(
     "content", [b"hello, world\n", bytes(1000), b"<html></html>", b"\x89PNG\r\n\x1a\n", b"GIF89a"]
 )
-def test_a_file_that_is_no_picture(tmp_path, content):
+def test_a_file_that_is_no_image(tmp_path, content):
     path = tmp_path / "cat.png"
     path.write_bytes(content)
     refused(path)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_truncated_pictures_are_refused_wherever_they_end(tmp_path, format_):
+def test_truncated_images_are_refused_wherever_they_end(tmp_path, format_):
     whole = encoded(noise(64, 64), format_)
     for share in (0.02, 0.3, 0.6, 0.9):
         path = tmp_path / "cut"
@@ -225,7 +225,7 @@ def test_random_damage_never_ends_in_another_error(tmp_path, format_):
             content[place] = rng.integers(256)
         path.write_bytes(content)
         try:
-            load_picture(path)
+            load_image(path)
         except DataError:
             pass
 
@@ -246,7 +246,7 @@ def test_a_decompression_bomb(tmp_path, monkeypatch):
 
 
 def test_postscript_is_not_run(tmp_path):
-    path = tmp_path / "picture.eps"
+    path = tmp_path / "image.eps"
     path.write_bytes(encoded(noise(), "EPS"))
     refused(path, "PostScript")
 
@@ -264,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        picture = encoded(noise())
+        image = encoded(noise())
         if self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/a%20cat.png")
@@ -275,22 +275,22 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         elif self.path == "/page":
             self.send_response(200)
-            picture = b"<html>Not an image</html>"
+            image = b"<html>Not an image</html>"
         elif self.path == "/short":
             self.send_response(200)
-            self.send_header("Content-Length", str(len(picture)))
-            picture = picture[: len(picture) // 2]
+            self.send_header("Content-Length", str(len(image)))
+            image = image[: len(image) // 2]
         elif self.path == "/large":
             self.send_response(200)
-            picture = bytes(5000)
+            image = bytes(5000)
         elif self.path == "/empty":
             self.send_response(200)
-            picture = b""
+            image = b""
         else:
             self.send_error(404)
             return
         self.end_headers()
-        self.wfile.write(picture)
+        self.wfile.write(image)
 
 
 @pytest.fixture(scope="module")
@@ -303,8 +303,8 @@ def server():
 
 
 @pytest.mark.parametrize("path", ["/a%20cat.png", "/a cat.png", "/kätzchen.png?x=1", "/moved"])
-def test_a_picture_from_an_address(server, path):
-    assert np.array_equal(load_picture(server + path), noise())
+def test_an_image_from_an_address(server, path):
+    assert np.array_equal(load_image(server + path), noise())
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_picture_from_an_address(server, path):
         ("/to-file", "cannot be fetched"),
     ],
 )
-def test_an_address_without_a_picture(server, path, message):
+def test_an_address_without_an_image(server, path, message):
     refused(server + path, message)
 
 
@@ -333,7 +333,7 @@ def test_an_address_that_cannot_be_reached(address):
     refused(address, "cannot be fetched")
 
 
-def test_pictures_are_decoded_ahead_in_order_and_errors_stay_in_their_place(tmp_path):
+def test_images_are_decoded_ahead_in_order_and_errors_stay_in_their_place(tmp_path):
     from scratchnet.data import decode_ahead
 
     names = []
