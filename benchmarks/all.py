@@ -1,4 +1,4 @@
-"""All benchmarks, with one command.
+"""All benchmarks with one command.
 
 ::
 
@@ -6,9 +6,9 @@
     python benchmarks/all.py
 
 Writes to ``benchmarks/results/``, named after the day: a Markdown file with a summary and every table, a
-JSON file with the numbers behind them, an image of the summary and one of how costs grow. Every section is
-saved as soon as it is measured; ``--only NAME ...`` measures some of them, into the same day's files. A run
-that was interrupted says how to go on.
+JSON file with all numbers, a figure of the summary and one of how costs grow. Every section is
+saved as soon as it is measured; ``--only NAME ...`` measures some of them, into the same day's files. An
+interrupted run prints the command that continues it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from time_by_group import groups_table, measure_groups
 TINY = {"arch": "vgg11", "width": 0.0625, "batch_size": 2}
 TINY_AXES = {"batch": [1, 2], "pixels": [32, 64], "threads": AXES["threads"][1]}
 
-# The races with others: kind, side of an image, batch, batch normalisation, rivals, rounds.
+# Races against rivals: kind, side of an image, batch, batch normalisation, rivals, rounds.
 RACES: dict[str, tuple[str, int, int, bool, list[str], int]] = {
     "training-32": ("training", 32, 128, False, RIVALS["training"], 9),
     "training-32-norm": ("training", 32, 128, True, RIVALS["training"], 9),
@@ -58,17 +58,17 @@ def measure_section(name: str, rounds: int | None, tiny: bool, progress: Any) ->
     name : str
         One of SECTIONS.
     rounds : int or None
-        None for the usual number.
+        None: each section's own number.
     tiny : bool
-        With a tiny network: to see that everything works, quickly.
+        With a tiny network, to see quickly that everything works.
     progress : tqdm
         Told what is going on.
     """
     small = TINY if tiny else {}
     if name in RACES:
-        kind, size, batch, norm, rivals, usual = RACES[name]
+        kind, size, batch, norm, rivals, default = RACES[name]
         task = {**NETWORK, "kind": kind, "image_size": size, "batch_size": batch, "batch_norm": norm, **small}
-        return measure(task, ["scratchnet", *rivals], rounds or usual, progress)
+        return measure(task, ["scratchnet", *rivals], rounds or default, progress)
     rounds = rounds or ROUNDS[name]
     task = {**NETWORK, "kind": "training", "image_size": 32, "batch_size": 128, **small}
     if name == "time-by-group":
@@ -87,13 +87,13 @@ def measure_section(name: str, rounds: int | None, tiny: bool, progress: Any) ->
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each race what it comes to: the best rival is the one whose median is shortest.
+    """Return a summary of each race; the best rival is the one with the shortest median.
 
     Returns
     -------
     list of dict
-        ``task``, ``label`` (the same, in short), ``rate`` (images a second), ``rival``, ``ratios`` (of
-        speed, in each round), ``thriftiest``, ``memory_ratio`` (None where nobody counts memory).
+        ``task``, ``label`` (the same, in short), ``rate`` (images per second), ``rival``, ``ratios`` (of
+        speed, in each round), ``lowest_rival``, ``memory_ratio`` (None where memory was not measured).
     """
     rows = []
     for name in RACES:
@@ -102,7 +102,7 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
         race = results[name]
         rivals = [rival for rival in race["contenders"] if rival != "scratchnet"]
         best = min(rivals, key=lambda rival: median(race["contenders"][rival]["seconds"]))
-        thriftiest, ratio = memory_ratio(race, rivals)
+        lowest, ratio = memory_ratio(race, rivals)
         rows.append(
             {
                 "task": sentence(heading(race["task"])).removesuffix(", float32"),
@@ -110,27 +110,27 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "rate": race["task"]["batch_size"] / median(race["contenders"]["scratchnet"]["seconds"]),
                 "rival": TITLES[best],
                 "ratios": speed_ratios(race, [best]),
-                "thriftiest": TITLES[thriftiest] if thriftiest else "",
-                "memory_ratio": ratio if thriftiest else None,
+                "lowest_rival": TITLES[lowest] if lowest else "",
+                "memory_ratio": ratio if lowest else None,
             }
         )
     return rows
 
 
 def label(task: dict[str, Any]) -> str:
-    """Name a task for an image, which has little room."""
+    """Name a task in few words, for a figure."""
     norm = ", batch norm" * task["batch_norm"]
     return f"{task['arch']} {task['kind']}, {task['image_size']} px, batch {task['batch_size']}{norm}"
 
 
 def summary_table(results: dict[str, Any]) -> list[str]:
-    """Write the summary as a table."""
+    """Return the summary as a Markdown table."""
     titles = [
         "task",
         "best rival",
         "images/s",
         "speed, times the rival's",
-        "peak memory, times the thriftiest's",
+        "peak memory, times the lowest rival's",
     ]
     rows = [
         [
@@ -138,7 +138,7 @@ def summary_table(results: dict[str, Any]) -> list[str]:
             row["rival"],
             f"{row['rate']:.1f}",
             spread(row["ratios"]),
-            f"{row['memory_ratio']:.2f} ({row['thriftiest']})" if row["memory_ratio"] else "unknown",
+            f"{row['memory_ratio']:.2f} ({row['lowest_rival']})" if row["memory_ratio"] else "unknown",
         ]
         for row in summary(results)
     ]
@@ -146,7 +146,7 @@ def summary_table(results: dict[str, Any]) -> list[str]:
 
 
 def document(results: dict[str, Any], day: str) -> str:
-    """Write everything that was measured as one Markdown file."""
+    """Return everything that was measured as one Markdown page."""
     lines = [f"# Benchmarks, {day}", ""]
     if any(result.get("tiny") for result in results.values()):
         lines += ["With a tiny network, to see that everything works: these figures mean nothing.", ""]
@@ -168,19 +168,19 @@ def document(results: dict[str, Any], day: str) -> str:
 
 
 def write(results: dict[str, Any], folder: Path, day: str) -> None:
-    """Write numbers and tables. (What ``quick.py`` compares with is its own to record.)"""
+    """Write numbers and tables. (``quick.py`` records its own reference.)"""
     save(json.dumps(results, indent=1) + "\n", folder / f"{day}.json")
     save(document(results, day), folder / f"{day}.md")
 
 
 def draw(results: dict[str, Any], folder: Path, day: str) -> None:
-    """Draw the images, if there is matplotlib."""
+    """Draw the figures, if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        print("no images: matplotlib is not installed", file=sys.stderr)
+        print("no figures: matplotlib is not installed", file=sys.stderr)
         return
     from figures import draw_growth, draw_summary
 
-    # Next to DeZero and JAX the bars are ten times as long, and the others could not be told apart.
+    # The bars against DeZero and JAX are ten times as long: beside them the others would look alike.
     if rows := summary({name: result for name, result in results.items() if "peers" not in name}):
         draw_summary(rows, folder / f"{day}.svg")
     grown = [results[name] for name in ("growth", "threads") if name in results]
@@ -193,7 +193,7 @@ def draw(results: dict[str, Any], folder: Path, day: str) -> None:
 
 
 def read(folder: Path, day: str) -> dict[str, Any]:
-    """Return what was measured on that day before."""
+    """Return what was measured earlier on that day."""
     path = folder / f"{day}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -216,10 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(description="Run all benchmarks.")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
     parser.add_argument(
-        "--rounds", type=at_least_one, metavar="N", help="of every section (each has its own)"
+        "--rounds", type=at_least_one, metavar="N", help="per section (each has its own default)"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (benchmarks/results)")
-    parser.add_argument("--date", type=a_day, default=str(date.today()), help="whose files to add to (today)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (benchmarks/results)")
+    parser.add_argument(
+        "--date", type=a_day, default=str(date.today()), help="add to this day's files (today)"
+    )
     parser.add_argument("--tiny", action="store_true", help="with a tiny network, only to see that it works")
     options = parser.parse_args(arguments)
     if options.tiny and not options.output:

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines have in common."""
+"""Options and exit codes that the benchmarks' command lines share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from report import race_table, save
 TASK = ("kind", "arch", "image_size", "batch_size", "batch_norm", "width", "engine", "threads")
 NETWORK = {"arch": "vgg16", "batch_norm": False, "width": 1.0, "engine": "plan", "threads": cores()}
 PEERS = ["dezero", "jax"]
-RIVALS = {"training": PYTORCH, "inference": [*PYTORCH, "onnxruntime", "openvino"]}  # who takes part unasked
+RIVALS = {"training": PYTORCH, "inference": [*PYTORCH, "onnxruntime", "openvino"]}  # by default
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one sentence what is wrong."""
+    """A parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
         """Print the sentence; exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}; --help lists what there is\n")
+        self.exit(2, f"{self.prog}: {message}; --help lists all options\n")
 
 
 def at_least_one(text: str) -> int:
@@ -45,7 +45,7 @@ def above_zero(text: str) -> float:
 
 
 def new_file(text: str) -> Path:
-    """Read the name of a file to write, before an hour is spent on what shall stand in it."""
+    """Read the name of a file to write: fail early, not after an hour of measuring."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: no such folder, or it is one")
@@ -53,7 +53,7 @@ def new_file(text: str) -> Path:
 
 
 def network_parser(kind: str, rounds: int, description: str) -> Parser:
-    """Return a parser with the options that say what network computes what."""
+    """Return a parser with the options that describe a network and its task."""
     parser = Parser(description=description)
     parser.set_defaults(**NETWORK, kind=kind, image_size=32, batch_size=128)
     parser.add_argument("--arch", help="a name in scratchnet.models.ARCHITECTURES (%(default)s)")
@@ -70,7 +70,7 @@ def network_parser(kind: str, rounds: int, description: str) -> Parser:
 
 
 def race(kind: str, rounds: int, description: str, arguments: Sequence[str] | None) -> int:
-    """Be the program that times training steps, or inference; return the exit status."""
+    """Time training steps or inference as the command line says; return the exit status."""
     parser = network_parser(kind, rounds, description)
     parser.add_argument("--engine", choices=("layers", "plan"), help="scratchnet's (%(default)s)")
     parser.add_argument(
@@ -79,14 +79,14 @@ def race(kind: str, rounds: int, description: str, arguments: Sequence[str] | No
         choices=RIVALS[kind] + PEERS,
         default=RIVALS[kind],
         metavar="NAME",
-        help=f"who takes part: {', '.join(RIVALS[kind])}; only if asked for: {', '.join(PEERS)}",
+        help=f"default: {', '.join(RIVALS[kind])}; also: {', '.join(PEERS)}",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     options = parser.parse_args(arguments)
     unwanted = ["compile"] * options.no_compile
     rivals = [rival for rival in dict.fromkeys(options.rivals) if rival not in unwanted]
     if not rivals:
-        parser.error("nobody is left to compare with")
+        parser.error("no rival is left to compare with")
 
     def run() -> str:
         from tqdm import tqdm
@@ -94,7 +94,7 @@ def race(kind: str, rounds: int, description: str, arguments: Sequence[str] | No
         with tqdm(total=1 + len(rivals) + options.rounds, unit="", file=sys.stderr) as progress:
             return race_table(measure(task_of(options), ["scratchnet", *rivals], options.rounds, progress))
 
-    return told(run, options.output)
+    return print_result(run, options.output)
 
 
 def task_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in TASK}
 
 
-def told(run: Callable[[], str], output: Path | None) -> int:
-    """Print what ``run`` returns, and write it to a file if wanted; errors are a sentence and status 2."""
+def print_result(run: Callable[[], str], output: Path | None) -> int:
+    """Print what ``run`` returns, and write it to a file if wanted; an error is a sentence and status 2."""
     try:
         text = run()
     except WorkerError as error:

@@ -1,15 +1,13 @@
 """The contenders: the same network in scratchnet and in each of the other libraries.
 
-This file is the worker process of ``race.py``. Each function here returns another one, which makes a step and
+This file is the worker process of ``race.py``. Each ``build_...`` returns a function that makes one step and
 returns its result, and the versions of what it computes with:
 
-- a training step is forward, loss, backward without the gradient of the image, SGD with momentum; it
+- a training step is forward, loss, backward without the gradient of the image, and SGD with momentum; it
   returns the loss. Dropout is off, since no two libraries would draw the same masks.
 - a step of inference returns the logits. Batch normalisation uses running statistics.
 
-All begin with scratchnet's weights. scratchnet has images as (N, H, W, C), convolutions' weights as
-(KH, KW, C, O) and linear ones as (in, out); it flattens a feature map in the order (h, w, c). Where a library
-has channels first, the map is turned before it is flattened.
+All begin with scratchnet's weights; ``translations.py`` takes them to PyTorch and ONNX.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from race import work
+from translations import onnx_model, torch_network
 
 from scratchnet import __version__, layers, models
 
@@ -53,7 +52,7 @@ def build_network(task: dict[str, Any]) -> models.VGG:
         net.eval()
         rng = np.random.default_rng(1)
         for layer in net.layers:
-            if isinstance(layer, layers.BatchNorm2d):  # statistics as if it had been trained, not 0 and 1
+            if isinstance(layer, layers.BatchNorm2d):  # statistics as after training, not 0 and 1
                 layer.running_mean[...] = rng.normal(0.0, 0.1, layer.num_features)
                 layer.running_var[...] = rng.uniform(0.5, 1.5, layer.num_features)
     return net
@@ -86,7 +85,7 @@ def build_scratchnet(task: dict[str, Any]) -> Contender:
 
 
 def build_engine(net: models.VGG, task: dict[str, Any]) -> Any:
-    """Return what computes: the layers, one by one, or a plan."""
+    """Return the engine: the layers, one by one, or a plan."""
     from scratchnet import plans
 
     shape = (task["batch_size"], task["image_size"], task["image_size"], 3)
@@ -94,7 +93,7 @@ def build_engine(net: models.VGG, task: dict[str, Any]) -> Any:
 
 
 def training_step(task: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Return a function that makes scratchnet learn from a batch, and returns the loss."""
+    """Return a function that trains scratchnet on a batch and returns the loss."""
     from scratchnet import losses, optim
 
     net = build_network(task)
@@ -112,7 +111,7 @@ def training_step(task: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], fl
 
 
 def versions_of_numpy() -> str:
-    """Name scratchnet, NumPy, and the library and kernels that its matrix products come from."""
+    """Name scratchnet, NumPy, and the BLAS and kernels that compute its matrix products."""
     from threadpoolctl import threadpool_info
 
     blas = [
@@ -157,56 +156,11 @@ def build_torch(task: dict[str, Any]) -> Contender:
     return step, versions
 
 
-def torch_network(net: models.VGG) -> Any:
-    """Translate a network, layer by layer, weights included."""
-    import torch
-    from torch import nn
-
-    class TurnAndFlatten(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.permute(0, 2, 3, 1).flatten(1)
-
-    def translate(layer: layers.Layer) -> nn.Module:
-        match layer:
-            case layers.Conv2d():
-                module = nn.Conv2d(
-                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-                )
-                arrays = {"weight": layer.weight.data.transpose(3, 2, 0, 1), "bias": layer.bias.data}
-            case layers.Linear():
-                module = nn.Linear(layer.in_features, layer.out_features)
-                arrays = {"weight": layer.weight.data.T, "bias": layer.bias.data}
-            case layers.BatchNorm2d():
-                module = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum)
-                arrays = {
-                    "weight": layer.weight.data,
-                    "bias": layer.bias.data,
-                    "running_mean": layer.running_mean,
-                    "running_var": layer.running_var,
-                }
-            case layers.ReLU():
-                return nn.ReLU(inplace=True)
-            case layers.MaxPool2d():
-                return nn.MaxPool2d(layer.kernel_size, layer.stride)
-            case layers.Flatten():
-                return TurnAndFlatten()
-            case layers.Dropout(p=0.0):
-                return nn.Identity()
-            case _:
-                raise TypeError(f"no translation for {layer}")
-        with torch.no_grad():
-            for name, array in arrays.items():
-                getattr(module, name).copy_(torch.from_numpy(array))
-        return module
-
-    return nn.Sequential(*(translate(layer) for layer in net.layers))
-
-
 @contextmanager
 def onnx_file(task: dict[str, Any]) -> Iterator[Path]:
-    """Make a file with the network as an ONNX model.
+    """Write the network to a file as an ONNX model.
 
-    A process of its own writes it, so that its memory is not taken for that of the library that reads it.
+    A process of its own writes it, so that its memory is not counted as that of the library that reads it.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
@@ -215,56 +169,6 @@ def onnx_file(task: dict[str, Any]) -> Iterator[Path]:
         if done.returncode:
             raise RuntimeError(f"its ONNX model cannot be written: {done.stderr.strip().splitlines()[-1]}")
         yield path
-
-
-def onnx_model(net: models.VGG, batch_size: int) -> bytes:
-    """Write a network as an ONNX model, from "images" (N, 3, H, W) to "logits" (N, K)."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, arrays = [], []
-    value = "pictures"
-
-    def add(operator: str, *weights: np.ndarray, **attributes: Any) -> None:
-        nonlocal value
-        n = len(nodes)
-        names = [f"weights_{n}_{i}" for i in range(len(weights))]
-        arrays.extend(map(numpy_helper.from_array, map(np.ascontiguousarray, weights), names))
-        nodes.append(helper.make_node(operator, [value, *names], [f"value_{n}"], **attributes))
-        value = f"value_{n}"
-
-    for layer in net.layers:
-        match layer:
-            case layers.Conv2d():
-                add(
-                    "Conv",
-                    layer.weight.data.transpose(3, 2, 0, 1),
-                    layer.bias.data,
-                    strides=[layer.stride] * 2,
-                    pads=[layer.padding] * 4,
-                )
-            case layers.Linear():
-                add("Gemm", layer.weight.data, layer.bias.data)
-            case layers.BatchNorm2d():
-                arrays_of_layer = layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var
-                add("BatchNormalization", *arrays_of_layer, epsilon=layer.eps)
-            case layers.ReLU():
-                add("Relu")
-            case layers.MaxPool2d():
-                add("MaxPool", kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2)
-            case layers.Flatten():
-                add("Transpose", perm=[0, 2, 3, 1])
-                add("Flatten")
-            case layers.Dropout():
-                pass
-            case _:
-                raise TypeError(f"no translation for {layer}")
-    nodes[-1].output[0] = "logits"
-    size = net.settings["image_size"]
-    pictures = helper.make_tensor_value_info("pictures", TensorProto.FLOAT, [batch_size, 3, size, size])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch_size, NUM_CLASSES])
-    graph = helper.make_graph(nodes, "VGG", [pictures], [logits], arrays)
-    opset = helper.make_opsetid("", 17)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
 
 
 def build_onnxruntime(task: dict[str, Any]) -> Contender:
@@ -276,11 +180,11 @@ def build_onnxruntime(task: dict[str, Any]) -> Contender:
     options.intra_op_num_threads = task["threads"]
     with onnx_file(task) as path:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"pictures": x})[0], f"ONNX Runtime {onnxruntime.__version__}"
+    return lambda: session.run(None, {"images": x})[0], f"ONNX Runtime {onnxruntime.__version__}"
 
 
 def build_openvino(task: dict[str, Any]) -> Contender:
-    """Prepare OpenVINO, in float32: left to itself it takes bfloat16 where the processor has it."""
+    """Prepare OpenVINO, in float32: by default it takes bfloat16 where the processor has it."""
     import openvino
 
     x = channels_first(make_batch(task)[0])
@@ -296,7 +200,7 @@ def build_openvino(task: dict[str, Any]) -> Contender:
 
 
 def build_dezero(task: dict[str, Any]) -> Contender:
-    """Prepare DeZero, which was written for a NumPy that had its own name for int."""
+    """Prepare DeZero, which was written for a NumPy that had an ``np.int``."""
     np.int = int
     import dezero
     from dezero import functions as F
@@ -324,7 +228,7 @@ def build_dezero(task: dict[str, Any]) -> Contender:
 
     x, labels = make_batch(task)
     x = channels_first(x)
-    rows, share = np.arange(len(x)), np.float32(-1 / len(x))
+    rows, scale = np.arange(len(x)), np.float32(-1 / len(x))
     model = dezero.models.Sequential(*(translate(layer) for layer in build_network(task).layers))
     versions = f"DeZero {dezero.__version__}"
 
@@ -337,7 +241,7 @@ def build_dezero(task: dict[str, Any]) -> Contender:
     def train() -> float:
         model.cleargrads()
         # With F.softmax_cross_entropy gradients would be float64, twice the work.
-        loss = F.sum(F.log_softmax(model(x))[rows, labels]) * share
+        loss = F.sum(F.log_softmax(model(x))[rows, labels]) * scale
         loss.backward()
         optimizer.update()
         return float(loss.data)
@@ -348,7 +252,7 @@ def build_dezero(task: dict[str, Any]) -> Contender:
 def build_jax(task: dict[str, Any]) -> Contender:
     """Prepare JAX, compiled by XLA for the CPU."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if hasattr(os, "sched_setaffinity"):  # XLA makes as many threads as there are cores that it may use
+    if hasattr(os, "sched_setaffinity"):  # XLA starts one thread per core that it may use
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task["threads"]])
     import jax
     from jax import lax
@@ -362,23 +266,23 @@ def build_jax(task: dict[str, Any]) -> Contender:
     del net
 
     def forward(weights: list, x: Any) -> Any:
-        for (kind, size), parameters in zip(structure, weights, strict=True):
-            if kind is layers.Conv2d:
+        for (layer_class, size), parameters in zip(structure, weights, strict=True):
+            if layer_class is layers.Conv2d:
                 x = lax.conv_general_dilated(
                     x, parameters[0], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
                 )
                 x += parameters[1]
-            elif kind is layers.Linear:
+            elif layer_class is layers.Linear:
                 x = x @ parameters[0] + parameters[1]
-            elif kind is layers.ReLU:
+            elif layer_class is layers.ReLU:
                 x = jax.nn.relu(x)
-            elif kind is layers.MaxPool2d:
-                N, H, W, C = x.shape  # a maximum over two axes has a quicker gradient than lax.reduce_window
+            elif layer_class is layers.MaxPool2d:
+                N, H, W, C = x.shape  # its gradient is faster than that of lax.reduce_window
                 x = x.reshape(N, H // size, size, W // size, size, C).max(axis=(2, 4))
-            elif kind is layers.Flatten:
+            elif layer_class is layers.Flatten:
                 x = x.reshape(len(x), -1)
-            elif kind is not layers.Dropout:
-                raise TypeError(f"no translation for {kind.__name__}")
+            elif layer_class is not layers.Dropout:
+                raise TypeError(f"no translation for {layer_class.__name__}")
         return x
 
     def loss(weights: list, x: Any, labels: Any) -> Any:
@@ -405,11 +309,11 @@ def build_jax(task: dict[str, Any]) -> Contender:
     return train, versions
 
 
-# What preparing the data costs: scratchnet's training steps, with and without
+# The cost of preparing data: scratchnet's training steps, with and without a loader
 
 
 def build_from_loader(task: dict[str, Any]) -> Contender:
-    """Prepare training on images of CIFAR-10's shape: new ones each step, or the same batch every time.
+    """Prepare training on images of CIFAR-10's shape: new batches, or one fixed batch.
 
     A step of the race is a short epoch of ``task["batches"]`` training steps.
     """

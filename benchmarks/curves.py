@@ -1,4 +1,4 @@
-"""Draw how full runs went: loss and accuracy, epoch by epoch, out of the logs that training leaves.
+"""Training curves: loss and accuracy, epoch by epoch, from the logs of whole runs.
 
 ::
 
@@ -18,12 +18,12 @@ FORMATS = (".svg", ".png", ".pdf", ".jpg", ".webp")
 
 
 def read_logs(runs: list[Path]) -> dict[str, list[dict[str, float]]]:
-    """Return the rows of the runs' ``log.csv``, by a name for each run that no other one has.
+    """Return the rows of the runs' ``log.csv``, by a unique name for each run.
 
     Parameters
     ----------
     runs : list of Path
-        Folders of runs, or the ``log.csv`` in them. A run that is there twice is read once.
+        Folders of runs, or the ``log.csv`` in them. A run given twice is read once.
     """
     logs = {}
     for run in runs:
@@ -38,7 +38,7 @@ def read_logs(runs: list[Path]) -> dict[str, list[dict[str, float]]]:
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """Return as much of the end of each path as tells it from the others.
+    """Return the shortest end of each path that tells it from the others.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def short_names(folders: list[Path]) -> list[str]:
 
 
 def draw(logs: dict[str, list[dict[str, float]]], output: Path) -> None:
-    """Draw loss and accuracy of each run, on training (dashed) and validation images, into a picture."""
+    """Draw loss and accuracy of each run, on training (dashed) and validation images, into a file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -82,7 +82,7 @@ def draw(logs: dict[str, list[dict[str, float]]], output: Path) -> None:
 
 def main() -> None:
     """Read the logs and draw."""
-    parser = cli.Parser(description="Draw how runs went.")
+    parser = cli.Parser(description="Draw loss and accuracy of runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its log.csv")
     parser.add_argument(
         "--output", type=Path, default=Path("curves.svg"), metavar="FILE", help="(%(default)s)"
@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.output.suffix.lower() not in FORMATS:
         endings = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise RunError(f"{options.output} cannot be written: its name has to end in {endings}")
+        raise RunError(f"{options.output} cannot be written: its name must end in {endings}")
     place_for(options.output)
     try:
         draw(read_logs(options.runs), options.output)

@@ -1,13 +1,12 @@
-"""What does preparing the data cost?
+"""How much time does preparing the data cost?
 
 ::
 
     python benchmarks/data_preparation.py
 
-Two processes take turns to make the same training steps: one on batches that the loader picks out of 50,000
-random images of CIFAR-10's shape, shuffles, crops, flips and normalises while the step before is being
-computed; the other on one batch that it has. A turn is a short epoch, its first batch included, for which
-nobody has prepared anything.
+Two processes take turns at the same training steps: one on batches that the loader picks from 50,000 random
+images of CIFAR-10's shape, shuffles, crops, flips and normalises during the step before; the other on one
+fixed batch. A turn is a short epoch and includes its first batch, which nothing has prepared.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from command import at_least_one, network_parser, task_of, told
+from command import at_least_one, network_parser, print_result, task_of
 from race import TITLES, TURN, measure
 from report import footer, heading, megabytes, spread, table, times
 
@@ -25,12 +24,12 @@ BATCHES = 5
 
 
 def measure_data(task: Mapping[str, Any], batches: int, rounds: int, progress: Any) -> dict[str, Any]:
-    """Let the two take turns of so many training steps."""
+    """Let the two take turns of ``batches`` training steps each."""
     return measure({**task, "batches": batches}, CONTENDERS, rounds, progress, compare=False)
 
 
 def data_table(result: dict[str, Any]) -> str:
-    """Write what preparing the data costs."""
+    """Return the table of both, and the cost in per cent."""
     batches = result["task"]["batches"]
     contenders = result["contenders"]
     rows = [
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; return the exit status."""
     parser = network_parser("training", 15, "Measure what preparing the data costs.")
     parser.add_argument(
-        "--batches", type=at_least_one, default=BATCHES, metavar="N", help="in a turn (%(default)s)"
+        "--batches", type=at_least_one, default=BATCHES, metavar="N", help="per turn (%(default)s)"
     )
     options = parser.parse_args(arguments)
 
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tqdm(total=len(CONTENDERS) + options.rounds, unit="", file=sys.stderr) as progress:
             return data_table(measure_data(task_of(options), options.batches, options.rounds, progress))
 
-    return told(run, options.output)
+    return print_result(run, options.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks' images. Needs matplotlib, and with it NumPy: draw when everything is measured."""
+"""Figures of the benchmarks, drawn by matplotlib, which imports NumPy: draw after everything is measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 from race import TITLES  # noqa: E402
 
-# Okabe and Ito's colours, which everybody can tell apart
+# Okabe and Ito's colours, safe for colour-blind readers
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 COLOURS = dict(zip(CONTENDERS, (BLUE, ORANGE), strict=True))
 MARKERS = dict(zip(CONTENDERS, "os", strict=True))
@@ -62,7 +62,7 @@ def draw_growth(result: dict[str, Any], path: Path) -> None:
 
 
 def tick_labels(ticks: Sequence[int]) -> list[str]:
-    """Write a label at each tick of a logarithmic axis, but none where the next one would overlap it.
+    """Return a label for each tick of a logarithmic axis, but none where the next one would overlap it.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def draw_curve(panel: Any, points: Sequence, kind: str, contender: str, quantity
 
 
 def draw_summary(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw how fast and how thrifty scratchnet is at each task, next to its best rival.
+    """Draw scratchnet's speed and memory at each task, next to its best rival.
 
     Parameters
     ----------
@@ -110,16 +110,16 @@ def draw_summary(rows: Sequence[dict[str, Any]], path: Path) -> None:
     ranges = [(min(row["ratios"]), median(row["ratios"]), max(row["ratios"])) for row in rows]
     shares = [(row["memory_ratio"] or float("nan"),) * 3 for row in rows]
     draw_bars(speed, ranges, [row["rival"] for row in rows], BLUE)
-    draw_bars(memory, shares, [row["thriftiest"] for row in rows], ORANGE)
-    speed.set_xlabel("speed, times the quickest rival's (more is better)")
-    memory.set_xlabel("peak memory, times the thriftiest rival's (less is better)")
+    draw_bars(memory, shares, [row["lowest_rival"] for row in rows], ORANGE)
+    speed.set_xlabel("speed, times the fastest rival's (more is better)")
+    memory.set_xlabel("peak memory, times the lowest rival's (less is better)")
     speed.set_yticks(range(len(rows)), [row["label"] for row in rows])
     speed.invert_yaxis()
     finish(figure, path)
 
 
 def draw_bars(panel: Any, ranges: Sequence[tuple[float, ...]], names: Sequence[str], colour: str) -> None:
-    """Draw a bar for each (minimum, median, maximum), and behind it the median and a name."""
+    """Draw a bar for each (minimum, median, maximum), and beside it the median and a name."""
     low, middle, high = zip(*ranges, strict=True)
     errors = [
         [m - a for a, m in zip(low, middle, strict=True)],
@@ -132,9 +132,9 @@ def draw_bars(panel: Any, ranges: Sequence[tuple[float, ...]], names: Sequence[s
     panel.axvline(1, color=GREY, linewidth=1, linestyle=":")
     for y, name in enumerate(names):
         if name:
-            place = max(1, high[y]), y
+            end = max(1, high[y]), y
             style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
-            panel.annotate(f"{middle[y]:.2f}  {name}", place, (5, 0), **style)
+            panel.annotate(f"{middle[y]:.2f}  {name}", end, (5, 0), **style)
     panel.set_xlim(0, 2.4 * max(1, *(b for b, name in zip(high, names, strict=True) if name), 1))
     panel.spines[["top", "right"]].set_visible(False)
 

@@ -1,4 +1,4 @@
-"""How do time and memory grow, with the batch, with the image and with the threads?
+"""How do time and memory grow with the batch, the image and the number of threads?
 
 ::
 
@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from command import NETWORK, Parser, at_least_one, new_file, told
+from command import NETWORK, Parser, at_least_one, new_file, print_result
 from race import TITLES, WorkerError, cores, machine, measure
 from report import megabytes, ms, speed_ratios, spread, table, where
 
 CONTENDERS = ["scratchnet", "channels_last"]
 KINDS = ("training", "inference")
-# What grows, from its name to where it stands in the task, its values, and the rest of the task.
+# What grows: its key in the task, its values, and the rest of the task.
 AXES: dict[str, tuple[str, list[int], dict[str, int]]] = {
     "batch": ("batch_size", [1, 2, 4, 8, 16, 32, 64, 128, 256], {"image_size": 32}),
     "pixels": ("image_size", [32, 64, 96, 128, 160, 192, 224], {"batch_size": 4}),
@@ -42,7 +42,7 @@ def measure_growth(
         Names in ``AXES``.
     rounds : int
     progress : tqdm
-        Updated once a race.
+        Updated once per race.
     **network
         Replaces NETWORK, and what the other axes are set to.
 
@@ -70,7 +70,7 @@ def measure_growth(
 
 
 class Within:
-    """A progress bar's description, as a part of another one's."""
+    """A progress bar inside another: its description is a part of the outer one's."""
 
     def __init__(self, progress: Any, what: str):
         self.progress, self.what = progress, what
@@ -89,7 +89,7 @@ def curve(result: dict[str, Any], axis: str, kind: str) -> list[tuple[int, dict[
 
 
 def fixed(task: Mapping[str, Any], axis: str) -> str:
-    """Say what stays the same along an axis.
+    """Describe what stays the same along an axis.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def fixed(task: Mapping[str, Any], axis: str) -> str:
 
 
 def growth_tables(result: dict[str, Any]) -> str:
-    """Write a table for each axis, in training and in inference."""
+    """Return a table for each axis, in training and in inference."""
     lines = ["## How time and memory grow", ""]
     titles = [f"{TITLES[c]}, {what}" for what in ("ms", "peak memory") for c in CONTENDERS]
     for axis in AXES:
@@ -132,11 +132,11 @@ def growth_tables(result: dict[str, Any]) -> str:
 
 
 def gain(points: list[tuple[int, dict[str, Any]]]) -> str:
-    """Say what more threads bring."""
-    (fewest, slow), *_, (most, quick) = points
+    """Say how much faster more threads are."""
+    (fewest, slow), *_, (most, fast) = points
     gains = []
     for contender in CONTENDERS:
-        before, after = (median(race["contenders"][contender]["seconds"]) for race in (slow, quick))
+        before, after = (median(race["contenders"][contender]["seconds"]) for race in (slow, fast))
         gains.append(f"{TITLES[contender]} {before / after:.2f} times as fast")
     return f"From {fewest} to {most} threads: {', '.join(gains)}."
 
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw_growth(result, options.output.with_suffix(".svg"))
         return growth_tables(result)
 
-    return told(run, options.output and options.output.with_suffix(".md"))
+    return print_result(run, options.output and options.output.with_suffix(".md"))
 
 
 if __name__ == "__main__":

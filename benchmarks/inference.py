@@ -5,7 +5,7 @@
     pip install '.[bench]'
     python benchmarks/inference.py --image-size 224 --batch-size 1
 
-All in float32. How it is measured is in ``race.py``, and who takes part in ``contenders.py``.
+All in float32. ``race.py`` says how it is measured, ``contenders.py`` what is compared.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The benchmark for every change: has scratchnet lost against PyTorch, grossly?
+"""The benchmark for every change: has scratchnet become much slower, relative to PyTorch?
 
 ::
 
-    python benchmarks/quick.py            compare with what was recorded
+    python benchmarks/quick.py            compare with the recorded ratios
     python benchmarks/quick.py --record   record
 
 A small network, in training and in inference, against PyTorch eager in the better of its two memory formats;
-the quickest turn of each counts, as a busy machine only ever adds time. It fails only if scratchnet's speed,
-as a share of PyTorch's, is less than half of what ``benchmarks/results/quick.json`` says. Takes less than a
-minute.
+the fastest turn of each counts, since a busy machine only ever adds time. It fails only if scratchnet's
+speed, as a share of PyTorch's, is less than half of that in ``benchmarks/results/quick.json``. Takes less
+than a minute.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def measure_quick(progress: Any, rounds: int = ROUNDS, **network: Any) -> dict[s
     for kind in ("training", "inference"):
         task = {**TASK, "threads": cores(), "kind": kind, **network}
         race = measure(task, ["scratchnet", *RIVALS], rounds, progress)
-        quickest = {name: min(contender["seconds"]) for name, contender in race["contenders"].items()}
-        ours = quickest.pop("scratchnet")
-        ratios[kind] = min(quickest.values()) / ours
+        fastest = {name: min(contender["seconds"]) for name, contender in race["contenders"].items()}
+        own = fastest.pop("scratchnet")
+        ratios[kind] = min(fastest.values()) / own
         versions |= {name: contender["versions"] for name, contender in race["contenders"].items()}
     return {"ratios": ratios, "task": task, "versions": versions, **machine()}
 
@@ -68,7 +68,7 @@ def verdict(result: dict[str, Any], recorded: dict[str, Any]) -> tuple[str, bool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and compare; return the exit status."""
     parser = Parser(description="Compare a small network's speed, next to PyTorch's, with a recorded one.")
-    parser.add_argument("--record", action="store_true", help="write the file instead of comparing with it")
+    parser.add_argument("--record", action="store_true", help="write the file instead of comparing")
     parser.add_argument("--file", type=Path, default=RECORD, help="(benchmarks/results/quick.json)")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("torch") is None:

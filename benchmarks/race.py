@@ -3,14 +3,14 @@
 Every contender holds the same network, with the same weights, and the same batch. Before anything is timed,
 what they compute must agree: the losses of the first two training steps (those of the second can only if both
 sides computed the same gradients and made the same update), or the logits. Then they take turns, so that
-whatever else the machine does hits all of them alike. A turn is one step, or as many as fill half a second,
-and the ratio is taken within each round of turns.
+whatever else the machine does affects all of them alike. A turn is one step, or as many as fill half a
+second, and ratios are taken within each round of turns.
 
 Peak memory is the largest resident set while a contender works, libraries included. Building it does not
 count, as all of them are translated from scratchnet's network, which is gone by then; but only Linux can
-begin to count anew, and elsewhere it is the peak of the process's whole life. (Windows counts nothing.)
+reset the count, and elsewhere it is the peak of the process's whole life. (Windows counts nothing.)
 
-This file and those that measure with it import neither NumPy nor PyTorch: on some systems a child begins with
+This file and those that measure with it import neither NumPy nor PyTorch: on some systems a child starts with
 its parent's peak. ``contenders.py`` does, in the worker processes.
 """
 
@@ -34,8 +34,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 WARM_UP = 2  # steps, whose results are compared
 AGREEMENT = 1e-3  # of results, relative to the largest
-TURN = 0.5  # seconds that a turn takes at least
-PAUSE = 0.1  # seconds between turns: threads of the one before may still spin, waiting for work
+TURN = 0.5  # least seconds of a turn
+PAUSE = 0.1  # seconds between turns: the previous contender's threads may still spin, waiting for work
 
 TITLES = {
     "scratchnet": "scratchnet",
@@ -60,7 +60,7 @@ NEEDS = {
 WITHOUT_CUDA = (
     ", or, for a build without CUDA, pip install torch --index-url https://download.pytorch.org/whl/cpu"
 )
-SETTINGS_OF_BLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they change which kernels NumPy uses, and how
+SETTINGS_OF_BLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they decide which kernels NumPy uses, and how
 
 
 class WorkerError(RuntimeError):
@@ -78,26 +78,26 @@ def measure(
     Parameters
     ----------
     task : dict
-        What ``contenders.py`` wants to know: ``kind`` ("training" or "inference"), ``arch``, ``image_size``,
+        The input of ``contenders.py``: ``kind`` ("training" or "inference"), ``arch``, ``image_size``,
         ``batch_size``, ``batch_norm``, ``width``, ``engine``, ``threads``.
     contenders : list of str
-        The first is the one that the others are compared with. Another one that cannot take part, or computes
-        something else, is left out, with a remark.
+        The others are compared with the first. One that cannot take part, or computes something else, is left
+        out, with a remark.
     rounds : int
     progress : tqdm
-        Told what is going on, and updated once a contender and once a round.
+        Shows the current stage, and is updated once per contender and once per round.
     compare : bool
         Whether the results of the warm-up must agree.
 
     Returns
     -------
     dict
-        Nothing but what JSON can hold; ``report.py`` makes a table of it.
+        Only what JSON can hold; ``report.py`` makes a table of it.
 
     Raises
     ------
     WorkerError
-        If the first contender fails, or nobody is left to compare it with.
+        If the first contender fails, or none is left to compare it with.
     """
     first = contenders[0]
     workers: dict[str, Worker] = {}
@@ -128,7 +128,7 @@ def measure(
                 if compare:
                     worker.difference = difference(workers.get(first, worker).first, worker.first)
                 workers[contender] = worker
-            except WorkerError as error:  # no C++ compiler, for one; and who does other work is no rival
+            except WorkerError as error:  # no C++ compiler, for one, or results that differ
                 worker.close()
                 leave_out(contender, error)
             progress.update()
@@ -151,27 +151,27 @@ def measure(
 
 
 def check_installed(contender: str) -> None:
-    """Refuse a contender whose libraries are not there."""
+    """Refuse a contender whose libraries are not installed."""
     for library in NEEDS.get(contender, []):
         if importlib.util.find_spec(library) is None:
             advice = "pip install '.[bench]'" + WITHOUT_CUDA * (library == "torch")
             raise WorkerError(f"{library} is not installed: {advice}")
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def difference(own: Sequence[float], rival: Sequence[float]) -> float:
     """Return the largest difference of two results, relative to the largest number, if they agree."""
-    scale = max(map(abs, ours))
-    differences = [abs(a - b) / scale for a, b in zip(ours, theirs, strict=True)]
+    scale = max(map(abs, own))
+    differences = [abs(a - b) / scale for a, b in zip(own, rival, strict=True)]
     if not all(d <= AGREEMENT for d in differences):  # NaN is not
         raise WorkerError(
-            f"its first results begin with {listed(theirs)}, scratchnet's with {listed(ours)}: not the same "
+            f"its first results begin with {listed(rival)}, scratchnet's with {listed(own)}: not the same "
             "work, so there is nothing to compare"
         )
     return max(differences)
 
 
 def listed(numbers: Sequence[float]) -> str:
-    """Write the first few numbers."""
+    """Return the first few numbers as text."""
     return ", ".join(f"{number:.4f}" for number in numbers[:4])
 
 
@@ -204,23 +204,23 @@ class Worker:
         self.process.communicate()
 
     def warm_up(self) -> None:
-        """Wait for the warm-up, which is the first thing that a worker does."""
+        """Wait for the warm-up, which a worker does first."""
         answer = self._read()
         self.versions, self.first = answer["versions"], answer["first"]
 
     def turn(self) -> None:
-        """Have it make steps for a while."""
+        """Have it take a turn."""
         try:
             self.process.stdin.write("turn\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # reading tells why
+            pass  # the answer says why
         answer = self._read()
         self.seconds.append(answer["seconds"])
         self.memory = answer["memory"]
 
     def measured(self) -> dict[str, Any]:
-        """Return seconds of a step in each round, peak memory in MB, and what there is to know besides."""
+        """Return seconds per step in each round, peak memory in MB, versions, and its agreement."""
         names = "seconds", "memory", "versions", "difference"
         return {**{name: getattr(self, name) for name in names}, "first": self.first[:WARM_UP]}
 
@@ -232,7 +232,7 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker: so many threads, and the scratchnet that this file lies beside."""
+    """Return a worker's environment: the number of threads, and the scratchnet beside this folder."""
     variables = ("SCRATCHNET_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     path = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     return {
@@ -264,12 +264,12 @@ def checked(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-# The worker's side: it answers with lines of JSON. First, unasked, with what it is and the results of the
-# warm-up, then to each line of its standard input with the seconds of a step and its peak memory so far.
+# The worker's side: it answers with lines of JSON. First come its versions and the results of the warm-up;
+# then, for each line of standard input, the seconds of a step and its peak memory so far.
 
 
 def work(build: Callable[[dict[str, Any]], tuple[Callable[[], Any], str]], task: dict[str, Any]) -> None:
-    """Be a worker process, until standard input ends.
+    """Serve as a worker process until standard input ends.
 
     Parameters
     ----------
@@ -298,25 +298,25 @@ def work(build: Callable[[dict[str, Any]], tuple[Callable[[], Any], str]], task:
 def answering(serve: Callable[[Callable[..., None]], None]) -> None:
     """Call ``serve(answer)``, where ``answer(name=value)`` writes a line of JSON; so does an error."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not stand between the answers
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
 
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     try:
         serve(answer)
-    except Exception as error:  # whatever it is, the parent has to be told
+    except Exception as error:  # of any kind: the parent has to know
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         answer(error=lines[0] if lines else type(error).__name__)
 
 
 def numbers(result: Any) -> list[float]:
-    """Return what a step has computed, a number or an array, as a flat list."""
+    """Return the result of a step, a number or an array, as a flat list."""
     return result.ravel().tolist() if hasattr(result, "ravel") else [float(result)]
 
 
 def forget_peak_memory() -> None:
-    """Begin anew to look for the peak, where that is possible."""
+    """Reset the peak, where the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -324,7 +324,7 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory() -> float | None:
-    """Return the largest resident set of this process, in MB; None where nobody counts."""
+    """Return the largest resident set of this process, in MB; None where the system does not count."""
     try:
         with open("/proc/self/status", encoding="utf-8") as file:
             return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) * 1024 / 1e6
@@ -342,7 +342,7 @@ def peak_memory() -> float | None:
 
 
 def machine() -> dict[str, Any]:
-    """Describe where and when this is measured."""
+    """Describe the machine, the date and the command."""
     return {
         "processor": processor(),
         "cores": cores(),
@@ -364,5 +364,5 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,9 +7,9 @@
 
 For each seed scratchnet and PyTorch train the same network from the same weights, on the same images in the
 same order with the same crops and flips, by the same recipe, at the same precision: all 50,000 training
-images of CIFAR-10, none held back, since nothing is chosen here. The official test images are read once a
-seed, at the end. Time is that of the epochs, recording of graphs and PyTorch's compiler included; uploading
-the data set and the one look at the test images are not. Each run has a process of its own.
+images of CIFAR-10, none held back, since nothing is chosen here. The official test images are read once per
+seed, at the end. Time is that of the epochs, including the recording of graphs and PyTorch's compiler, but
+not the upload of the data set or the one evaluation on the test images. Each run has a process of its own.
 
 It prints accuracy and time as mean, standard deviation and range over the seeds, and writes them to results/.
 """
@@ -41,14 +41,14 @@ def measure(
     contenders: Sequence[str],
     progress: Any,
     worker: Any = apart,
-    keep: Callable[[dict], None] = lambda measured: None,
+    save_so_far: Callable[[dict], None] = lambda measured: None,
 ) -> dict:
-    """Train with every seed, and let ``save_for_backward`` keep what there is after each run.
+    """Train with every seed, and call ``save_so_far`` with all results after each run.
 
     Returns
     -------
     dict
-        ``task``, ``runs`` (what ``work`` answers, with ``contender`` and ``seed``) and the machine.
+        ``task``, ``runs`` (the answers of ``work``, with ``contender`` and ``seed``) and the machine.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def measure(
             progress.set_description(f"seed {seed}, {CONTENDERS[contender]}")
             answer = worker("record.py", {**task, "seed": seed, "contender": contender})
             runs.append({"contender": contender, "seed": seed, **answer})
-            keep(measured)
+            save_so_far(measured)
             progress.update()
     return measured
 
@@ -70,7 +70,7 @@ def measure(
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
-    """Train once, and look at the test images.
+    """Train once, and evaluate on the test images.
 
     Returns
     -------
@@ -80,20 +80,20 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     """
     from scratchnet import data, models, optim
 
-    pictures = task_data(task)
-    images, labels = pictures.train_images, pictures.train_labels
-    how = {"batch_size": task["batch_size"], "normalisation": data.Normalisation.of(images)}
+    dataset = task_data(task)
+    images, labels = dataset.train_images, dataset.train_labels
+    loading = {"batch_size": task["batch_size"], "normalisation": data.Normalisation.of(images)}
     augmentation = data.Augmentation.named(AUGMENTATION)
-    train = data.Loader(images, labels, shuffle=True, augmentation=augmentation, seed=task["seed"], **how)
-    how["batch_size"] = EVALUATION
-    test = data.Loader(pictures.test_images, pictures.test_labels, shuffle=False, **how)
+    train = data.Loader(images, labels, shuffle=True, augmentation=augmentation, seed=task["seed"], **loading)
+    loading["batch_size"] = EVALUATION
+    test = data.Loader(dataset.test_images, dataset.test_labels, shuffle=False, **loading)
     side = images.shape[1]
     network = {"batch_norm": True, "width": task["width"], "dropout": 0.0, "seed": task["seed"]}
-    classes = len(pictures.class_names)
+    classes = len(dataset.class_names)
     net = models.VGG(task["arch"], classes, side, classifier_width=task["classifier_width"], **network)
     schedule = optim.schedule("cosine", RECIPE["lr"], steps=task["epochs"] * len(train))
     run = train_scratchnet if task["contender"] == "scratchnet" else train_torch
-    return {"data": pictures.name, **run(net, train, test, schedule, task)}
+    return {"data": dataset.name, **run(net, train, test, schedule, task)}
 
 
 def task_data(task: Mapping[str, Any]) -> Any:
@@ -115,19 +115,19 @@ def train_scratchnet(net: Any, train: Any, test: Any, schedule: Any, task: dict[
     sgd = optim.SGD(net.parameters(), RECIPE["lr"], **settings)
     loss = losses.SoftmaxCrossEntropy(RECIPE["label_smoothing"])
     epochs = DeviceEpochs(net, sgd, loss, train, task["precision"])
-    told = []
+    mean_losses = []
     device.synchronize()
     start = time.perf_counter()
     for epoch in range(task["epochs"]):
         *_, totals = epochs.run(epoch, schedule)
-        told.append(totals.loss / totals.images)
+        mean_losses.append(totals.loss / totals.images)
     device.synchronize()
     seconds = time.perf_counter() - start
     accuracy = evaluate(net, test, "testing", make_engine(net, precision=task["precision"])).accuracy
     versions = f"scratchnet {__version__}, CuPy {device.xp.__version__}"
     return {
         "accuracy": accuracy,
-        "losses": told,
+        "losses": mean_losses,
         "seconds": seconds,
         "versions": versions,
         "device": device.device,
@@ -135,49 +135,49 @@ def train_scratchnet(net: Any, train: Any, test: Any, schedule: Any, task: dict[
 
 
 def train_torch(net: Any, train: Any, test: Any, schedule: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """Train its twin with PyTorch, on the same pictures."""
+    """Train its twin with PyTorch, on the same images."""
     import torch
-    from contenders import torch_network
+    from translations import torch_network
 
-    where, precision = task.get("torch_device", "cuda"), task["precision"]
+    device, precision = task.get("torch_device", "cuda"), task["precision"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
-    model = torch_network(net).to(where).to(memory_format=torch.channels_last)
-    lower = torch.autocast(where, torch.bfloat16, enabled=precision == "bf16")
-    # The last batch is shorter: it runs as it is, so that there is one graph.
-    quick = torch.compile(model, mode="reduce-overhead") if where == "cuda" else model
+    model = torch_network(net).to(device).to(memory_format=torch.channels_last)
+    lower = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+    # The last batch is shorter: it runs uncompiled, so that there is one graph.
+    compiled = torch.compile(model, mode="reduce-overhead") if device == "cuda" else model
     settings = {name: RECIPE[name] for name in ("lr", "momentum", "weight_decay", "nesterov")}
-    optimizer = torch.optim.SGD(model.parameters(), fused=where == "cuda", **settings)
+    optimizer = torch.optim.SGD(model.parameters(), fused=device == "cuda", **settings)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=RECIPE["label_smoothing"])
-    images = torch.from_numpy(train.images).to(where)
-    labels = torch.from_numpy(train.labels).to(where)
-    told, wait = [], torch.cuda.synchronize if where == "cuda" else lambda: None
+    images = torch.from_numpy(train.images).to(device)
+    labels = torch.from_numpy(train.labels).to(device)
+    mean_losses, wait = [], torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     for epoch in range(task["epochs"]):
-        total = torch.zeros((), device=where)
+        total = torch.zeros((), device=device)
         for batch, (x, y) in enumerate(torch_batches(images, labels, train, epoch)):
             optimizer.param_groups[0]["lr"] = schedule(epoch * len(train) + batch)
             optimizer.zero_grad(set_to_none=True)
             with lower:
-                value = criterion((quick if len(y) == train.batch_size else model)(x), y)
+                value = criterion((compiled if len(y) == train.batch_size else model)(x), y)
             value.backward()
             optimizer.step()
             total += value.detach() * len(y)
-        told.append(float(total) / train.n_samples)
+        mean_losses.append(float(total) / train.n_samples)
     wait()
     seconds = time.perf_counter() - start
     model.eval()
-    right = 0
+    n_correct = 0
     for x, y in test.epoch(0):
-        there = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(where)
+        x_device = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(device)
         with torch.inference_mode(), lower:
-            logits = model(there.contiguous(memory_format=torch.channels_last))
-        right += int((logits.argmax(1).cpu().numpy() == y).sum())
-    name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
+            logits = model(x_device.contiguous(memory_format=torch.channels_last))
+        n_correct += int((logits.argmax(1).cpu().numpy() == y).sum())
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     return {
-        "accuracy": right / test.n_samples,
-        "losses": told,
+        "accuracy": n_correct / test.n_samples,
+        "losses": mean_losses,
         "seconds": seconds,
         "versions": f"PyTorch {torch.__version__}",
         "device": name,
@@ -185,7 +185,7 @@ def train_torch(net: Any, train: Any, test: Any, schedule: Any, task: dict[str, 
 
 
 def torch_batches(images: Any, labels: Any, loader: Any, epoch: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the loader's batches, prepared by PyTorch where the images are: (N, 3, H, W), channels last."""
+    """Yield the loader's batches, prepared by PyTorch on the images' device: (N, 3, H, W), channels last."""
     import torch
 
     crop, (H, W) = loader.augmentation.crop, images.shape[1:3]
@@ -194,8 +194,8 @@ def torch_batches(images: Any, labels: Any, loader: Any, epoch: int) -> Iterator
     fill = torch.tensor(loader.normalisation.colour, dtype=torch.uint8, device=images.device)
     choices = torch.from_numpy(loader.choices(epoch)).to(images.device).long()
     rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
-    for some in choices.split(loader.batch_size):
-        index, top, left, mirrored = some[:, :4].T
+    for batch in choices.split(loader.batch_size):
+        index, top, left, mirrored = batch[:, :4].T
         h = top[:, None] + rows - crop  # (n, H)
         w = left[:, None] + torch.where(mirrored[:, None] > 0, W - 1 - columns, columns) - crop  # (n, W)
         inside = ((h >= 0) & (h < H))[:, :, None] & ((w >= 0) & (w < W))[:, None]  # (n, H, W)
@@ -209,7 +209,7 @@ def torch_batches(images: Any, labels: Any, loader: Any, epoch: int) -> Iterator
 
 
 def summary(values: Sequence[float], digits: int) -> str:
-    """Write mean, standard deviation and range.
+    """Return mean, standard deviation and range as text.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def summary(values: Sequence[float], digits: int) -> str:
 
 
 def page(measured: dict[str, Any]) -> str:
-    """Write what came out."""
+    """Return the page as Markdown."""
     task, runs = measured["task"], measured["runs"]
     seeds = len({run["seed"] for run in runs})
     rows = []
@@ -239,7 +239,7 @@ def page(measured: dict[str, Any]) -> str:
         "",
         *table(["", "test accuracy, %", "training, s"], rows),
         "",
-        f"- Mean, standard deviation, range over {seeds} seeds; the test images were read once a seed",
+        f"- Mean, standard deviation, range over {seeds} seeds; the test images were read once per seed",
         f"- Batch {task['batch_size']}, {recipe}, cosine with warm-up, {AUGMENTATION}, no dropout",
         f"- {'; '.join(versions)}; Python {measured['python']}; {measured['system']}; driver "
         f"{measured['driver']}; {measured['date']}",
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=at_least_one, default=128, help="(%(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="(%(default)s)")
     parser.add_argument("--width", type=above_zero, default=1.0, help="scales the channels (%(default)s)")
-    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 lies, or shall lie (%(default)s)")
+    parser.add_argument("--data-dir", default="data", help="of CIFAR-10, downloaded if missing (%(default)s)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -274,9 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         backend.get("cupy")
-        data.cifar10(options.data_dir)  # downloaded now if need be, and not in a worker
+        data.cifar10(options.data_dir)  # downloaded now if need be, not in a worker
         with tqdm(total=options.seeds * len(options.contenders), unit="", file=sys.stderr) as progress:
-            measured = measure(task, options.contenders, progress, keep=write)
+            measured = measure(task, options.contenders, progress, save_so_far=write)
     except (WorkerError, backend.BackendError, data.DataError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Markdown from what ``race.measure`` returned."""
+"""Markdown of the results of ``race.measure``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAMILIES = {"PyTorch": PYTORCH} | {TITLES[c]: [c] for c in ("onnxruntime", "open
 
 
 def race_table(result: dict[str, Any]) -> str:
-    """Write a race between scratchnet and others: times, ratios, memory, and where that was measured."""
+    """Return the table of a race: times, ratios, memory, and the machine that measured them."""
     contenders = result["contenders"]
     rows = []
     for name, measured in contenders.items():
@@ -27,20 +27,20 @@ def race_table(result: dict[str, Any]) -> str:
         *table(["", "median ms", "min", "max", "images/s", "peak memory"], rows),
         "",
         *(
-            f"- Speed against {whom}: {spread(speed_ratios(result, names))}"
-            for whom, names in present_families(result)
+            f"- Speed against {family}: {spread(speed_ratios(result, names))}"
+            for family, names in present_families(result)
         ),
     ]
-    for whom, names in present_families(result):
+    for family, names in present_families(result):
         name, ratio = memory_ratio(result, names)
         if name:
-            whom = whom.replace("best of each round", "thriftiest")
-            lines.append(f"- Peak memory against {whom}: **{ratio:.2f}**")
+            family = family.replace("best of each round", "lowest")
+            lines.append(f"- Peak memory against {family}: **{ratio:.2f}**")
     return "\n".join([*lines, *footer(result)])
 
 
 def heading(task: dict[str, Any]) -> str:
-    """Say what the work is."""
+    """Describe the task."""
     what = "a training step of" if task["kind"] == "training" else "inference with"
     norm = " with batch normalisation" * task["batch_norm"]
     width = f" of width {task['width']:g}" * (task["width"] != 1.0)
@@ -58,7 +58,7 @@ def title(contender: str, task: dict[str, Any]) -> str:
 
 
 def present_families(result: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
-    """Yield whom scratchnet was compared with, and the contenders which that means."""
+    """Yield the libraries that scratchnet was compared with, each with its contenders."""
     for family, names in FAMILIES.items():
         present = [name for name in names if name in result["contenders"]]
         if present:
@@ -66,19 +66,19 @@ def present_families(result: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
 
 
 def speed_ratios(result: dict[str, Any], rivals: Sequence[str]) -> list[float]:
-    """Return scratchnet's speed as a share of the quickest rival's, in each round."""
+    """Return scratchnet's speed as a share of the fastest rival's, in each round."""
     contenders = result["contenders"]
     best = map(min, zip(*(contenders[rival]["seconds"] for rival in rivals), strict=True))
-    return [theirs / ours for ours, theirs in zip(contenders["scratchnet"]["seconds"], best, strict=True)]
+    return [rival / own for own, rival in zip(contenders["scratchnet"]["seconds"], best, strict=True)]
 
 
 def memory_ratio(result: dict[str, Any], rivals: Sequence[str]) -> tuple[str | None, float]:
-    """Return the thriftiest rival, None where nobody counts, and scratchnet's peak as a share of its."""
+    """Return the rival with the lowest peak, None if unknown, and scratchnet's peak as a share of it."""
     contenders = result["contenders"]
     if not contenders["scratchnet"]["memory"]:
         return None, float("nan")
-    thriftiest = min(rivals, key=lambda rival: contenders[rival]["memory"])
-    return thriftiest, contenders["scratchnet"]["memory"] / contenders[thriftiest]["memory"]
+    lowest = min(rivals, key=lambda rival: contenders[rival]["memory"])
+    return lowest, contenders["scratchnet"]["memory"] / contenders[lowest]["memory"]
 
 
 def footer(result: dict[str, Any]) -> list[str]:
@@ -118,7 +118,7 @@ def where(result: dict[str, Any], threads: int | str) -> list[str]:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """Write a table; the first ``left`` columns are text, the others numbers.
+    """Return a Markdown table whose first ``left`` columns are text and the others numbers.
 
     Examples
     --------
@@ -132,12 +132,12 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
 
 
 def times(seconds: Sequence[float]) -> list[str]:
-    """Write median, minimum and maximum in milliseconds."""
+    """Return median, minimum and maximum in milliseconds."""
     return [ms(f(seconds)) for f in (median, min, max)]
 
 
 def ms(seconds: float) -> str:
-    """Write a time in milliseconds, with three figures or all before the point.
+    """Return a time in milliseconds, with three significant figures or all before the point.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def ms(seconds: float) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Write a median with its range.
+    """Return a median with its range.
 
     Examples
     --------
@@ -161,12 +161,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def megabytes(measured: dict[str, Any]) -> str:
-    """Write the peak memory."""
+    """Return the peak memory as text."""
     return f"{measured['memory']:.0f} MB" if measured["memory"] else "unknown"
 
 
 def save(text: str, path: Path) -> None:
     """Write a text file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -6,10 +6,9 @@
     python benchmarks/rounding.py
 
 The reference is PyTorch in float64 on the same weights and images; the distance is that of all gradients
-together, |g - reference| / |reference|. A single ReLU or pooling that decides otherwise, because two numbers
-were closer than rounding, outweighs all rounding and is a matter of luck; so there are both the median over
-several networks, which is rounding more or less alone, and the root mean square, which is what such decisions
-make of it.
+together, |g - reference| / |reference|. A single ReLU or pooling that decides differently, because two
+numbers were closer than rounding, outweighs all rounding and is a matter of luck; so the table has both the median
+over several networks, which is almost rounding alone, and the root mean square, which includes such luck.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from statistics import median
 from typing import Any
 
 from command import NETWORK, Parser, at_least_one
-from contenders import build_network, channels_first, make_batch, torch_network
+from contenders import build_network, channels_first, make_batch
 from report import table
+from translations import torch_network
 
-OURS = {"plan": "auto", "plan, im2col": "im2col", "layers": ""}
-THEIRS = {"PyTorch, contiguous": "contiguous_format", "PyTorch, channels last": "channels_last"}
+ENGINES = {"plan": "auto", "plan, im2col": "im2col", "layers": ""}
+MEMORY_FORMATS = {"PyTorch, contiguous": "contiguous_format", "PyTorch, channels last": "channels_last"}
 
 
 def torch_gradients(net: Any, x: Any, labels: Any, dtype: str, memory_format: str) -> list[Any]:
@@ -34,14 +34,14 @@ def torch_gradients(net: Any, x: Any, labels: Any, dtype: str, memory_format: st
 
     memory_format = getattr(torch, memory_format)
     twin = torch_network(net).to(getattr(torch, dtype)).to(memory_format=memory_format)
-    pictures = torch.tensor(channels_first(x)).to(getattr(torch, dtype)).to(memory_format=memory_format)
-    torch.nn.functional.cross_entropy(twin(pictures), torch.tensor(labels)).backward()
+    images = torch.tensor(channels_first(x)).to(getattr(torch, dtype)).to(memory_format=memory_format)
+    torch.nn.functional.cross_entropy(twin(images), torch.tensor(labels)).backward()
     axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
     return [p.grad.double().numpy().transpose(axes[p.ndim]) for p in twin.parameters()]
 
 
-def our_gradients(net: Any, x: Any, labels: Any, algorithm: str) -> list[Any]:
-    """Return scratchnet's: by a plan with some algorithm or, without one, by the layers."""
+def scratchnet_gradients(net: Any, x: Any, labels: Any, algorithm: str) -> list[Any]:
+    """Return scratchnet's gradients by a plan with this algorithm or, if it is empty, by the layers."""
     from scratchnet import plans
     from scratchnet.losses import SoftmaxCrossEntropy
 
@@ -63,9 +63,11 @@ def distances(task: dict[str, Any]) -> dict[str, float]:
     net = build_network(task)
     x, labels = make_batch(task)
     reference = torch_gradients(net, x, labels, "float64", "contiguous_format")
-    found = {name: torch_gradients(net, x, labels, "float32", THEIRS[name]) for name in THEIRS}
+    found = {
+        name: torch_gradients(net, x, labels, "float32", MEMORY_FORMATS[name]) for name in MEMORY_FORMATS
+    }
     return {name: distance(gradients, reference) for name, gradients in found.items()} | {
-        name: distance(our_gradients(net, x, labels, OURS[name]), reference) for name in OURS
+        name: distance(scratchnet_gradients(net, x, labels, ENGINES[name]), reference) for name in ENGINES
     }
 
 

@@ -4,13 +4,13 @@
 
     python benchmarks/time_by_group.py
 
-A plan computes a few layers together, as a group, and knows how long each took. Beside that stand
+A plan computes a few layers together, as a group, and times each group. The tables add
 
-- GFLOP/s as one counts them: two operations for each multiply-add that the layer's definition has, in the
-  forward pass and for each of the two gradients, whatever the algorithm really does;
+- GFLOP/s by definition: two operations for each multiply-add in the layer's definition, in the forward pass
+  and for each of the two gradients, whatever the algorithm really does;
 - the multiply-adds of the matrix products that the plan really makes, transforms included;
-- the floor: how long those would take at the speed that this machine reaches with all workers at once, in
-  products that stay in the cache; and what share of the time that is.
+- the floor: the time that those would take at this machine's speed with all workers at once, in products that
+  stay in the cache; and its share of the measured time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from command import network_parser, task_of, told
+from command import network_parser, print_result, task_of
 from race import answering, apart, machine
 from report import heading, ms, table, where
 
@@ -40,7 +40,7 @@ def measure_groups(task: Mapping[str, Any], steps: int) -> dict[str, Any]:
     dict
         ``groups``, each with ``name``, ``title``, ``algorithm``, multiply-adds of all passes by
         ``definition`` and ``phases``; these with ``pass``, ``name``, ``seconds`` and the multiply-adds of
-        ``products``. Then the seconds of ``optimizer`` and ``total``, ``peak`` in multiply-adds a second,
+        ``products``. Then the seconds of ``optimizer`` and ``total``, ``peak`` in multiply-adds per second,
         and the machine.
     """
     answer = apart("time_by_group.py", {**task, "steps": steps})
@@ -55,7 +55,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from contenders import versions_of_numpy
 
     plan, runs = train(task)
-    quick = quicker_half(runs)
+    fast = faster_half(runs)
 
     groups = []
     for i, (group, kernel) in enumerate(zip(plan.groups, plan.kernels, strict=True)):
@@ -70,7 +70,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
                     {
                         "pass": direction,
                         "name": name,
-                        "seconds": fmean(run["phases"].get((i, direction, name), 0.0) for run in quick),
+                        "seconds": fmean(run["phases"].get((i, direction, name), 0.0) for run in fast),
                         "products": made,
                     }
                     for direction, phases in passes.items()
@@ -80,16 +80,16 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "groups": groups,
-        "optimizer": fmean(run["optimizer"] for run in quick),
-        "total": fmean(run["total"] for run in quick),
-        "averaged": len(quick),
+        "optimizer": fmean(run["optimizer"] for run in fast),
+        "total": fmean(run["total"] for run in fast),
+        "averaged": len(fast),
         "peak": peak_speed(task["threads"]),
         "versions": versions_of_numpy(),
     }
 
 
 def train(task: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
-    """Return a plan, and how long each step with it took: in all, for the optimizer, and for the phases."""
+    """Return a plan, and for each step its seconds in total, in the optimizer, and in each phase."""
     from contenders import LEARNING_RATE, MOMENTUM, build_network, make_batch
 
     from scratchnet import losses, optim, plans
@@ -112,31 +112,31 @@ def train(task: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def products_of(phases: Sequence[Any]) -> dict[str, int]:
-    """Count the multiply-adds of the matrix products of each phase: for each number of a result, K."""
+    """Count the multiply-adds of the matrix products of each phase: K for each number of a result."""
     import numpy as np
 
     made: dict[str, int] = {}
     for phase in phases:
-        if any(phase.workers) and not phase.for_input_gradient:  # which nobody asks for in training
+        if any(phase.workers) and not phase.for_input_gradient:  # which training does not need
             calls = [call for worker in phase.workers for call in worker if call[0] is np.matmul]
             count = sum(out["out"].size * operands[0].shape[-1] for _, operands, out in calls)
             made[phase.name] = made.get(phase.name, 0) + count
     return made
 
 
-def quicker_half(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the quicker half of the steps: in the others the machine was busy with something else.
+def faster_half(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the faster half of the steps: in the others the machine was busy with something else.
 
     Examples
     --------
-    >>> quicker_half([{"total": 3.0}, {"total": 1.0}, {"total": 2.0}])
+    >>> faster_half([{"total": 3.0}, {"total": 1.0}, {"total": 2.0}])
     [{'total': 1.0}, {'total': 2.0}]
     """
     return sorted(runs, key=lambda run: run["total"])[: (len(runs) + 1) // 2]
 
 
 def peak_speed(threads: int) -> float:
-    """Return how many multiply-adds a second all workers make together, at best, in products in the cache."""
+    """Return the most multiply-adds per second of all workers together, in products within the cache."""
     import numpy as np
 
     from scratchnet import workers
@@ -163,7 +163,7 @@ def peak_speed(threads: int) -> float:
 
 
 def groups_table(result: dict[str, Any]) -> str:
-    """Write where the time goes, by group and by phase."""
+    """Return the tables by group and by phase."""
     groups, total, peak, sgd = (result[name] for name in ("groups", "total", "peak", "optimizer"))
     phases = [phase for group in groups for phase in group["phases"]]
     definition = sum(group["definition"] for group in groups)
@@ -171,7 +171,7 @@ def groups_table(result: dict[str, Any]) -> str:
     outside = total - within - sgd
 
     def columns(seconds: float, made: int) -> list[str]:
-        """Write share of the step, multiply-adds made, floor, and floor / time."""
+        """Return share of the step, multiply-adds made, floor, and floor / time."""
         arithmetic = [f"{made / 1e6:,.0f}", ms(made / peak), f"{made / peak / seconds:.0%}"]
         return [f"{seconds / total:.1%}", *(arithmetic if made else [""] * 3)]
 
@@ -205,13 +205,13 @@ def groups_table(result: dict[str, Any]) -> str:
             [[name, ms(seconds), *columns(seconds, made)] for name, seconds, made in by_phase(groups)],
         ),
         "",
-        f"Of {ms(total)} ms a step the matrix products would take {ms(made / peak)} ms "
+        f"Of {ms(total)} ms per step the matrix products would take {ms(made / peak)} ms "
         f"({made / peak / total:.0%}) at {2 * peak / 1e9:.0f} GFLOP/s, which this machine reaches in "
-        f"products of stacks {SHAPES[0]} x {SHAPES[1]}. What is left is {ms(total - made / peak)} ms: "
-        f"{ms(within - made / peak)} ms within the groups, {ms(sgd)} ms SGD, and {ms(outside)} ms the loss "
-        "and what lies between the groups.",
+        f"products of stacks {SHAPES[0]} x {SHAPES[1]}. That leaves {ms(total - made / peak)} ms: "
+        f"{ms(within - made / peak)} ms within the groups, {ms(sgd)} ms in SGD, and {ms(outside)} ms in the "
+        "loss and between the groups.",
         "",
-        f"- Means of the quicker {result['averaged']} of {result['steps']} steps, after {WARM_UP} to warm up",
+        f"- Means of the faster {result['averaged']} of {result['steps']} steps, after {WARM_UP} to warm up",
         f"- {result['versions']}; Python {result['python']}",
         *where(result, task["threads"]),
     ]
@@ -222,12 +222,12 @@ ARITHMETIC = ["M multiply-adds made", "floor ms", "floor / time"]
 
 
 def name_of(group: dict[str, Any]) -> str:
-    """Name a group, its layers and its algorithm."""
+    """Name a group by its layers and its algorithm."""
     return ", ".join(filter(None, [f"{group['name']} {group['title']}", group["algorithm"]]))
 
 
 def by_phase(groups: Sequence[dict[str, Any]]) -> list[tuple[str, float, int]]:
-    """Add up seconds and multiply-adds by algorithm, pass and phase; those that take longest come first."""
+    """Add up seconds and multiply-adds by algorithm, pass and phase; the longest first."""
     sums: dict[str, tuple[float, int]] = {}
     for group in groups:
         for phase in group["phases"]:
@@ -239,13 +239,15 @@ def by_phase(groups: Sequence[dict[str, Any]]) -> list[tuple[str, float, int]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; return the exit status."""
-    parser = network_parser("training", 12, "Tell where the time of a training step goes.")
+    parser = network_parser("training", 12, "Show where the time of a training step goes.")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         answering(lambda answer: answer(**work(options.worker)))
         return 0
-    return told(lambda: groups_table(measure_groups(task_of(options), options.rounds)), options.output)
+    return print_result(
+        lambda: groups_table(measure_groups(task_of(options), options.rounds)), options.output
+    )
 
 
 if __name__ == "__main__":

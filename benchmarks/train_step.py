@@ -5,8 +5,8 @@
     pip install '.[bench]'
     python benchmarks/train_step.py
 
-One training step: forward, loss, backward without the gradient of the image, SGD with momentum 0.9. How it
-is measured is in ``race.py``, and who takes part in ``contenders.py``.
+One training step: forward, loss, backward without the gradient of the image, SGD with momentum 0.9.
+``race.py`` says how it is measured, ``contenders.py`` what is compared.
 """
 
 from __future__ import annotations
