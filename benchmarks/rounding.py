@@ -7,8 +7,8 @@
 
 The reference is PyTorch in float64 on the same weights and images; the distance is that of all gradients
 together, |g - reference| / |reference|. A single ReLU or pooling that decides differently, because two
-numbers were closer than rounding, outweighs all rounding and is a matter of luck; so the table has both the median
-over several networks, which is almost rounding alone, and the root mean square, which includes such luck.
+numbers were closer than rounding, outweighs all rounding and is a matter of luck; so the table has both the
+median over several networks, which is almost rounding alone, and the root mean square, which includes luck.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""The benchmarks for a GPU: what they count, and that they run, as far as that shows without one."""
+"""The benchmarks for a GPU: what they count, and that they run, as far as can be seen without one."""
 
 import doctest
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 
 from scratchnet import backend, data, models, plans
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MACHINE = {"python": "3.11", "system": "Linux", "driver": "580", "date": "2026-01-31", "command": "python x"}
 TINY = {
     "arch": "vgg11",
@@ -20,17 +17,10 @@ TINY = {
     "turn": 0.0,
     "repeats": 1,
     "classifier_width": 8,
-    "large": 16,
-    "copied": 1024,
+    "matrix_size": 16,
+    "copy_bytes": 1024,
 }
 SPEEDS = {"flops": 1e12, "bytes": 1e11}
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a benchmark as a module."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 @pytest.mark.parametrize("name", ["gpu", "record"])
@@ -48,10 +38,10 @@ def test_cuda_benchmark_covers_what_was_asked_for(load):
 
 
 def test_cuda_benchmark_counts_flops_and_bytes(load):
-    gpu = load("gpu")
+    groups_of = load("gpu_contenders").groups_of
     net = models.VGG([8, "M", 4], 10, 32, width=1.0, classifier_width=16, head="gap", dropout=0.0)
     plan = plans.compile(net, (2, 32, 32, 3), training=True)  # of a CPU: the same groups
-    first, second, *_ = gpu.groups_of(plan)
+    first, second, *_ = groups_of(plan)
     assert first["title"] == "Conv2d+ReLU+MaxPool2d"
     pixels, pooled = 2 * 32 * 32, 2 * 16 * 16
     assert first["flops"] == 2 * 2 * pixels * 8 * 27, "the image needs no gradient"
@@ -61,7 +51,7 @@ def test_cuda_benchmark_counts_flops_and_bytes(load):
     x, y, weights = pixels * 3, pooled * 8, 27 * 8 + 8
     assert first["bytes"] == 4 * (x + y + weights + (x + y + 2 * weights))
     net.eval()
-    second = gpu.groups_of(plans.compile(net, (2, 32, 32, 3)))[1]
+    second = groups_of(plans.compile(net, (2, 32, 32, 3)))[1]
     assert second["flops"] == 2 * pooled * 4 * 72
     assert second["bytes"] == 4 * (pooled * 8 + pooled * 4 + 72 * 4 + 4)
 
@@ -100,18 +90,18 @@ def test_cuda_benchmark_table(load):
     assert "driver 580; 2026-01-31" in text and "`python x`" in text
 
 
-def test_cuda_benchmark_keeps_what_there_is_after_every_task(load, tmp_path):
+def test_cuda_benchmark_saves_its_page_after_every_task(load, tmp_path):
     gpu = load("gpu")
     for words in (["1024", "tf32"], ["512", "bf16"], ["512", "bf16"]):
         task = gpu.chosen(["training", "vgg16", *words])[0]
         result = gpu.measure(task, ["scratchnet"], lambda program, t: answer_of(t, 1.0))
-        text = gpu.keep(result, tmp_path / "day-gpu")
+        text = gpu.add_to_page(result, tmp_path / "day-gpu")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| training")]
     assert rows == [f"training vgg16 32 px batch {rest}" for rest in ("512 bf16", "1024 tf32")]
     assert (tmp_path / "day-gpu.md").read_text(encoding="utf-8") == text
 
 
-def test_cuda_benchmark_leaves_out_who_computes_something_else(load):
+def test_cuda_benchmark_leaves_out_a_contender_that_computes_something_else(load):
     gpu, race = load("gpu"), load("race")
     task = gpu.chosen(["training", "512", "vgg16", "fp32"])[0]
 
@@ -139,13 +129,14 @@ def test_cuda_benchmark_leaves_out_who_computes_something_else(load):
 def test_cuda_benchmark_runs_on_the_emulator(stand_in, load, words):
     gpu = load("gpu")
     task = {**gpu.chosen(words)[0], **TINY, "contender": "scratchnet"}
-    answer = gpu.work(task)
+    work = load("gpu_contenders").work
+    answer = work(task)
     assert len(answer["seconds"]) == 1 and np.isfinite(answer["first"]).all()
     assert all(group["seconds"]["forward"] > 0 for group in answer["groups"])
     assert all((group["seconds"]["backward"] > 0) == ("training" in words) for group in answer["groups"])
     assert min(answer["speeds"].values()) > 0
     pytest.importorskip("torch")
-    rival = gpu.work({**task, "contender": "channels_last", "torch_device": "cpu"})
+    rival = work({**task, "contender": "channels_last", "torch_device": "cpu"})
     gpu.check_agreement(answer["first"], rival["first"], gpu.AGREEMENT[task["precision"]])
 
 
@@ -166,27 +157,27 @@ def test_cuda_record_runs_on_the_emulator_and_its_twin_sees_the_same(stand_in, l
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     progress = SimpleNamespace(set_description=lambda text: None, update=lambda: None)
-    kept = []
+    saved = []
 
-    def keep(so_far):
-        kept.append(len(so_far["runs"]))
+    def save_so_far(measured):
+        saved.append(len(measured["runs"]))
 
     measured = record.measure(
-        task, list(record.CONTENDERS), progress, lambda program, t: record.work(t), keep
+        task, list(record.CONTENDERS), progress, lambda program, t: record.work(t), save_so_far
     )
-    assert kept == [1, 2, 3, 4]
-    ours, twin = measured["runs"][:2]
-    assert ours["losses"] == pytest.approx(twin["losses"], rel=1e-3)
+    assert saved == [1, 2, 3, 4]
+    own, twin = measured["runs"][:2]
+    assert own["losses"] == pytest.approx(twin["losses"], rel=1e-3)
     text = record.page({**measured, **MACHINE})
     assert "vgg11-bn on shapes10" in text and text.count(" ± ") == 4 and "over 2 seeds" in text
 
 
 @pytest.mark.parametrize("name", ["crop-flip", "crop2"])
-def test_cuda_record_gives_pytorch_the_pictures_of_the_loader(load, name):
+def test_cuda_record_gives_pytorch_the_images_of_the_loader(load, name):
     torch = pytest.importorskip("torch")
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
-    how = {"augmentation": data.Augmentation.named(name), "normalisation": data.Normalisation.of(images)}
-    loader = data.Loader(images, np.arange(7), 3, shuffle=True, **how)
+    loading = {"augmentation": data.Augmentation.named(name), "normalisation": data.Normalisation.of(images)}
+    loader = data.Loader(images, np.arange(7), 3, shuffle=True, **loading)
     batches = load("record").torch_batches(torch.from_numpy(images), torch.arange(7), loader, 2)
     for (x, y), (expected, labels) in zip(batches, loader.epoch(2), strict=True):
         np.testing.assert_allclose(x.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
@@ -201,5 +192,5 @@ def test_without_a_gpu_cuda_benchmarks_end_with_a_sentence(load, capsys):
     else:
         pytest.skip("there is a GPU")
     assert load("gpu").main(["--only", "training", "128", "fp32"]) == 2
-    told = capsys.readouterr().err.strip()
-    assert "--backend numpy" in told and "\n" not in told
+    said = capsys.readouterr().err.strip()
+    assert "--backend numpy" in said and "\n" not in said
