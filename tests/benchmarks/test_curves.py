@@ -129,7 +129,7 @@ def test_curves_on_a_full_disk_leave_the_old_ones(tmp_path, curves, monkeypatch)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fill)
     result = curves(folder, "--output", image)
     assert result.status == 2
-    assert result.said == f"curves.py: {picture} cannot be written: No space left on device\n"
+    assert result.said == f"curves.py: {image} cannot be written: No space left on device\n"
     assert image.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 
@@ -137,7 +137,7 @@ def test_curves_without_matplotlib_say_how_to_install_it(tmp_path, curves, monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = curves(logged(tmp_path / "run"), "--output", tmp_path / "curves.svg")
-    assert result.status == 2 and "pip install 'scratchnet[plot]'" in result.said
+    assert result.status == 2 and "pip install '.[plot]'" in result.said
 
 
 def test_curves_stop_at_ctrl_c(tmp_path, curves, monkeypatch):

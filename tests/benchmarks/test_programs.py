@@ -14,7 +14,7 @@ def test_without_pytorch_it_says_what_to_install(load, monkeypatch, capsys):
     train_step = load("train_step")
     monkeypatch.setattr(load("race").importlib.util, "find_spec", lambda name: None)
     assert train_step.main([]) == 2
-    assert "pip install 'scratchnet[bench]'" in capsys.readouterr().err
+    assert "pip install '.[bench]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

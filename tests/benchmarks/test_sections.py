@@ -1,4 +1,4 @@
-"""Sections of the benchmarks' page: growth, time by group, data preparation, the quick benchmark, all of them."""
+"""Sections of the benchmarks' page: growth, groups, data preparation, the quick benchmark, all of them."""
 
 import json
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def test_growth_tables(load):
 
 
 def test_multiply_adds_of_products_are_counted(load):
-    from scratchnet.plans.cpu.steps import Calls, Phase
+    from scratchnet.plans.cpu.calls import Calls, Phase
 
     first, second = Calls(), Calls()
     a, b, out = np.ones((5, 2, 3)), np.ones((5, 3, 4)), np.ones((5, 2, 4))
