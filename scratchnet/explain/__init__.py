@@ -1,7 +1,7 @@
 """Numeric walks through one operation each, on a tiny input, to read beside the lecture.
 
 ``python -m scratchnet.explain conv --backward`` prints one; ``explain("conv")`` returns it. Every number is
-computed by ``functional/`` (Winograd's by the matrices of ``plans/cpu/winograd.py``) and, beside it, from the
+computed by ``functional/`` (Winograd's by the matrices of ``plans/cpu/winograd/``) and, beside it, from the
 step before: where the two do not agree the page says so.
 """
 

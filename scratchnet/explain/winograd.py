@@ -1,4 +1,4 @@
-"""A walk through one tile of Winograd's algorithm: see ``plans/cpu/winograd.py`` for where it comes from."""
+"""A walk through one tile of Winograd's algorithm: see ``plans/cpu/winograd/`` for where it comes from."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 ``fold.py``         batch normalisation made part of the convolution before it, for inference
 ``im2col.py``       any convolution as one matrix product; the plainest
 ``blocks.py``       large matrix products as stacks of small ones
-``winograd.py``     3 x 3 convolutions with a quarter of the multiplications
+``winograd/``       3 x 3 convolutions with a quarter of the multiplications
 ``toeplitz.py``     the same at 2 x 2 pixels
 ``first_conv.py``          the first layer, with its three channels
 ``linear.py``       fully connected layers

@@ -81,6 +81,13 @@ class Kernel:
         """Tell whether to choose it for group i, if no kernel before it suits."""
         return cls.supports(groups, i, context)
 
+    @classmethod
+    def build(
+        cls, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False
+    ) -> Kernel:
+        """Return the kernel of a group, on given maps."""
+        return cls(group, input, output, context, first)
+
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
         """Ask for buffers that live at the step (see ``memory.py``) of the forward or the backward pass.
 

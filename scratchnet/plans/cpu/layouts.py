@@ -10,18 +10,16 @@ Symbols, here and in all files of this folder:
 pixels, where all images' values of one pixel make one matrix (N, C). ``Tiles`` is for Winograd's algorithm,
 which works on tiles of 4 x 4 pixels::
 
-    one chunk:  [ 4*TH + 2 rows,  4 phases,  TW tiles,  n images,  C channels ]
+    one chunk:  [ 4*TH + 2 rows,  4 positions,  TW tiles,  n images,  C channels ]
 
-    a row of 12 pixels         0 1 2 3 | 4 5 6 7 | 8 9 10 11           column = 4 * tile + phase
+    a row of 12 pixels         0 1 2 3 | 4 5 6 7 | 8 9 10 11           column = 4 * tile + position
     lies in memory as          0 4 8 | 1 5 9 | 2 6 10 | 3 7 11         each of them n * C numbers
-                               phase 0 phase 1 phase 2  phase 3
+    position in the tile           0 |     1 |      2 |      3
 
-(This "phase" has nothing to do with the ``Phase`` of ``steps.py``, which is work between two barriers.)
-
-So "column 1 of every tile of this row, of all images and channels" is one run of TW * n * C neighbouring
+So "column 1 of every tile of this row, of all images and channels" is one vector of TW * n * C neighbouring
 numbers, about 4000 of them at every level of VGG, and a transform that combines the columns of a tile is a
-product of a tiny matrix with a few such runs. Above and below stand a row of zeros, the padding of a 3 x 3
-convolution; left and right need none, see ``winograd.py``. Where H or W are no multiples of 4, a kernel that
+product of a tiny matrix with a few such vectors. Above and below stand a row of zeros, the padding of a 3 x 3
+convolution; left and right need none, see ``winograd/``. Where H or W are no multiples of 4, a kernel that
 writes whole tiles sets to zero what is beyond the image, in a map as in a gradient; the others write pixels
 only, and ``clear`` does the rest, as the memory had served something else.
 
@@ -290,7 +288,7 @@ class Tiles(Map):
             rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
             part = block[:, :, :, :, both.start - images.start : both.stop - images.start]
             inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
-            if inside:  # then one pair has it all: column 4*tile + phase is S * (per_tile * tile + q) + j
+            if inside:  # then one pair has it all: column 4*tile + position is S * (per_tile * tile + q) + j
                 own = rows[row : row + S * R]
                 yield (
                     own.reshape(R, S, per_tile, S, self.TW, *own.shape[-2:]),  # [R, i, q, j, tile, n, C]
@@ -298,10 +296,10 @@ class Tiles(Map):
                 )
                 continue
             for i in range(S):
-                for phase in range(4):
-                    q, j = divmod(phase, S)  # column 4*tile + phase = S * (per_tile * tile + q) + j
-                    tiles = min(len(range(q, T, per_tile)), len(range(phase, self.W, 4)))
-                    own = rows[row + i :: S, phase, :tiles][:R]  # (R, tiles, n, C)
+                for position in range(4):
+                    q, j = divmod(position, S)  # column 4*tile + position = S * (per_tile * tile + q) + j
+                    tiles = min(len(range(q, T, per_tile)), len(range(position, self.W, 4)))
+                    own = rows[row + i :: S, position, :tiles][:R]  # (R, tiles, n, C)
                     yield own, part[: own.shape[0], i, j, q::per_tile][:, :tiles]
 
 

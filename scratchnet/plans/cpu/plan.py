@@ -78,7 +78,7 @@ class CpuPlan(Plan):
                 if g.dropout is not None and self.training:
                     output.scale = 1.0 / (1.0 - g.dropout.p) if g.dropout.p < 1.0 else 0.0
             maps.append(output)
-            self.kernels.append(classes[i](g, before, output, self.context, first=i == 0))
+            self.kernels.append(classes[i].build(g, before, output, self.context, first=i == 0))
         self.maps = maps
         self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
 

@@ -24,7 +24,7 @@ images at once, since a pixel is a matrix (N, C) in this layout. As matrices tha
 Every entry is 0, 1 or -1, so only additions round. But g0 x0 is added and taken away again: the error is two
 to three times that of im2col (5.9e-7 against 2.2e-7 of the result, at 512 channels).
 
-**Backward** is the adjoint, step by step, as in ``winograd.py``::
+**Backward** is the adjoint, step by step, as in ``winograd/``::
 
     dM = D^T dy D       dU = V^T dM       dg = K^T dU K       dV = dM U^T       dx = E^T dV E
 

@@ -8,6 +8,8 @@ import pytest
 from scratchnet import layers, models, plans
 from scratchnet.plans.cpu import blocks, winograd
 from scratchnet.plans.cpu.calls import split_evenly
+from scratchnet.plans.cpu.winograd import transforms
+from scratchnet.plans.cpu.winograd.base import WinogradBase
 from tests.fakes.one_layer import EPSILON, assert_accurate, error, one_layer
 
 
@@ -58,7 +60,7 @@ def test_a_single_picture_gives_all_workers_the_same_work(monkeypatch, workers):
 def test_winograds_matrices_compute_a_convolution_of_one_dimension():
     rng = np.random.default_rng(0)
     d, g = rng.standard_normal(6), rng.standard_normal(3)
-    y = np.array(winograd._AT) @ ((np.array(winograd._G) @ g) * (np.array(winograd._BT) @ d))
+    y = np.array(transforms._AT) @ ((np.array(transforms._G) @ g) * (np.array(transforms._BT) @ d))
     np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
 
 
@@ -88,7 +90,7 @@ def test_kept_weights_are_read_once_for_a_single_picture(monkeypatch):
     for _ in range(2):
         plan = plans.compile(net, x.shape)
         results.append(plan.forward(x).copy())
-        widths.append({U.shape[-1] for U in plan.kernels[0].U})
-        monkeypatch.setattr(winograd.Winograd, "_columns_at_once", lambda kernel: blocks.COLUMNS)
+        widths.append({U.shape[-1] for U in plan.kernels[0].kept_U})
+        monkeypatch.setattr(WinogradBase, "_columns_at_once", lambda kernel: blocks.COLUMNS)
     assert widths == [{32}, {64}]
     assert error(*results) < EPSILON

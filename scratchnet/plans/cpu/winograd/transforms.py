@@ -1,0 +1,174 @@
+r"""The transforms of Winograd's algorithm, each as a few products of a small matrix with long vectors.
+
+A map of tiles (see ``layouts.py``) has what belongs to one column of every tile of a row, of all images and
+channels of a chunk, in one vector of L = TW * n * C neighbouring numbers. So B^T x, along the rows of pixels,
+is B^T (6, 6) times six rows of such vectors, and along the columns it is B^T times six vectors::
+
+    x  (R, 6 rows, 4 columns, L)   ->   half_V (R, 6, 6 columns, L)   ->   V (6, 6, R, L)
+
+The six rows of a window are there: the windows of one row of tiles and the next overlap in memory, and none
+is copied. Of its six columns, four are the tile's own, and the outer two are column 3 of the tile before and
+column 0 of the tile after. In a row of tiles each is a vector that is there, moved by one tile, n * C
+numbers, so it takes a copy::
+
+    column of the window    0                    1   2   3   4                5
+    half_V      [ column 3 of the tile before | 0 | 1 | 2 | 3 | column 0 of the tile after ]
+
+with zeros beyond the image. If a row has only one tile, these two columns are padding, and left out.
+
+The backward transforms are the adjoints. There windows are added up where they overlap, which is a matrix
+product as well: a pixel of the tile's first column is also column 5 of the window before, one of its last
+column is also column 0 of the window after. Column 5 of B^T is zero but for row 5, and column 0 but for row
+0. So dx of a tile takes all six numbers of its own dV, and one from either neighbour's::
+
+    dx (4) = B_OVERLAP (4, 8) times [ dV[5] of the window before | dV[0] to dV[5] | dV[0] of the one after ]
+
+Symbols: R rows of tiles, TW tiles in a row, n images, C channels, L the length of a vector.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scratchnet.plans.cpu.blocks import small_matmul
+from scratchnet.plans.cpu.calls import Calls, reshaped
+from scratchnet.plans.cpu.planes import in_planes
+from scratchnet.plans.cpu.winograd.derivation import POINTS, TILE, WINDOW, matrices
+
+_BT, _G, _AT = matrices(POINTS)
+BT = _BT.astype(np.float32)  # (6, 6)
+AT = _AT.astype(np.float32)  # (4, 6)
+A = np.ascontiguousarray(AT.T)  # (6, 4)
+# Both dimensions at once, for the weights, which are small: U (36, C*O) = G2 (36, 9) w (9, C*O).
+G2 = np.kron(_G, _G).astype(np.float32)  # (36, 9)
+G2T = np.ascontiguousarray(G2.T)  # (9, 36)
+# The same along the columns where a row has only one tile.
+BT_INNER = np.ascontiguousarray(BT[:, 1:-1])  # (6, 4)
+B_INNER = np.ascontiguousarray(BT_INNER.T)  # (4, 6)
+B_OVERLAP = np.zeros((TILE, WINDOW + 2), np.float32)  # (4, 8)
+B_OVERLAP[:, 1:-1] = B_INNER
+B_OVERLAP[0, 0] = BT[-1, -1]
+B_OVERLAP[-1, -1] = BT[0, 0]
+
+
+def input_transform(do: Calls, x: np.ndarray, half_V: np.ndarray, V: np.ndarray, *, clear: bool) -> None:
+    """Record V = B^T x B.
+
+    Parameters
+    ----------
+    do : Calls
+    x : array (4*R + 2, 4, TW, n, C)
+        R rows of tiles, with a row of pixels above and one below.
+    half_V : array
+        Scratch, for ``in_planes`` of (R, 6, 6, L).
+    V : array (6, 6, R, L)
+    clear : bool
+        Whether to write the zeros beyond the image into half_V; otherwise they are there.
+    """
+    _, _, TW, n, C = x.shape
+    R, L = V.shape[2:]
+    rows = x.reshape(-1, TILE * L)
+    windows = np.lib.stride_tricks.sliding_window_view(rows, WINDOW, axis=0)[::TILE]  # (R, 4*L, 6)
+    windows = windows.transpose(0, 2, 1)  # (R, 6, 4*L): the six rows of pixels of each row of tiles
+    V = V.transpose(2, 0, 1, 3)  # (R, 6, 6, L)
+    if TW == 1:
+        half = in_planes(half_V, R, WINDOW, TILE, L)
+        small_matmul(do, BT, windows, out=reshaped(half, R, WINDOW, TILE * L))
+        small_matmul(do, BT_INNER, half, out=V)
+        return
+    half = in_planes(
+        half_V, R, WINDOW, WINDOW, L
+    )  # by row of tiles, transformed row, and column of the window
+    small_matmul(do, BT, windows, out=reshaped(half[:, :, 1:-1], R, WINDOW, TILE * L))
+    one_tile = n * C
+    if clear:
+        do.copy(0, out=half[:, :, 0, :one_tile])
+        do.copy(0, out=half[:, :, -1, -one_tile:])
+    do.copy(half[:, :, -2, :-one_tile], out=half[:, :, 0, one_tile:])
+    do.copy(half[:, :, 1, one_tile:], out=half[:, :, -1, :-one_tile])
+    small_matmul(do, BT, half, out=V)
+
+
+def output_transform(do: Calls, M: np.ndarray, half_y: np.ndarray, y: np.ndarray) -> None:
+    """Record y = A^T M A.
+
+    Parameters
+    ----------
+    do : Calls
+    M : array (6, 6, R, L)
+    half_y : array
+        Scratch, for ``in_planes`` of (R, 4, 6, L).
+    y : array (R, 4, 4, L)
+    """
+    R, L = M.shape[2:]
+    half = in_planes(half_y, R, TILE, WINDOW, L)
+    # (R, 6 columns, 6 rows, L) to (R, 6 columns, 4 rows, L)
+    small_matmul(do, AT, M.transpose(2, 1, 0, 3), out=half.transpose(0, 2, 1, 3))
+    small_matmul(do, AT, half, out=y)
+
+
+def dy_transform(do: Calls, dy: np.ndarray, half_dM: np.ndarray, dM: np.ndarray) -> None:
+    """Record dM = A dy A^T, the adjoint of ``output_transform``.
+
+    Parameters
+    ----------
+    do : Calls
+    dy : array (R, 4, 4, L), or any shape of its numbers in this order
+    half_dM : array
+        Scratch, for ``in_planes`` of (R, 6, 4, L).
+    dM : array (6, 6, R, L)
+    """
+    R, L = dM.shape[2:]
+    half = in_planes(half_dM, R, WINDOW, TILE, L)
+    small_matmul(do, A, reshaped(dy, R, TILE, TILE * L), out=reshaped(half, R, WINDOW, TILE * L))
+    small_matmul(do, A, half, out=dM.transpose(2, 0, 1, 3))
+
+
+def dV_columns(do: Calls, dV: np.ndarray, TW: int, half_dx: np.ndarray, *, clear: bool) -> None:
+    """Record half_dx = dV B^T: the adjoint of ``input_transform`` along the columns.
+
+    Parameters
+    ----------
+    do : Calls
+    dV : array (6, columns, R, L)
+        Where a row has one tile, dV as it is, of six columns; otherwise dV in the middle six of eight: the
+        outer two are scratch for the neighbours' columns.
+    TW : int
+        Tiles in a row.
+    half_dx : array (6*R, 4, L)
+        By row of the windows, and column of the tile.
+    clear : bool
+        Whether to write the zeros beyond the image into dV's outer columns; otherwise they are there.
+    """
+    R, L = dV.shape[2:]
+    if TW > 1:
+        one_tile = L // TW
+        if clear:
+            do.copy(0, out=dV[:, 0, :, :one_tile])
+            do.copy(0, out=dV[:, -1, :, -one_tile:])
+        do.copy(dV[:, -2, :, :-one_tile], out=dV[:, 0, :, one_tile:])
+        do.copy(dV[:, 1, :, one_tile:], out=dV[:, -1, :, :-one_tile])
+    matrix = B_OVERLAP if TW > 1 else B_INNER
+    small_matmul(do, matrix, dV.transpose(2, 0, 1, 3), out=half_dx.reshape(R, WINDOW, TILE, L))
+
+
+def dV_rows(do: Calls, half_dx: np.ndarray, dx: np.ndarray) -> None:
+    """Record dx = B half_dx: the adjoint of ``input_transform`` along the rows.
+
+    Parameters
+    ----------
+    do : Calls
+    half_dx : array (6*R + 2, 4, L)
+        As ``dV_columns`` leaves it, with the last row of the windows above and the first of those below.
+    dx : array of R * 4 rows of pixels
+    """
+    rows = half_dx.reshape(len(half_dx), -1)
+    windows = np.lib.stride_tricks.sliding_window_view(rows, WINDOW + 2, axis=0)[::WINDOW]  # (R, 4*L, 8)
+    small_matmul(
+        do, B_OVERLAP, windows.transpose(0, 2, 1), out=reshaped(dx, len(windows), TILE, rows.shape[1])
+    )
+
+
+def dU_transform(do: Calls, dU: np.ndarray, dw: np.ndarray) -> None:
+    """Record dw = G^T dU G, from (36, k) to (9, k), for any k of the C * O weights."""
+    small_matmul(do, G2T, dU, out=dw)
