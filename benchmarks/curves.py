@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scratchnet.checkpoint import replacing
-from scratchnet.report.output import place_for
+from scratchnet.report.output import writable_path
 from scratchnet.training import RunDirectory, RunError, cli
 
 FORMATS = (".svg", ".png", ".pdf", ".jpg", ".webp")
@@ -76,7 +76,7 @@ def draw(logs: dict[str, list[dict[str, float]]], output: Path) -> None:
     names = [f" {name}".replace("$", r"\$") for name in logs]
     title = "solid: validation images\ndashed: training images"
     right.legend(lines, names, title=title, fontsize="small")
-    with replacing(place_for(output)) as temporary:
+    with replacing(writable_path(output)) as temporary:
         figure.savefig(temporary, format=output.suffix[1:].lower())
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     if options.output.suffix.lower() not in FORMATS:
         endings = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise RunError(f"{options.output} cannot be written: its name must end in {endings}")
-    place_for(options.output)
+    writable_path(options.output)
     try:
         draw(read_logs(options.runs), options.output)
     except ModuleNotFoundError:

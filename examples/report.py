@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from scratchnet.report import Report
+from scratchnet.report import RunReport
 from scratchnet.training import RunError, cli
 
 REFRESH = 10  # seconds after which a browser looks again
@@ -25,7 +25,7 @@ def main() -> None:
         "--watch", action="store_true", help="write it anew after each epoch, until the run ends or Ctrl-C"
     )
     options = parser.parse_args()
-    report = Report(options.run_dir, options.output, options.data_dir, options.image, say)
+    report = RunReport(options.run_dir, options.output, options.data_dir, options.image, say)
     try:
         if options.watch:
             watch(report)
@@ -39,7 +39,7 @@ def main() -> None:
     print(report.output)
 
 
-def watch(report: Report) -> None:
+def watch(report: RunReport) -> None:
     """Write the page whenever the log has grown, with the newest weights; at the end with the best ones."""
     if hasattr(os, "nice"):
         os.nice(10)  # whoever trains comes first

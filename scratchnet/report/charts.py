@@ -1,4 +1,4 @@
-"""Curves as SVG that takes the page's own colours and font, so that it reads on light and on dark."""
+"""Curves as SVG in the page's own colours and font, readable on light and on dark."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-# What matplotlib draws with, and what the page puts in its place: the colours of the theme.
+# Colours that matplotlib draws with, and the theme's colours that replace them.
 INK, FAINT, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
 THEME = {INK: "currentColor", FAINT: "var(--line)", TRAIN: "var(--train)", VALIDATION: "var(--validation)"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, small, and in the page's font
-    "svg.hashsalt": "scratchnet",  # the same run makes the same bytes
+    "svg.hashsalt": "scratchnet",  # the same run gives the same bytes
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -35,17 +35,17 @@ def curves(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]
     Parameters
     ----------
     name : str
-        Of the image: it begins all names within it, since a page has several.
+        Of the figure: a prefix of all ids within it, since a page has several figures.
     epochs : sequence of int
     lines : mapping from str to sequence of float
-        What is drawn: ``training`` is dashed, everything else solid.
+        Values by name: ``training`` is dashed, everything else solid.
     label : str
-        Of the vertical axis, and what a screen reader says.
+        Of the vertical axis, and for screen readers.
 
     Returns
     -------
     str
-        An ``<svg>`` element to stand in a page, in the colours of its style sheet.
+        An ``<svg>`` element for the page, in the colours of its style sheet.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def curves(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]
 
 
 def _fit_into_page(name: str, description: str, figure: Any) -> str:
-    """Return a figure as SVG without a size, in the theme's colours, with names that no other image has."""
+    """Return a figure as SVG without a size, in the theme's colours, with ids unique on the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

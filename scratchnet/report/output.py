@@ -1,4 +1,4 @@
-"""Where a page or an image may be written: asked before the work, so that none is done in vain."""
+"""Checks that a page or a figure can be written, made before the work instead of after it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scratchnet.checkpoint import PARTIAL
 from scratchnet.training.rundir import RunDirectory, RunError
 
 
-def place_for(output: str | os.PathLike) -> Path:
-    """Return the file to replace where ``output`` is wanted: itself, or what it points to if it is a link.
+def writable_path(output: str | os.PathLike) -> Path:
+    """Return the file to replace: ``output`` itself, or the target of a link.
 
     Parameters
     ----------
@@ -20,32 +20,32 @@ def place_for(output: str | os.PathLike) -> Path:
     Raises
     ------
     RunError
-        If it is a folder, a device or a pipe, or a file that a run keeps; or if its folder is missing or
-        cannot be written to.
+        If it is a folder, a device, a pipe or one of a run's own files, or if its folder is missing or not
+        writable.
 
     Examples
     --------
-    >>> place_for("no/such/page.html")
+    >>> writable_path("no/such/page.html")
     Traceback (most recent call last):
     scratchnet.training.rundir.RunError: no/such/page.html cannot be written: there is no folder no/such
     """
-    # What is renamed to a link's name would take the place of the link.
-    place = Path(os.path.realpath(output) if os.path.islink(output) else output)
+    # A file renamed to a link's name would replace the link.
+    path = Path(os.path.realpath(output) if os.path.islink(output) else output)
     reason = ""
-    if place.is_dir():
+    if path.is_dir():
         reason = "it is a folder"
-    elif os.path.lexists(place) and not place.is_file():
+    elif os.path.lexists(path) and not path.is_file():
         reason = "it is no regular file"
-    elif not place.parent.is_dir():
-        reason = f"there is no folder {place.parent}"
-    elif place in RunDirectory(place.parent, read_only=True).files:
-        reason = f"a run keeps its {place.name} there"
+    elif not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif path in RunDirectory(path.parent, read_only=True).files:
+        reason = f"a run keeps its {path.name} there"
     else:
         try:
-            with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}.", suffix=PARTIAL):
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL):
                 pass
         except OSError as error:
             reason = error.strerror or str(error)
     if reason:
         raise RunError(f"{output} cannot be written: {reason}")
-    return place
+    return path

@@ -1,4 +1,4 @@
-"""HTML: one file that needs no other, for a phone as for a wide screen, on light as on dark."""
+"""HTML of one self-contained file, for phones and wide screens, on light and on dark."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; line-height: 1.2; margin: 0 0 .5rem; }
 section { margin-top: 2rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 section > div { min-width: 0; }
-.words { margin-bottom: .75rem; }
+.explanation { margin-bottom: .75rem; }
 footer { margin-top: 2rem; }
 p { max-width: 48rem; margin: 0 0 .75rem; }
 p, figcaption, dt { color: var(--muted); }
@@ -54,7 +54,7 @@ dl {
 }
 dt { font-size: .8rem; }
 dd { margin: 0; font-weight: 600; }
-.missing, .words ul { color: var(--ink); }
+.missing, .explanation ul { color: var(--ink); }
 .missing { border-left: 3px solid var(--train); padding: .25rem .75rem; }
 .wide { overflow-x: auto; }
 .tiles {
@@ -98,24 +98,24 @@ def page(title: str, body: str, refresh: int | None = None) -> str:
     title, body : str
         The body is HTML, the title text.
     refresh : int, optional
-        After how many seconds the browser shall look again.
+        Seconds after which the browser reloads the page.
 
     Examples
     --------
     >>> page("runs/demo", "<p>Hello</p>").splitlines()[0]
     '<!doctype html>'
     """
-    again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
+    reload = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'{again}<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f'{reload}<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>\n{STYLE}\n</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
 def without_refresh(text: str) -> str:
-    """Return a page whose browser shall no longer look again.
+    """Return a page that browsers no longer reload.
 
     Examples
     --------
@@ -125,13 +125,13 @@ def without_refresh(text: str) -> str:
     return re.sub(r'<meta http-equiv="refresh".*\n', "", text, count=1)
 
 
-def section(name: str, title: str, words: str, content: str) -> str:
-    """Return a part of the page: a heading that can be linked to, what to look for, and what there is to see.
+def section(name: str, title: str, explanation: str, content: str) -> str:
+    """Return a section of the page: a heading that can be linked to, how to read it, and its content.
 
     All but the name and the title are HTML.
     """
     return (
-        f'<section id="{name}">\n<div class="words"><h2>{escape(title)}</h2>\n{words}</div>\n'
+        f'<section id="{name}">\n<div class="explanation"><h2>{escape(title)}</h2>\n{explanation}</div>\n'
         f"<div>{content}</div>\n</section>"
     )
 
@@ -142,7 +142,7 @@ def figure(content: str, caption: str) -> str:
 
 
 def wide(table: str) -> str:
-    """Return a table that scrolls in a box of its own where the page is narrower."""
+    """Return a table in a box that scrolls where the page is narrower."""
     return f'<div class="wide" tabindex="0">{table}</div>'
 
 
@@ -152,18 +152,18 @@ def tiles(figures: Iterable[str], width: str) -> str:
 
 
 def missing(sentence: str) -> str:
-    """Return a remark that something is not here, and why."""
+    """Return a remark that something is missing, and why."""
     return f'<p class="missing">{escape(sentence)}</p>'
 
 
 def pixels(array: np.ndarray, description: str) -> str:
-    """Return an image that lies in the page itself.
+    """Return an image embedded in the page.
 
     Parameters
     ----------
     array : array of uint8 (H, W), (H, W, 3) or (H, W, 4)
     description : str
-        For who cannot see it.
+        For readers who cannot see it.
 
     Examples
     --------
@@ -181,7 +181,7 @@ def pixels(array: np.ndarray, description: str) -> str:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], strong: Container[str] = ()) -> str:
-    """Return a table whose rows begin with their name; all cells are text, and bold in the ``strong`` rows.
+    """Return a table whose rows begin with their names; cells are text, and bold in the ``strong`` rows.
 
     Examples
     --------
@@ -199,7 +199,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], strong: Containe
 
 
 def facts(pairs: Mapping[str, object]) -> str:
-    """Return names and what they stand for, side by side."""
+    """Return names and their values, side by side."""
     items = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in pairs.items()
     )
@@ -207,7 +207,7 @@ def facts(pairs: Mapping[str, object]) -> str:
 
 
 def command(words: str) -> str:
-    """Return a command as it is typed: one line, which is broken only between words where it is too long."""
+    """Return a command as it is typed: one line, broken only between words if it is too long."""
     return "<pre>" + " ".join(f"<span>{escape(word)}</span>" for word in words.split()) + "</pre>"
 
 
@@ -220,25 +220,25 @@ def _is_number(text: str) -> bool:
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> str:
-    """Return a confusion matrix as a table: the more of a row a cell holds, the stronger its colour.
+    """Return a confusion matrix as a table: the larger a cell's share of its row, the stronger its colour.
 
     Parameters
     ----------
     matrix : array (K, K) of int
-        Row: the right class; column: the one that was named.
+        Rows are the right classes, columns the predicted ones.
     class_names : sequence of K str
     """
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in class_names)
     rows = []
     for k, (name, counts) in enumerate(zip(class_names, matrix, strict=True)):
         total = max(counts.sum(), 1)
-        # The square root, so that the few mistakes of a good network can be seen at all.
+        # The square root makes even the few mistakes of a good network visible.
         cells = "".join(
             f'<td{" class=right" * (j == k)} style="--share:{0.6 * np.sqrt(n / total):.2f}">{n or ""}</td>'
             for j, n in enumerate(counts)
         )
-        share = f"{100 * counts[k] / total:.1f}" if counts.sum() else "-"
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="total">{share}</td></tr>')
+        accuracy = f"{100 * counts[k] / total:.1f}" if counts.sum() else "-"
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="total">{accuracy}</td></tr>')
     return (
         '<table class="confusion"><thead><tr><th scope="col">right \\ named</th>'
         f'{head}<th scope="col"><span>right, %</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'

@@ -1,4 +1,4 @@
-"""The page of a run: what is read for it, what is computed for it, and in which order it shows that."""
+"""The report of a run: reads the run and its data, computes what the sections show, and writes the page."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from scratchnet import checkpoint, data, inspection
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.report import page, sections
-from scratchnet.report.output import place_for
-from scratchnet.report.sections import Part, Shown
+from scratchnet.report.output import writable_path
+from scratchnet.report.sections import Section, TracedImage
 from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
 from scratchnet.training.cli import DEFAULTS, check_options
 from scratchnet.training.log import Progress, duration
 
 
-class Report:
-    """The page of one run.
+class RunReport:
+    """The report of one run, as one page of HTML.
 
     Parameters
     ----------
     run_path : path
-        The run's folder, of which nothing is changed.
+        The run's folder; nothing in it is changed.
     output : path, optional
         By default ``report.html`` in that folder.
     data_dir : path, optional
-        Where the data lie; by default where they lay in training. Nothing is downloaded.
+        Folder of the data; by default that of training. Nothing is downloaded.
     image : path or address, optional
-        An image to follow through the network; by default the first validation picture.
+        An image to follow through the network; by default the first validation image.
     say : callable, optional
-        Takes a line that says what is being done.
+        Called with a line about each stage.
 
     Attributes
     ----------
     run : RunDirectory
     epochs : int
-        How many the run shall have in all.
+        The total that the run aims for.
     output : Path
 
     Raises
     ------
     RunError
-        If there is no run, its configuration is damaged, or the page cannot be written where it shall be.
+        If there is no run, its configuration is damaged, or the page cannot be written.
     DataError
         If ``image`` cannot be read.
 
     Examples
     --------
-    >>> Report("no/such/run")
+    >>> RunReport("no/such/run")
     Traceback (most recent call last):
     scratchnet.training.rundir.RunError: there is no run: no/such/run is no folder
     """
@@ -69,8 +69,8 @@ class Report:
     ):
         self.run = RunDirectory(run_path, read_only=True)
         self.config = self.run.read_config()
-        for name, kind in {"options": dict, "class_names": list, "mean": list, "std": list}.items():
-            if not isinstance(self.config.get(name), kind):
+        for name, wanted in {"options": dict, "class_names": list, "mean": list, "std": list}.items():
+            if not isinstance(self.config.get(name), wanted):
                 raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
         self.options = DEFAULTS | self.config["options"]
         check_options(self.options, self.run)
@@ -85,12 +85,12 @@ class Report:
                 f"{self.run.config} is damaged: its mean and std cannot be used: {error}"
             ) from error
         self.output = Path(output or self.run.path / "report.html")
-        self.target = place_for(self.output)  # before all the work, not after it
+        self.target = writable_path(self.output)  # fail early
         self.data_dir = data_dir or self.options["data_dir"]
-        self.given = self._given_picture(image) if image else None
+        self.given = self._given_image(image) if image else None
         self.say = say
-        self.pictures: data.ImageData | None = None
-        self.no_pictures = ""  # why there are none
+        self.dataset: data.ImageData | None = None
+        self.no_dataset = ""  # the reason if it is missing
 
     def write(self, newest: bool = False, refresh: int | None = None) -> None:
         """Write the page, whole or not at all.
@@ -98,9 +98,9 @@ class Report:
         Parameters
         ----------
         newest : bool
-            Show the last epoch's weights, not those that validation chose.
+            Show the last epoch's weights instead of those with the best validation accuracy.
         refresh : int, optional
-            After how many seconds a browser shall look again.
+            Seconds after which a browser reloads the page.
 
         Raises
         ------
@@ -115,14 +115,14 @@ class Report:
         if not rows:
             raise RunError(f"{self.run.path} has no finished epoch yet: wait for the first, or use --watch")
         weights = self.run.last if newest else self.run.best
-        shown = list(self._parts(rows, weights))
+        shown = list(self._sections(rows, weights))
         name = self.run.path.resolve().name
-        links = "\n".join(f'<a href="#{part.name}">{part.title}</a>' for part in shown)
+        links = "\n".join(f'<a href="#{section.name}">{section.title}</a>' for section in shown)
         body = [
             f"<header>\n<h1>{escape(name)}</h1>",
             page.facts(self._summary(rows, weights.name)),
             f"<nav>{links}</nav>\n</header>\n<main>",
-            *(page.section(*part) for part in shown),
+            *(page.section(*section) for section in shown),
             "</main>",
             f"<footer><p>Made {time.strftime('%Y-%m-%d %H:%M:%S')} by examples/report.py.</p></footer>",
         ]
@@ -131,7 +131,7 @@ class Report:
             Path(temporary).write_text(text, encoding="utf-8", errors="replace")
 
     def stop_refreshing(self) -> None:
-        """Let browsers that show the page look for no newer one any more."""
+        """Make browsers that show the page stop reloading it."""
         text = page.without_refresh(self.output.read_text(encoding="utf-8"))
         with checkpoint.replacing(self.target) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
@@ -148,7 +148,7 @@ class Report:
             "weights shown here": weights,
         }
 
-    def _parts(self, rows: list[dict[str, float]], weights: Path) -> Iterator[Part]:
+    def _sections(self, rows: list[dict[str, float]], weights: Path) -> Iterator[Section]:
         yield sections.curves(rows, self.options, len(self.class_names))
         if weights.exists():
             net = self._load_net(weights)
@@ -162,7 +162,7 @@ class Report:
         yield sections.settings(self.config, self.options)
 
     def _load_net(self, weights: Path) -> VGG:
-        """Return the network, if it is the one that the configuration speaks of."""
+        """Return the network, if it is the one in the configuration."""
         net, config = checkpoint.load(weights), self.run.config
         differ, classes, size = "", net.settings["num_classes"], net.settings["image_size"]
         if classes != len(self.class_names):
@@ -173,87 +173,87 @@ class Report:
             raise RunError(f"{weights} {differ}: one of them is damaged, or of another run")
         return net
 
-    def _doctor(self, net: VGG, rows: list[dict[str, float]]) -> Part:
-        """Return the last diagnosis that training made; where it made none, one that is made now."""
+    def _doctor(self, net: VGG, rows: list[dict[str, float]]) -> Section:
+        """Return the last diagnosis of training or, without any, one made now."""
         diagnoses = doctor.read(self.run.path)
         if diagnoses:
             return sections.diagnosis(diagnoses[-1], f"after step {diagnoses[-1].step:,} of training")
-        if self.pictures is None:
-            return sections.absent("doctor", "Doctor", f"training made no diagnosis, and {self.no_pictures}")
+        if self.dataset is None:
+            return sections.absent("doctor", "Doctor", f"training made no diagnosis, and {self.no_dataset}")
         self.say("asking the doctor")
         x, labels = next(self._loader(self._split()[0]).epoch(0))
         loss = SoftmaxCrossEntropy(self.options["label_smoothing"])
         found = doctor.diagnose(net, x, labels, loss=loss, epochs=rows)
         return sections.diagnosis(found, f"now, with the weights shown here and {len(x)} training images")
 
-    def _mistakes(self, net: VGG) -> Iterator[Part]:
-        """Yield what the network takes for what, on the validation pictures."""
-        if self.pictures is None:
-            yield sections.absent("confusions", "Confusions and mistakes", self.no_pictures)
+    def _mistakes(self, net: VGG) -> Iterator[Section]:
+        """Yield the confusions and mistakes on the validation images."""
+        if self.dataset is None:
+            yield sections.absent("confusions", "Confusions and mistakes", self.no_dataset)
             return
         validation = self._split()[1]
-        self.say(f"naming {len(validation):,} validation images")
+        self.say(f"classifying {len(validation):,} validation images")
         engine, found = make_engine(net), []
         with Progress("validation images", len(validation)) as progress:
             for x, _ in self._loader(validation).epoch(0):
                 found.append(predict(net, x, engine))
                 progress.update(len(x))
-        probabilities, labels = np.concatenate(found), self.pictures.train_labels[validation]
+        probabilities, labels = np.concatenate(found), self.dataset.train_labels[validation]
         yield sections.confusions(probabilities, labels, self.class_names, net.info.get("val_accuracy"))
-        images = self.pictures.train_images[validation]
+        images = self.dataset.train_images[validation]
         yield sections.mistakes(probabilities, labels, images, self.class_names)
 
-    def _inside(self, net: VGG) -> Iterator[Part]:
-        """Yield how an image goes through the network, and where the network looks in some."""
-        if self.given is None and self.pictures is None:
+    def _inside(self, net: VGG) -> Iterator[Section]:
+        """Yield the feature maps of one image, and where the network looks in several."""
+        if self.given is None and self.dataset is None:
             yield sections.absent(
-                "maps", "Feature maps and Grad-CAM", f"{self.no_pictures}, or an image with --image"
+                "maps", "Feature maps and Grad-CAM", f"{self.no_dataset}, or an image with --image"
             )
             return
-        self.say("looking at feature maps and Grad-CAM")
-        shown = [] if self.given is None else [self.given]
-        if self.pictures is not None:
+        self.say("computing feature maps and Grad-CAM")
+        images = [] if self.given is None else [self.given]
+        if self.dataset is not None:
             validation = self._split()[1]
-            labels = self.pictures.train_labels[validation]
+            labels = self.dataset.train_labels[validation]
             firsts = [validation[labels == k][:1] for k in range(len(self.class_names))]
-            shown += [self._validation_picture(index) for index in np.concatenate(firsts)]
-        maps = inspection.feature_maps(net, shown[0].x)
-        yield sections.feature_maps(net, shown[0], maps)
-        yield sections.grad_cam(net, shown, maps, self.class_names)
+            images += [self._validation_image(index) for index in np.concatenate(firsts)]
+        maps = inspection.feature_maps(net, images[0].x)
+        yield sections.feature_maps(net, images[0], maps)
+        yield sections.grad_cam(net, images, maps, self.class_names)
 
     # The data
 
     def _load_images(self) -> None:
-        """Get the data set, once; where it cannot be had, the page does without."""
-        if self.pictures is not None or self.no_pictures:
+        """Load the data set, once; without it the page has fewer sections."""
+        if self.dataset is not None or self.no_dataset:
             return
         self.say("reading the data")
         try:
             if self.options["data"] == "shapes10":
-                self.pictures = data.shapes10()
+                self.dataset = data.shapes10()
             else:
-                self.pictures = data.cifar10(self.data_dir, download=False)
+                self.dataset = data.cifar10(self.data_dir, download=False)
         except data.DataError as error:
-            self.no_pictures = f"{error}: give the folder of the data with --data-dir"
-            self.say(self.no_pictures)
+            self.no_dataset = f"{error}: give the folder of the data with --data-dir"
+            self.say(self.no_dataset)
 
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return which images were trained on and which validated on, drawn again as training drew them."""
-        labels = self.pictures.train_labels
+        """Return the indices of training and validation images, drawn as training drew them."""
+        labels = self.dataset.train_labels
         n_validation, seed = self.options["validation"] or len(labels) // 10, self.options["seed"]
         try:
             learn, validate = data.split_validation(labels, n_validation, seed)
             if self.options["subset"]:
                 learn = data.subset(labels, learn, self.options["subset"], seed)
         except ValueError as error:
-            config, name = self.run.config, self.pictures.name
+            config, name = self.run.config, self.dataset.name
             raise RunError(f"{config} is damaged: its options do not fit {name}: {error}") from error
         return learn, validate
 
     def _loader(self, indices: np.ndarray) -> data.Loader:
         return data.Loader(
-            self.pictures.train_images,
-            self.pictures.train_labels,
+            self.dataset.train_images,
+            self.dataset.train_labels,
             batch_size=128 if self.options["image_size"] <= 64 else 8,
             shuffle=False,
             normalisation=self.normalisation,
@@ -261,14 +261,14 @@ class Report:
             indices=indices,
         )
 
-    def _validation_picture(self, index: int) -> Shown:
+    def _validation_image(self, index: int) -> TracedImage:
         x, (label,) = next(self._loader(np.array([index])).epoch(0))
-        return Shown(self.pictures.train_images[index], x, self.class_names[label])
+        return TracedImage(self.dataset.train_images[index], x, self.class_names[label])
 
-    def _given_picture(self, image: str | os.PathLike) -> Shown:
+    def _given_image(self, image: str | os.PathLike) -> TracedImage:
         if os.path.isdir(image):
             raise data.DataError(f"{os.fsdecode(image)} is a folder, where one image is wanted")
-        picture = data.load_image(image)
-        pixels = data.image_to_array(picture, self.options["image_size"])
-        seen = data.image_to_array(picture, min(self.options["image_size"], sections.LARGEST_PICTURE))
-        return Shown(seen, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))
+        loaded, size = data.load_image(image), self.options["image_size"]
+        pixels = data.image_to_array(loaded, size)
+        shown = data.image_to_array(loaded, min(size, sections.MAX_IMAGE_SIZE))
+        return TracedImage(shown, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))
