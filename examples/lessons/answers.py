@@ -1,7 +1,7 @@
-"""What the exercises are checked against. Solve them first, then look.
+"""The right answers to the exercises. Solve them first, then look.
 
-Each is a dict of arguments for ``lesson.check`` or ``lesson.check_layer``: what is right, on which inputs,
-and the mistakes that one usually makes, each as a function that makes it.
+Each is a dict of arguments for ``lesson.check`` or ``lesson.check_layer``: the right answer, the inputs, and
+the common mistakes, each as a function that makes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ neuron_gradient = dict(
         "The loss is a mean over the points: divide by N.": lambda x, t, w, b: tuple(
             len(x) * d for d in _neuron_gradient(x, t, w, b)
         ),
-        "The sign is the wrong way round: the minus belongs to the step.": lambda x, t, w, b: tuple(
+        "The sign is wrong: the minus belongs to the step.": lambda x, t, w, b: tuple(
             -d for d in _neuron_gradient(x, t, w, b)
         ),
         "db is one number, the sum over the points.": lambda x, t, w, b: (
@@ -53,7 +53,7 @@ first_loss = dict(
     tolerance=1e-3,
     mistakes={
         "That is the probability. The loss is minus its logarithm.": 0.1,
-        "The natural logarithm, np.log, is meant.": 1.0,
+        "Take the natural logarithm, np.log.": 1.0,
         "A minus is missing.": -np.log(10),
     },
 )
@@ -160,7 +160,7 @@ product_backward = dict(
 )
 
 
-def _keeps_the_last(columns, shape, kernel):
+def _overwrites(columns, shape, kernel):
     H, W, C = shape
     x = np.zeros(shape)
     for row, (oh, ow) in zip(columns, np.ndindex(H - kernel + 1, W - kernel + 1), strict=True):
@@ -171,7 +171,7 @@ def _keeps_the_last(columns, shape, kernel):
 my_col2im = dict(
     right=lambda columns, shape, kernel: F.col2im(columns, (1, *shape), kernel)[0],
     inputs=[(np.ones((4, 4)), (3, 3, 1), 2), (_normal(6, 18), (4, 5, 2), 3)],
-    mistakes={"Patches overlap: add with +=, do not overwrite with =.": _keeps_the_last},
+    mistakes={"Patches overlap: add with +=, do not overwrite with =.": _overwrites},
 )
 
 
@@ -242,8 +242,8 @@ normalise = dict(
     inputs=[(_maps, np.ones(2), np.zeros(2)), (_maps, np.array([2.0, 0.5]), np.array([1.0, -1.0]))],
     mistakes={
         "One mean for all channels: average over axes (0, 1, 2) only.": _normalise_over((0, 1, 2, 3)),
-        "Each image for itself: the batch, axis 0, belongs in the mean, too.": _normalise_over((1, 2)),
-        "Each place for itself: height and width, axes 1 and 2, belong in the mean, too.": _normalise_over(0),
+        "Not each image separately: the mean includes the batch, axis 0, too.": _normalise_over((1, 2)),
+        "Not each place separately: the mean includes axes 1 and 2, too.": _normalise_over(0),
         "The variance divides by M here, not by M - 1.": _normalise_over((0, 1, 2), ddof=1),
     },
 )
@@ -308,7 +308,7 @@ saving = dict(
     inputs=[(2, 3), (4, 3), (1, 3), (6, 5)],
     mistakes={
         "That is one dimension; here are two.": lambda m, r: m * r / (m + r - 1),
-        "That is the other way round.": lambda m, r: (m + r - 1) ** 2 / (m * r) ** 2,
+        "That is the inverse ratio.": lambda m, r: (m + r - 1) ** 2 / (m * r) ** 2,
         "There are m x m outputs, and each takes r x r.": lambda m, r: m * r**2 / (m + r - 1) ** 2,
     },
 )
@@ -328,7 +328,7 @@ winograd_convolution = dict(
         (_normal(1, 6, 6, 1), _normal(6, 6, 1, 1), _BT, _AT),
     ],
     mistakes={
-        "The tiles are to come first: (T, 4, 4, O).": lambda *a: np.moveaxis(_winograd(*a), 0, 2),
+        "The tiles must come first: (T, 4, 4, O).": lambda *a: np.moveaxis(_winograd(*a), 0, 2),
         "The input transform is missing.": lambda tiles, U, BT, AT: _winograd(tiles, U, np.eye(6), AT),
     },
 )
@@ -356,7 +356,7 @@ def _gradient(probabilities, labels):
     return (probabilities - np.eye(probabilities.shape[1])[labels]) / len(labels)
 
 
-gradient = dict(  # of what runs the answer on both libraries and counts copies
+gradient = dict(  # for the wrapper that runs the answer on both libraries and counts copies
     right=lambda p, t: (_gradient(p, t), _gradient(p, t), 0),
     inputs=[(F.softmax(_normal(n, 10)), np.arange(n) % 10) for n in (2, 13)],
     results=("on NumPy", "on the device", "copies to the host"),
@@ -366,7 +366,7 @@ gradient = dict(  # of what runs the answer on both libraries and counts copies
             _gradient(p, t) * len(t),
             0,
         ),
-        "The result is right, but it went by the host: leave out .get() and float().": lambda p, t: (
+        "The result is right, but it went through the host: leave out .get() and float().": lambda p, t: (
             _gradient(p, t),
             _gradient(p, t),
             1,
@@ -381,7 +381,7 @@ bytes_up = dict(
         "The labels are missing.": 256 * 32 * 32 * 3,
         "A pixel has three bytes here: it becomes float32 on the device only.": 256 * (32 * 32 * 3 * 4 + 8),
         "An int64 has eight bytes.": 256 * (32 * 32 * 3 + 1),
-        "A whole batch, not one picture.": 32 * 32 * 3 + 8,
+        "A whole batch, not one image.": 32 * 32 * 3 + 8,
     },
 )
 
@@ -412,7 +412,7 @@ my_grad_cam = dict(
     right=lambda maps, gradient: _grad_cam(maps, _mean(gradient)),
     inputs=[(_normal(2, 4, 4, 8), _normal(2, 4, 4, 8)), (_normal(1, 8, 8, 3), _normal(1, 8, 8, 3))],
     mistakes={
-        "Only what speaks for the class is kept: the maximum with 0 is missing.": lambda A, g: (
+        "Only evidence for the class is kept: the maximum with 0 is missing.": lambda A, g: (
             A * _mean(g)
         ).sum(axis=3),
         "The weight of a channel is the mean over the pixels, not the sum.": lambda A, g: _grad_cam(
@@ -424,19 +424,19 @@ my_grad_cam = dict(
 )
 
 
-def occlusion(picture, score, patch, step, colour=None):
+def occlusion(image, score, patch, step, colour=None):
     """Return how much the score falls where a patch of the mean colour covers an image, (rows, columns)."""
-    colour = picture.mean(axis=(0, 1)) if colour is None else colour
-    tops = range(0, picture.shape[0] - patch + 1, step)
-    lefts = range(0, picture.shape[1] - patch + 1, step)
-    covered = np.stack([picture] * (len(tops) * len(lefts)))
+    colour = image.mean(axis=(0, 1)) if colour is None else colour
+    tops = range(0, image.shape[0] - patch + 1, step)
+    lefts = range(0, image.shape[1] - patch + 1, step)
+    covered = np.stack([image] * (len(tops) * len(lefts)))
     for n, (i, j) in enumerate(np.ndindex(len(tops), len(lefts))):
         covered[n, tops[i] : tops[i] + patch, lefts[j] : lefts[j] + patch] = colour
-    return (score(picture[None])[0] - score(covered)).reshape(len(tops), len(lefts))
+    return (score(image[None])[0] - score(covered)).reshape(len(tops), len(lefts))
 
 
-def _total(pictures):  # a score that is easily computed by hand
-    return pictures.sum(axis=(1, 2, 3))
+def _total(images):  # a score that is easily computed by hand
+    return images.sum(axis=(1, 2, 3))
 
 
 my_occlusion = dict(
@@ -444,8 +444,8 @@ my_occlusion = dict(
     inputs=[(np.arange(90.0).reshape(5, 6, 3) + 1, _total, patch, step) for patch, step in ((2, 1), (3, 2))],
     mistakes={
         "A fall counts as positive: score before minus score after.": lambda *a: -occlusion(*a),
-        "That is the score of the covered image; the fall is the difference.": lambda picture, score, *a: (
-            score(picture[None])[0] - occlusion(picture, score, *a)
+        "That is the score of the covered image; the fall is the difference.": lambda image, score, *a: (
+            score(image[None])[0] - occlusion(image, score, *a)
         ),
         "Rows first: the result is (rows, columns).": lambda *a: occlusion(*a).T,
         "The patch has the image's own mean colour, not zero.": lambda *a: occlusion(*a, colour=0),
@@ -456,7 +456,7 @@ fool = dict(
     right=lambda x, gradient, amount: x + amount * np.sign(gradient),
     inputs=[(_normal(2, 4, 4, 3), _normal(2, 4, 4, 3), 0.1)],
     mistakes={
-        "The loss is to grow: go with the gradient, not against it.": lambda x, g, a: x - a * np.sign(g),
+        "The loss must grow: follow the gradient, not its opposite.": lambda x, g, a: x - a * np.sign(g),
         "Each pixel moves by the same amount: take the sign only.": lambda x, g, a: x + a * g,
     },
 )
@@ -469,36 +469,34 @@ leaky_relu = dict(
     forward=lambda x: np.where(x > 0, x, 0.1 * x),
     x=_normal(2, 4, 4, 3),
     mistakes={
-        "That is the derivative alone. The chain rule multiplies it with dy.": lambda x, dy: np.where(
+        "That is the derivative alone. The chain rule multiplies it by dy.": lambda x, dy: np.where(
             x > 0, 1, 0.1
         ),
-        "That is the plain ReLU's: where x is negative a tenth of dy comes through.": lambda x, dy: (
-            dy * (x > 0)
-        ),
+        "That is the plain ReLU's: where x is negative, a tenth of dy passes.": lambda x, dy: dy * (x > 0),
         "It is the sign of x that decides, not that of dy.": lambda x, dy: np.where(dy > 0, dy, 0.1 * dy),
         "A tenth of dy, not of x.": lambda x, dy: np.where(x > 0, dy, 0.1 * x),
     },
 )
 
 
-def _owed(x, dy):
-    return np.where(x > 0, 0, dy * x)  # (N, H, W, C): what each place owes the slope
+def _slope_terms(x, dy):
+    return np.where(x > 0, 0, dy * x)  # (N, H, W, C): each place's part of the slope's gradient
 
 
 prelu = dict(
     forward=lambda x, w: np.where(x > 0, x, w * x),
     x=_normal(2, 4, 4, 3),
     mistakes={
-        "It is a sum over the batch, not a mean: the loss holds the mean already.": lambda x, dy, w: _owed(
-            x, dy
-        ).mean(axis=(0, 1, 2)),
+        "It is a sum over the batch, not a mean: the loss already contains the mean.": lambda x, dy, w: (
+            _slope_terms(x, dy).mean(axis=(0, 1, 2))
+        ),
         "The slope is used where x is negative, and only there.": lambda x, dy, w: (dy * x).sum(
             axis=(0, 1, 2)
         ),
         "dy/dw is x: sum dy times x, where x is negative.": lambda x, dy, w: np.where(x > 0, 0, dy).sum(
             axis=(0, 1, 2)
         ),
-        "Sum over all images, not only the first.": lambda x, dy, w: _owed(x, dy)[0].sum(axis=(0, 1)),
+        "Sum over all images, not only the first.": lambda x, dy, w: _slope_terms(x, dy)[0].sum(axis=(0, 1)),
         "Where x is negative, w times dy comes back to x.": lambda x, dy, w: dy * (x > 0),
     },
 )
@@ -514,9 +512,9 @@ avg_pool = dict(
     forward=lambda x: sum(x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4,
     x=_normal(2, 4, 4, 3),
     mistakes={
-        "Each of the four owns a quarter of the mean: divide by 4.": lambda x, dy: dy.repeat(
+        "Each of the four counts for a quarter of the mean: divide by 4.": lambda x, dy: dy.repeat(
             2, axis=1
         ).repeat(2, axis=2),
-        "All four pixels of a window get a share, not the first alone.": _first_only,
+        "All four pixels of a window get a share, not only the first.": _first_only,
     },
 )

@@ -1,4 +1,4 @@
-"""Run lessons from top to bottom, at full size, and save them with what they print and draw.
+"""Run lessons from top to bottom, at full size, and save them with their outputs.
 
     python examples/lessons/execute.py                       all of them
     python examples/lessons/execute.py 2-convolution.ipynb   one
@@ -55,7 +55,7 @@ def execute(notebook: Any, small: bool = False) -> Any:
 
 
 def tidy(notebook: Any) -> Any:
-    """Take off what differs from machine to machine and helps no reader; return the same notebook."""
+    """Remove metadata that differs between machines and helps no reader; return the same notebook."""
     notebook.metadata = METADATA
     for cell in notebook.cells:
         cell.metadata = {}
@@ -63,16 +63,16 @@ def tidy(notebook: Any) -> Any:
             if "metadata" in output:
                 output.metadata = {}
             data = output.get("data", {})
-            if "image/png" in data:  # beside it there is only <Figure size 640x480>
+            if "image/png" in data:  # the other entry is only <Figure size 640x480>
                 output.data = {"image/png": _in_256_colours(data["image/png"])}
     return notebook
 
 
 def _in_256_colours(png: str) -> str:
     """Return the same image in a third of the bytes."""
-    with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         smaller = io.BytesIO()
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
     return base64.b64encode(smaller.getvalue()).decode()
 
 
@@ -93,7 +93,7 @@ def main(names: list[str]) -> None:
         try:
             notebook = tidy(execute(nbformat.read(path, as_version=4)))
         except CellExecutionError as error:
-            print(f"execute.py: {path.name} stopped, and is left as it was.\n{error}", file=sys.stderr)
+            print(f"execute.py: {path.name} stopped, and is left unchanged.\n{error}", file=sys.stderr)
             sys.exit(1)
         partial = path.with_suffix(".partial")
         nbformat.write(notebook, partial)

@@ -1,4 +1,4 @@
-"""What the lessons share: how large they run, how their figures look, and exercises that check themselves."""
+"""Shared by the lessons: their size, the look of their figures, and exercises that check themselves."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from scratchnet import gradcheck
 
 T = TypeVar("T")
 
-# SCRATCHNET_LESSONS=small makes every lesson quick, to see that it runs. Figures and numbers mean less then.
+# SCRATCHNET_LESSONS=small makes every lesson fast, to see that it runs. Figures and numbers then mean less.
 SMALL = os.environ.get("SCRATCHNET_LESSONS") == "small"
 
-# Okabe and Ito's colours, which everybody can tell apart.
+# Okabe and Ito's colours, safe for colour-blind readers.
 BLUE, ORANGE, GREEN, YELLOW, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#777777"
 
 
 def size(full: T, small: T) -> T:
-    """Return ``full``, or ``small`` in a quick run.
+    """Return ``full``, or ``small`` in a small run.
 
     Examples
     --------
-    >>> n_pictures = size(full=4000, small=200)
+    >>> n_images = size(full=4000, small=200)
     """
     return small if SMALL else full
 
@@ -53,14 +53,14 @@ def pyplot() -> Any:
     return plt
 
 
-def show(panel: Any, picture: Any, title: str = "", **options: Any) -> Any:
+def show(panel: Any, image: Any, title: str = "", **options: Any) -> Any:
     """Draw an image (H, W) or (H, W, 3) into a panel, without axes; return what ``imshow`` returns."""
-    image = panel.imshow(picture, **options)
+    drawn = panel.imshow(image, **options)
     panel.set_title(title)
     panel.set_xticks([])
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
-    return image
+    return drawn
 
 
 # Exercises
@@ -81,19 +81,19 @@ def check(
     Parameters
     ----------
     answer : callable, number or array
-        The student's. None, ``...`` and NotImplementedError mean that it is not written yet.
+        The student's answer. None, ``...`` and NotImplementedError mean that it is not written yet.
     right : callable, number or array
-        What it has to agree with.
+        The right answer.
     inputs : sequence of tuple
         The arguments to call both with, case by case.
     name : str
-        What to call the answer; by default the name of the function.
+        Of the answer; by default that of the function.
     results : sequence of str
-        Names of the results, where there are several.
+        Names of the results, if there are several.
     mistakes : dict from str to callable, number or array
-        Usual mistakes: a sentence about each, and what comes out if one makes it.
+        Common mistakes: a sentence about each, and the answer that contains it.
     tolerance : float
-        How far a number may be off, next to the largest right one.
+        Largest error of a number, relative to the largest right one.
 
     Returns
     -------
@@ -118,13 +118,13 @@ def check(
         where = f"{name}, case {number} of {len(inputs)}" if len(inputs) > 1 else name
         arguments = copy.deepcopy(case)
         try:
-            mine = answer(*arguments)
+            result = answer(*arguments)
         except NotImplementedError:
             return _say_unsolved(name)
         except Exception as error:
             print(f"Not right yet: {where} raises {type(error).__name__}: {error}{_line_of(error, answer)}")
             return False
-        if _unwritten(mine):
+        if _unwritten(result):
             return _say_unsolved(name)
         written_to = _changed(arguments, case, answer)
         if written_to:
@@ -132,7 +132,7 @@ def check(
                 f"Not right yet: {where} writes into {written_to}, which is not its own: make a copy first."
             )
             return False
-        difference = _difference(mine, right(*copy.deepcopy(case)), results, tolerance)
+        difference = _difference(result, right(*copy.deepcopy(case)), results, tolerance)
         if difference:
             print(f"Not right yet: {where}: {difference}")
             for sentence, mistaken in (mistakes or {}).items():
@@ -150,7 +150,7 @@ def check_layer(
 ) -> bool:
     """Print whether a layer is right, and if not, what is wrong with it. Never raises.
 
-    ``forward`` is compared with a function, everything else with what small steps of forward measure.
+    ``forward`` is compared with a function, every gradient with small steps of forward.
 
     Parameters
     ----------
@@ -161,23 +161,23 @@ def check_layer(
     x : array
         A small input.
     mistakes : dict from str to callable
-        Usual mistakes: a sentence about each, and ``wrong(x, dy, *parameters)``, the gradient that it gives.
+        Common mistakes: a sentence about each, and ``wrong(x, dy, *parameters)``, the gradient that it gives.
 
     Returns
     -------
     bool
         Whether it is right.
     """
-    rng = np.random.default_rng(12345)  # a stream of its own, as lessons draw x from that of a small seed
-    x, layer, name, doing = np.asarray(x, dtype="float32"), None, "the layer", "__init__"
+    rng = np.random.default_rng(12345)  # a separate stream: lessons draw x with small seeds
+    x, layer, name, stage = np.asarray(x, dtype="float32"), None, "the layer", "__init__"
     try:
         layer = make()
         name = type(layer).__name__
         parameters = list(layer.parameters().values())
         for p in parameters:
-            p.data[...] = rng.uniform(0.5, 1.5, p.shape)  # as beginnings are often all alike
+            p.data[...] = rng.uniform(0.5, 1.5, p.shape)  # initial values are often all equal
         values = [p.data.copy() for p in parameters]
-        doing = "forward"
+        stage = "forward"
         y = layer.forward(x.copy())
         if _unwritten(y):
             return _say_unsolved(f"{name}.forward")
@@ -185,14 +185,14 @@ def check_layer(
         if difference:
             print(f"Not right yet: {name}.forward: {difference}")
             return False
-        doing = "backward"
+        stage = "backward"
         dy = rng.standard_normal(y.shape).astype("float32")
         dx = layer.backward(dy.copy())
     except NotImplementedError:
-        return _say_unsolved(f"{name}.{doing}")
+        return _say_unsolved(f"{name}.{stage}")
     except Exception as error:
-        where = _line_of(error, getattr(layer, doing, make))
-        print(f"Not right yet: {name}.{doing} raises {type(error).__name__}: {error}{where}")
+        where = _line_of(error, getattr(layer, stage, make))
+        print(f"Not right yet: {name}.{stage} raises {type(error).__name__}: {error}{where}")
         for part, hint in HINTS.items():
             if part in str(error):
                 print(f"Hint: {hint}")
@@ -215,7 +215,7 @@ def check_layer(
 
 
 HINTS = {
-    "backward without a forward": "forward has to end with `return self.save_for_backward(y, what backward needs)`.",
+    "backward without a forward": "forward must end with `return self.save_for_backward(y, cache)`.",
     "this parameter has the shape": (
         "one number serves all images and places: its gradient is a sum over them, .sum(axis=(0, 1, 2))."
     ),
@@ -223,7 +223,7 @@ HINTS = {
 
 
 def _agree(answer: Callable, mistaken: Callable, inputs: Sequence[tuple], tolerance: float) -> bool:
-    """Tell whether an answer is this mistake in every case: one alone may not tell two mistakes apart."""
+    """Return whether an answer makes this mistake in every case: one case may not distinguish two."""
     try:
         return not any(
             _difference(answer(*copy.deepcopy(case)), mistaken(*copy.deepcopy(case)), (), tolerance)
@@ -234,7 +234,7 @@ def _agree(answer: Callable, mistaken: Callable, inputs: Sequence[tuple], tolera
 
 
 def _check_value(answer: Any, right: Any, name: str, mistakes: Mapping[str, Any], tolerance: float) -> bool:
-    """Check a number or an array that was computed; a wrong number is not told the right one."""
+    """Check a computed number or array; a wrong number is only said to be too large or too small."""
     if _unwritten(answer):
         return _say_unsolved(name)
     difference = _difference(answer, right, (), tolerance)
@@ -257,7 +257,7 @@ def _say_unsolved(name: str) -> bool:
 
 
 def _unwritten(value: Any) -> bool:
-    """Tell whether this is what stands where nobody has written anything, alone or in a tuple."""
+    """Return whether a value, or one in a tuple, is the placeholder of an unwritten answer."""
     return value is None or value is ... or (isinstance(value, tuple) and any(v is ... for v in value))
 
 
@@ -269,7 +269,7 @@ def _line_of(error: Exception, answer: Callable) -> str:
 
 
 def _changed(arguments: tuple, case: tuple, answer: Callable) -> str:
-    """Return the name of an array argument that is not what it was, or nothing."""
+    """Return the name of an array argument that has changed, or an empty string."""
     names = list(inspect.signature(answer).parameters)
     for i, (now, before) in enumerate(zip(arguments, case, strict=True)):
         if isinstance(before, np.ndarray) and not np.array_equal(now, before, equal_nan=True):
@@ -278,7 +278,7 @@ def _changed(arguments: tuple, case: tuple, answer: Callable) -> str:
 
 
 def _difference(mine: Any, right: Any, results: Sequence[str], tolerance: float) -> str:
-    """Return a sentence on how two results differ, or nothing."""
+    """Return a sentence on how two results differ, or an empty string."""
     if isinstance(right, tuple):
         if not isinstance(mine, tuple) or len(mine) != len(right):
             got = f"{len(mine)} results" if isinstance(mine, tuple) else f"one {type(mine).__name__}"

@@ -1,8 +1,8 @@
-"""Numeric walks through one operation each, on a tiny input, to read beside the lecture.
+"""Numeric walks through one operation each, on a tiny input, to accompany a lecture.
 
 ``python -m scratchnet.explain conv --backward`` prints one; ``explain("conv")`` returns it. Every number is
-computed by ``functional/`` (Winograd's by the matrices of ``plans/cpu/winograd/``) and, beside it, from the
-step before: where the two do not agree the page says so.
+computed by ``functional/`` (Winograd's by the matrices of ``plans/cpu/winograd/``) and again from
+the step before: the page says where the two disagree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scratchnet.explain.page import Page
 
 __all__ = ["OPERATIONS", "explain"]
 
-# What there is, and in a line what it shows.
+# Operations, each with a line on what its walk shows.
 OPERATIONS: dict[str, str] = {
     "conv": "convolution as a matrix product, and why col2im adds",
     "pool": "max pooling: windows, winners, ties, and the way back",
@@ -46,16 +46,16 @@ def explain(
     operation : str
         A name in ``OPERATIONS``.
     size : int
-        Of the tiny input: the side of the image for conv, pool and relu, how many features, classes or
-        values a channel has for linear, softmax and batchnorm. From 2 to 12; winograd's is always 4.
+        Of the tiny input: the side of the image for conv, pool and relu; the number of features, classes or
+        values per channel for linear, softmax and batchnorm. From 2 to 12; winograd's is always 4.
     backward : bool
-        Whether to walk back, too, with a central difference beside each gradient.
+        Whether to walk back as well, with a central difference beside each gradient.
     seed : int
-        Of the numbers that are drawn.
+        Of the random numbers.
     channels, stride, padding : int, optional
-        For those operations that have them: conv (by default 1, 1 and 0) and pool (its stride, 2).
+        For the operations that have them: conv (by default 1, 1 and 0) and pool (stride 2).
     colour : bool
-        Whether to colour what is marked, for a terminal.
+        Whether to colour marked numbers, for a terminal.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def explain(
     Raises
     ------
     ValueError
-        If there is no such operation, or it cannot be of that size.
+        If there is no such operation, or not of that size.
 
     Examples
     --------
@@ -75,8 +75,7 @@ def explain(
     1. The maximum with zero
     ------------------------
     <BLANKLINE>
-    y = max(x, 0), number by number. What is positive, in brackets, goes through as
-    it is.
+    y = max(x, 0), number by number. Positive numbers, in brackets, pass unchanged.
     <BLANKLINE>
       x  (2, 2)        y  (2, 2)
         0 [ 1]   ->     0 [1]
@@ -106,9 +105,9 @@ def write(
         raise ValueError(f"the size must be a whole number from 2 to {LARGEST}, not {size}")
     walk = importlib.import_module(f"scratchnet.explain.{operation}").walk
     settings: dict[str, Any] = {"channels": channels, "stride": stride, "padding": padding}
-    taken = inspect.signature(walk).parameters
+    accepted = inspect.signature(walk).parameters
     for name, value in settings.items():
-        if value is not None and name not in taken:
+        if value is not None and name not in accepted:
             raise ValueError(f"{operation} has no {name}: leave it out")
     page = Page(colour)
     title = OPERATIONS[operation]

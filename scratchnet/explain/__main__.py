@@ -10,8 +10,7 @@ from scratchnet.training import cli
 
 
 def main() -> int:
-    """Print the walk that the command line asks for, or which walks there are; 1 if something is wrong in "
-    "it."""
+    """Print a walk, or the list of walks; return 1 if a comparison in it fails."""
     listing = "\n".join(f"  {name.ljust(10)} {line}" for name, line in OPERATIONS.items())
     parser = cli.Parser(
         prog="scratchnet.explain",
@@ -20,18 +19,22 @@ def main() -> int:
         formatter_class=cli.argparse.RawDescriptionHelpFormatter,
     )
     whole = cli.positive(int)
-    parser.add_argument("operation", nargs="?", metavar="OPERATION", help="one of those above")
+    parser.add_argument("operation", nargs="?", metavar="OPERATION", help="one of the above")
     parser.add_argument("--size", type=whole, default=4, metavar="N", help=f"2 to {LARGEST} (default 4)")
-    parser.add_argument("--backward", action="store_true", help="the gradients, each checked beside it")
-    parser.add_argument("--seed", type=cli.at_least_zero(int), default=0, metavar="N", help="other numbers")
+    parser.add_argument("--backward", action="store_true", help="also the gradients, each with a check")
+    parser.add_argument(
+        "--seed",
+        type=cli.at_least_zero(int),
+        default=0,
+        metavar="N",
+        help="of the numbers",
+    )
     parser.add_argument("--channels", type=whole, metavar="C", help="of conv's input (default 1)")
     parser.add_argument("--stride", type=whole, metavar="S", help="of conv (default 1) and pool (default 2)")
     parser.add_argument("--padding", type=cli.at_least_zero(int), metavar="P", help="of conv (default 0)")
     options = vars(parser.parse_args())
     if options["operation"] is None:
-        print(
-            f"{parser.description}\n\npython -m scratchnet.explain conv --backward shows the first of them."
-        )
+        print(f"{parser.description}\n\npython -m scratchnet.explain conv --backward shows the first.")
         return 0
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     try:

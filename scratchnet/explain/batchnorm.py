@@ -1,11 +1,11 @@
-"""A walk through batch normalisation: see ``functional/norm.py`` for the mathematics."""
+"""Walk through batch normalisation: see ``functional/norm.py`` for the mathematics."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.explain.page import Page, number, signed, some
+from scratchnet.explain.page import Page, number, signed, small_integers
 
 C = 2  # channels
 EPS = 1e-5
@@ -16,13 +16,13 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     M = size
     x = rng.integers(-4, 5, (M, C)).astype(float)
-    x[0] = x[1] + 2.0  # never all alike, whatever is drawn
+    x[0] = x[1] + 2.0  # never all equal, whatever is drawn
     weight, bias = np.array([1.0, -2.0]), np.array([0.5, 1.0])
 
     page.heading("1. Mean and variance of each channel")
     page.say(
         f"A channel has M = N * H * W values, here {M}: x (M, C) = {x.shape}, a column for each channel. "
-        "Each column is treated by itself."
+        "Each column is treated separately."
     )
     mean = x.sum(axis=0) / M
     centred = x - mean
@@ -54,10 +54,10 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         return
 
     page.heading("3. The way back: weight and bias")
-    dy = some(rng, M, C)
+    dy = small_integers(rng, M, C)
     dx, dweight, dbias = F.batch_norm_backward(dy, cache)
     page.say(
-        "The layer behind hands back dy, how much the loss changes with each number of y. (To check: L = the "
+        "The next layer hands back dy: how much the loss changes with each number of y. (To check: L = the "
         "sum of dy * y.)"
     )
     page.show(page.matrix("dy", dy))
@@ -94,11 +94,11 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.same("batch_norm_backward's dx", total, dx)
     page.say(
         f"Every column adds up to 0 (channel 0: {number(dx[:, 0].sum(), 4)}): the same number added to a "
-        "whole channel would change nothing, since the mean takes it off again."
+        "whole channel would change nothing, since the mean is subtracted again."
     )
 
     page.heading("5. Every gradient, with its central difference")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a by itself: only forward passes, no calculus.")
+    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
 
     def loss() -> float:
         return float((dy * F.batch_norm_forward(x, weight, bias, eps=EPS)[0]).sum())

@@ -1,14 +1,14 @@
-"""A walk through a convolution: see ``functional/conv.py`` for the mathematics."""
+"""Walk through a convolution: see ``functional/conv.py`` for the mathematics."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.explain.page import Page, number, products, signed, some
+from scratchnet.explain.page import Page, number, products, signed, small_integers
 
 K, O = 3, 2  # a 3 x 3 kernel, two output channels
-DRAWN = 4  # patches that are drawn
+DRAWN = 4  # patches to draw
 
 
 def walk(
@@ -23,15 +23,15 @@ def walk(
     rng = np.random.default_rng(seed)
     H = W = size
     C, S, P = channels, stride, padding
-    # The pixels are numbered, so that each can be recognised wherever it turns up.
+    # The pixels are numbered so that each can be recognised wherever it turns up.
     x = np.arange(1.0, H * W * C + 1).reshape(1, H, W, C)
-    weight, bias = some(rng, K, K, C, O, largest=2), some(rng, O)
+    weight, bias = small_integers(rng, K, K, C, O, largest=2), small_integers(rng, O)
     OH = OW = F.conv_output_size(H, K, S, P)
     places = [(oh, ow) for oh in range(OH) for ow in range(OW)]
 
     page.heading("The input, the weight and the bias")
     page.say(
-        f"One image of {H} x {W} pixels, channels last: x (N, H, W, C) = {x.shape}. Its numbers count up, so "
+        f"One image of {H} x {W} pixels, channels last: x (N, H, W, C) = {x.shape}. Its numbers count up so "
         "that each can be recognised wherever it turns up."
     )
     page.show(*[page.matrix(f"x, channel {c}", x[0, :, :, c], shape="") for c in range(C)])
@@ -66,7 +66,7 @@ def walk(
     page.say(f"The image has {x.size} numbers, the column matrix {columns.size}{many}.")
 
     page.heading("2. One matrix product")
-    page.say("The weight as a matrix, W2, in the same order i, j, c. It is the same memory, seen otherwise.")
+    page.say("The weight as a matrix, W2, in the same order i, j, c. It shares the weight's memory.")
     W2 = weight.reshape(K * K * C, O)
     taps = [",".join(map(str, place[: 2 + (C > 1)])) for place in order]
     page.show(page.matrix("W2", W2, rows=taps, columns=[("o", range(O))], shape=f"(KH*KW*C, O) = {W2.shape}"))
@@ -92,11 +92,11 @@ def walk(
     if not backward:
         return
 
-    dy = some(rng, *y.shape)
+    dy = small_integers(rng, *y.shape)
     dx, dweight, dbias = F.conv2d_backward(dy, cache)
     page.heading("4. The way back: dy, then dW and db")
     page.say(
-        f"The layer behind hands back dy {dy.shape}: how much the loss L changes with each number of y. As "
+        f"The next layer hands back dy {dy.shape}: how much the loss L changes with each number of y. As "
         "rows it is dy2. (To check: L = the sum of dy * y has exactly this gradient.)"
     )
     dy2 = dy.reshape(-1, O)
@@ -136,15 +136,15 @@ def walk(
     page.same(f"conv2d_backward's dx of {which}", sum(dcolumns[r, k] for r, k, *_ in copies), dx[0, h, w, 0])
     counts = F.col2im(np.ones_like(columns), x.shape, K, S, P)[0, :, :, 0]
     page.say(
-        "So often does each pixel stand in the column matrix, and so many numbers add up:"
+        "The column matrix holds this many copies of each pixel, and as many numbers add up:"
         if not P
-        else "So often does each pixel stand in the column matrix (what falls on the padding is dropped):"
+        else "The column matrix holds this many copies of each pixel (what falls on the padding is dropped):"
     )
     page.show(page.matrix("copies", counts, {pixel}))
     page.same("conv2d_backward's dx, all of col2im(dcolumns)", F.col2im(dcolumns, x.shape, K, S, P), dx)
 
     page.heading("7. Every gradient, with its central difference")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a by itself: only forward passes, no calculus.")
+    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
 
     def loss() -> float:
         return float((dy * F.conv2d_forward(x, weight, bias, S, P)[0]).sum())
@@ -169,8 +169,8 @@ def _draw_patch(
     )
     page.write(f"Output pixel ({oh},{ow}): {at}")
     channel = "x, channel 0" if x.shape[3] > 1 else "x"
-    picture = page.matrix(f"{channel}, padded" if P else channel, padded, mark, shape="")
-    page.show(picture, page.matrix(f"row {r}", row, shape=""), between="->")
+    whole = page.matrix(f"{channel}, padded" if P else channel, padded, mark, shape="")
+    page.show(whole, page.matrix(f"row {r}", row, shape=""), between="->")
 
 
 def _patch(x: np.ndarray, oh: int, ow: int, S: int, P: int) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""A walk through a linear layer: see ``functional/linear.py`` for the mathematics."""
+"""Walk through a linear layer: see ``functional/linear.py`` for the mathematics."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.explain.page import Page, number, products, signed, some
+from scratchnet.explain.page import Page, number, products, signed, small_integers
 
 N, O = 2, 3  # two rows in the batch, three outputs
 
@@ -14,7 +14,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     """Write the walk: the product, and with ``backward`` the three gradients."""
     rng = np.random.default_rng(seed)
     I = size
-    x, weight, bias = some(rng, N, I), some(rng, I, O), some(rng, O)
+    x, weight, bias = small_integers(rng, N, I), small_integers(rng, I, O), small_integers(rng, O)
     page.heading("1. A product of matrices, and the bias")
     page.say(f"A batch of N = {N} rows with I = {I} features each, and O = {O} outputs: y = x W + b.")
     row = {(0, i) for i in range(I)}
@@ -22,18 +22,18 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.show(page.matrix("x", x, row), page.matrix("W", weight, column), between="@")
     y, cache = F.linear_forward(x, weight, bias)
     page.show(page.matrix("b", bias, {(0, 0)}), page.matrix("y", x @ weight + bias, {(0, 0)}))
-    page.say("What is in brackets, written out: row 0 of x times column 0 of W, and b[0].")
+    page.say("The numbers in brackets, written out: row 0 of x times column 0 of W, and b[0].")
     terms = products(zip(x[0], weight[:, 0], strict=True))
     page.say(f"y[0, 0] = {terms} + {signed(bias[0])} = {number(x[0] @ weight[:, 0] + bias[0])}", indent=2)
     page.same("linear_forward(x, W, b)", x @ weight + bias, y)
     if not backward:
         return
 
-    dy = some(rng, N, O)
+    dy = small_integers(rng, N, O)
     dx, dweight, dbias = F.linear_backward(dy, cache)
     page.heading("2. The way back")
     page.say(
-        "The layer behind hands back dy, how much the loss changes with each number of y. In y[n, o] = the "
+        "The next layer hands back dy: how much the loss changes with each number of y. In y[n, o] = the "
         "sum over i of x[n, i] W[i, o] + b[o] every product has two factors; the gradient of one is dy times "
         "the other, summed over the index that the two share. (To check: L = the sum of dy * y.)"
     )
@@ -53,7 +53,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.same("linear_backward's db", dy.sum(axis=0), dbias)
 
     page.heading("3. Every gradient, with its central difference")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a by itself: only forward passes, no calculus.")
+    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
 
     def loss() -> float:
         return float((dy * F.linear_forward(x, weight, bias)[0]).sum())

@@ -1,4 +1,4 @@
-"""The page that a walk writes on: headings, sentences, small matrices, and comparisons that can fail."""
+"""A page of plain text that a walk writes: headings, sentences, small matrices, comparisons that can fail."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 WIDTH = 80
-LONGEST = 20  # rows of a matrix that are shown; the rest is counted
+MAX_ROWS = 20  # of a matrix; the others are only counted
 COLOUR, PLAIN = "\x1b[1;33m", "\x1b[0m"
-AGREES = 1e-6  # how far a gradient may be from its central difference, next to the largest of them
+TOLERANCE = 1e-6  # of a gradient and its central difference, relative to the largest
 STEP = 1e-5  # of central differences
 
 
@@ -22,12 +22,12 @@ class Page:
     Parameters
     ----------
     colour : bool
-        Whether what is marked is coloured, too. (It stands in brackets anyway.)
+        Whether marked numbers are also coloured. (They are in brackets anyway.)
 
     Attributes
     ----------
     right : bool
-        Whether all that was computed twice came out the same.
+        Whether everything that was computed twice agreed.
 
     Examples
     --------
@@ -91,7 +91,7 @@ class Page:
         lines = []
         for k in range(height):
             cells = [(block[k] if k < len(block) else "") for block in blocks]
-            cells = [c + " " * (_width(b) - _seen(c)) for c, b in zip(cells, blocks, strict=True)]
+            cells = [c + " " * (_width(b) - _visible_width(c)) for c, b in zip(cells, blocks, strict=True)]
             lines.append((gap if k == middle else " " * len(gap)).join(cells))
         self.write(*lines)
 
@@ -112,7 +112,7 @@ class Page:
         name : str
         values : array, one or two axes
         mark : set of (row, column)
-            What is meant stands in brackets.
+            These are shown in brackets.
         rows : sequence of str
             A label for each row.
         columns : sequence of (str, sequence)
@@ -120,16 +120,16 @@ class Page:
         shape : str, optional
             By default that of ``values``.
         digits : int, optional
-            Behind the point; by default as few as show all numbers exactly, but at most four.
+            After the point; by default the fewest that show all numbers exactly, at most four.
         """
         values = np.asarray(values)
         title = f"{name}  {values.shape if shape is None else shape}".rstrip()
         table = np.atleast_2d(values)
         digits = digits_of(table) if digits is None else digits
-        texts = [[number(v, digits) for v in row] for row in table[:LONGEST]]
+        texts = [[number(v, digits) for v in row] for row in table[:MAX_ROWS]]
         heads = [[str(c) for c in labels] for _, labels in columns]
         width = max(len(text) for row in [*texts, *heads] for text in row)
-        left = max([len(text) for text in [*rows[:LONGEST], *(name for name, _ in columns)]], default=0)
+        left = max([len(text) for text in [*rows[:MAX_ROWS], *(name for name, _ in columns)]], default=0)
         margin = " " * left + (" " if left else "")
         lines = [title]
         for (label, _), head in zip(columns, heads, strict=True):
@@ -137,8 +137,8 @@ class Page:
         for r, row in enumerate(texts):
             cells = "".join(self._cell(text.rjust(width), (r, c) in mark) for c, text in enumerate(row))
             lines.append((f"{rows[r].ljust(left)} " if rows else margin) + cells)
-        if len(table) > LONGEST:
-            lines.append(f"{margin} ... and {len(table) - LONGEST} more rows")
+        if len(table) > MAX_ROWS:
+            lines.append(f"{margin} ... and {len(table) - MAX_ROWS} more rows")
         return [line.rstrip() for line in lines]
 
     def _cell(self, text: str, marked: bool) -> str:
@@ -146,14 +146,14 @@ class Page:
             return f" {text} "
         return f"{COLOUR}[{text}]{PLAIN}" if self.colour else f"[{text}]"
 
-    def same(self, what: str, got: Any, expected: Any) -> None:
+    def same(self, name: str, got: Any, expected: Any) -> None:
         """Write whether two ways to the same numbers agree, to the rounding of float64."""
         distance = float(np.abs(np.asarray(got) - np.asarray(expected)).max())
         if distance <= 1e-9 * max(1.0, float(np.abs(expected).max())):
-            self.write(f"Equal to {what}: yes")
+            self.write(f"Equal to {name}: yes")
         else:
             self.right = False
-            self.write(f"Equal to {what}: NO, they differ by up to {distance:.3g}")
+            self.write(f"Equal to {name}: NO, they differ by up to {distance:.3g}")
 
     def gradient(
         self,
@@ -173,30 +173,30 @@ class Page:
         gradient : array
             Of the loss with respect to it.
         array : array
-            It is changed and put back, one element after the other.
+            Its elements are changed and restored one by one.
         loss : callable
-            Computes the loss from ``array`` as it is.
+            Computes the loss from the present ``array``.
         kinks : array of bool, optional
-            Where there is no derivative; there the two are allowed to differ.
+            Where there is no derivative, and the two may differ.
         parts : sequence of (str, index)
-            The matrices that it is shown as, with a label for each; by default it is one.
+            The matrices to show it as, each with a label; by default one.
         """
         numeric = central_difference(loss, array)
-        special = np.zeros(array.shape, bool) if kinks is None else kinks
+        kinks = np.zeros(array.shape, bool) if kinks is None else kinks
         for k, (label, index) in enumerate(parts):
-            mark = {(int(r), int(c)) for r, c in np.argwhere(np.atleast_2d(special[index]))}
+            mark = {(int(r), int(c)) for r, c in np.argwhere(np.atleast_2d(kinks[index]))}
             self.show(
                 self.matrix(f"d{name}{label}", gradient[index], mark, shape="" if k else str(gradient.shape)),
                 self.matrix("central difference", numeric[index], mark, shape="", digits=4),
             )
-        distance = float(np.abs(gradient - numeric)[~special].max(initial=0.0))
-        agrees = distance <= AGREES * max(1.0, float(np.abs(numeric).max()))
+        distance = float(np.abs(gradient - numeric)[~kinks].max(initial=0.0))
+        agrees = distance <= TOLERANCE * max(1.0, float(np.abs(numeric).max()))
         self.right &= agrees
         self.write(f"They agree: {'yes' if agrees else 'NO'}, they differ by at most {distance:.1e}")
 
 
 def central_difference(loss: Callable[[], float], array: np.ndarray, h: float = STEP) -> np.ndarray:
-    """Return (L(a + h) - L(a - h)) / 2h for each element a of an array: its slope, without any calculus.
+    """Return (L(a + h) - L(a - h)) / 2h for each element a of an array: its slope, without calculus.
 
     Examples
     --------
@@ -205,30 +205,30 @@ def central_difference(loss: Callable[[], float], array: np.ndarray, h: float = 
     array([2., 4.])
     """
     slopes = np.zeros(array.shape)
-    for where in np.ndindex(array.shape):
-        before = array[where]
-        array[where] = before + h
+    for index in np.ndindex(array.shape):
+        value = array[index]
+        array[index] = value + h
         above = loss()
-        array[where] = before - h
+        array[index] = value - h
         below = loss()
-        array[where] = before
-        slopes[where] = (above - below) / (2 * h)
+        array[index] = value
+        slopes[index] = (above - below) / (2 * h)
     return slopes
 
 
-def some(rng: np.random.Generator, *shape: int, largest: int = 3) -> np.ndarray:
-    """Draw small whole numbers, none of them zero, since a product with zero hides what was multiplied.
+def small_integers(rng: np.random.Generator, *shape: int, largest: int = 3) -> np.ndarray:
+    """Draw small whole numbers except zero, since a product with zero hides the other factor.
 
     Examples
     --------
-    >>> some(np.random.default_rng(0), 4)
+    >>> small_integers(np.random.default_rng(0), 4)
     array([-3., -2., -2., -1.])
     """
     return rng.integers(1, largest + 1, shape) * rng.choice([-1.0, 1.0], shape)
 
 
 def digits_of(values: Any, most: int = 4) -> int:
-    """Return how many digits behind the point show all these numbers exactly, but at most so many.
+    """Return how many digits after the point show all these numbers exactly, at most ``most``.
 
     Examples
     --------
@@ -240,7 +240,7 @@ def digits_of(values: Any, most: int = 4) -> int:
 
 
 def number(value: float, digits: int | None = None) -> str:
-    """Write a number with so many digits behind the point, and never a zero with a sign.
+    """Return a number with this many digits after the point, and never a zero with a sign.
 
     Examples
     --------
@@ -252,7 +252,7 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def products(pairs: Any, longest: int = 18) -> str:
-    """Write a sum of products, shortened in the middle where it is long.
+    """Return a sum of products, shortened in the middle if it is long.
 
     Examples
     --------
@@ -266,15 +266,15 @@ def products(pairs: Any, longest: int = 18) -> str:
 
 
 def signed(value: float) -> str:
-    """Write a number that follows an operator: in brackets if it is negative."""
+    """Return a number that follows an operator: in brackets if it is negative."""
     text = number(value)
     return f"({text})" if text.startswith("-") else text
 
 
-def _seen(line: str) -> int:
-    """Return how wide a line looks."""
+def _visible_width(line: str) -> int:
+    """Return the width of a line without its colour codes."""
     return len(re.sub(r"\x1b\[[\d;]*m", "", line))
 
 
 def _width(block: list[str]) -> int:
-    return max(map(_seen, block))
+    return max(map(_visible_width, block))

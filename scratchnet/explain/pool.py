@@ -1,23 +1,23 @@
-"""A walk through max pooling: see ``functional/pool.py`` for the mathematics."""
+"""Walk through max pooling: see ``functional/pool.py`` for the mathematics."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.explain.page import Page, number, some
+from scratchnet.explain.page import Page, number, small_integers
 
 K = 2  # 2 x 2 windows
-DRAWN = 4  # windows that are drawn
+DRAWN = 4  # windows to draw
 
 
 def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> None:
-    """Write the walk: windows and winners, and with ``backward`` who gets the gradient."""
+    """Write the walk: windows and winners, and with ``backward`` where the gradient goes."""
     rng = np.random.default_rng(seed)
     S = stride
-    picture = rng.permutation(size * size).astype(float).reshape(size, size)
-    picture[0, 1] = picture[1, 0] = size * size  # a tie in the first window
-    x = picture.reshape(1, size, size, 1)
+    image = rng.permutation(size * size).astype(float).reshape(size, size)
+    image[0, 1] = image[1, 0] = size * size  # a tie in the first window
+    x = image.reshape(1, size, size, 1)
     OH = OW = F.conv_output_size(size, K, S)
     windows = {(oh, ow): (oh * S, ow * S) for oh in range(OH) for ow in range(OW)}
 
@@ -26,23 +26,23 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
         f"An image of {size} x {size} pixels, one channel: x (N, H, W, C) = {x.shape}. A window of {K} x "
         f"{K} takes steps of {S}: OH = (H - K) // S + 1 = ({size} - {K}) // {S} + 1 = {OH} down, {OW} across."
     )
-    values = np.array([picture[t : t + K, l : l + K].ravel() for t, l in windows.values()])
+    values = np.array([image[t : t + K, l : l + K].ravel() for t, l in windows.values()])
     winners = values.argmax(axis=1)  # the first of equals
     for n, ((oh, ow), (t, l)) in enumerate(list(windows.items())[:DRAWN]):
         mark = {(t + i, l + j) for i in range(K) for j in range(K)}
         page.write(f"Output pixel ({oh},{ow}): rows {t} to {t + K - 1}, columns {l} to {l + K - 1}")
         page.show(
-            page.matrix("x", picture, mark, shape=""),
+            page.matrix("x", image, mark, shape=""),
             page.matrix("window", values[n], {(0, int(winners[n]))}, columns=[("", range(K * K))], shape=""),
             between="->",
         )
         if (values[n] == values[n].max()).sum() > 1:
-            page.say("A tie. The first counts, and it alone: so exactly one will get the gradient.", indent=2)
+            page.say("A tie. Only the first counts, so exactly one will get the gradient.", indent=2)
     if len(windows) > DRAWN:
         page.say(f"The other {len(windows) - DRAWN} windows go the same way.")
     page.say(
-        "The output is the largest of each window. What the backward pass keeps is which position it was, a "
-        "byte each, counted row by row: 0 1 above 2 3."
+        "The output is the largest of each window. The backward pass keeps only its position, a byte each, "
+        "counted row by row: 0 1 above 2 3."
     )
     y, cache = F.max_pool2d_forward(x, K, S)
     expected = values.max(axis=1).reshape(OH, OW)
@@ -60,9 +60,9 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
         "y = x[winner], so dy goes to the winner of each window; the other pixels did not matter, and get 0. "
         "(To check: L = the sum of dy * y has the gradient dy.)"
     )
-    dy = some(rng, OH, OW)
+    dy = small_integers(rng, OH, OW)
     dx = F.max_pool2d_backward(dy.reshape(1, OH, OW, 1), cache)[0, :, :, 0]
-    own = np.zeros_like(picture)
+    own = np.zeros_like(image)
     shares: dict[tuple[int, int], list[float]] = {}
     for g, (t, l), k in zip(dy.ravel(), windows.values(), winners, strict=True):
         pixel = t + int(k) // K, l + int(k) % K
@@ -79,8 +79,8 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
     page.same("max_pool2d_backward(dy)", own, dx)
 
     page.heading("3. The gradient, with its central difference")
-    page.say("(L(x + h) - L(x - h)) / 2h, for each pixel by itself: only forward passes, no calculus.")
-    tied = np.zeros(picture.shape, bool)
+    page.say("(L(x + h) - L(x - h)) / 2h, for each pixel separately: only forward passes, no calculus.")
+    tied = np.zeros(image.shape, bool)
     for v, (t, l) in zip(values, windows.values(), strict=True):
         largest = (v == v.max()).reshape(K, K)
         if largest.sum() > 1:
@@ -89,7 +89,7 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
     def loss() -> float:
         return float((dy * F.max_pool2d_forward(x, K, S)[0][0, :, :, 0]).sum())
 
-    page.gradient("x", dx, picture, loss, kinks=tied)  # x is a view of it
+    page.gradient("x", dx, image, loss, kinks=tied)  # x is a view of it
     page.say(
         "In brackets are ties: a kink, without a derivative. Moved up, a pixel of a tie wins; moved down, "
         "the other does; so the central difference gives each of the two half of that window's dy. Max "

@@ -1,4 +1,4 @@
-"""A walk through softmax and cross-entropy: see ``functional/softmax.py`` for the mathematics."""
+"""Walk through softmax and cross-entropy: see ``functional/softmax.py`` for the mathematics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     labels = rng.integers(0, K, N)
     right = {(n, int(k)) for n, k in enumerate(labels)}
 
-    page.heading("1. The largest is taken off")
+    page.heading("1. Subtract the largest")
     page.say(
         f"Logits z for N = {N} images and K = {K} classes; the right class of each image is in brackets. "
         "Softmax is p[k] = exp(z[k]) / the sum of all exp(z[j])."
@@ -31,15 +31,15 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     )
     page.show(page.matrix("z - max", shifted, right))
     page.say(
-        "The same number taken off a whole row changes nothing: exp(z - m) = exp(z) / exp(m), and exp(m) "
-        "cancels in the quotient. But no exponent is above 0 now, so nothing overflows. Row 0 with 1000 "
-        "added:"
+        "Subtracting the same number from a whole row changes nothing: exp(z - m) = exp(z) / exp(m), and "
+        "exp(m) cancels in the quotient. But now no exponent is above 0, so nothing overflows. Row 0 with "
+        "1000 added:"
     )
     large = z[0] + 1000.0
     with np.errstate(over="ignore", invalid="ignore"):
         plain = np.exp(large) / np.exp(large).sum()
-    page.show(page.matrix("exp(z) / sum, as it stands", plain, shape="", digits=4))
-    page.show(page.matrix("with the largest taken off", F.softmax(large), shape="", digits=4))
+    page.show(page.matrix("exp(z) / sum, as written", plain, shape="", digits=4))
+    page.show(page.matrix("with the largest subtracted", F.softmax(large), shape="", digits=4))
 
     page.heading("2. Probabilities")
     e = np.exp(shifted)
@@ -57,13 +57,15 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.heading("3. The loss")
     loss, cache = F.softmax_cross_entropy_forward(z, labels)
     losses = -np.log(p[range(N), labels])
-    page.say("Each image costs -log p[right class]: nothing where p is 1, and the more the smaller it is.")
+    page.say("Each image costs -log p[right class]: nothing if p is 1, and more the smaller p is.")
     page.write(
         *[f"image {n}: -log {p[n, k]:.4f} = {losses[n]:.4f}" for n, k in enumerate(labels)],
         f"mean over the batch: L = {losses.mean():.4f}",
     )
     page.same("softmax_cross_entropy_forward(z, labels)", losses.mean(), loss)
-    page.say(f"Whoever knows nothing says 1 / {K} for each class, and pays log {K} = {np.log(K):.4f}.")
+    page.say(
+        f"Without any knowledge, a network says 1 / {K} for each class and pays log {K} = {np.log(K):.4f}."
+    )
     if not backward:
         return
 
@@ -85,5 +87,5 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     )
 
     page.heading("5. The gradient, with its central difference")
-    page.say("(L(z + h) - L(z - h)) / 2h, for each logit by itself: only forward passes, no calculus.")
+    page.say("(L(z + h) - L(z - h)) / 2h, for each logit separately: only forward passes, no calculus.")
     page.gradient("z", dz, z, lambda: float(F.softmax_cross_entropy_forward(z, labels)[0]))

@@ -1,11 +1,11 @@
-"""A walk through one tile of Winograd's algorithm: see ``plans/cpu/winograd/`` for where it comes from."""
+"""Walk through one tile of Winograd's algorithm: see ``plans/cpu/winograd/`` for its derivation."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.explain.page import Page, number, some
+from scratchnet.explain.page import Page, number, small_integers
 from scratchnet.plans.cpu.winograd import POINTS, matrices
 
 TILE = 4  # a tile gives 4 x 4 pixels, from 6 x 6
@@ -17,7 +17,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         raise ValueError(f"winograd walks through one tile, whose size is {TILE}, not {size}: leave it out")
     rng = np.random.default_rng(seed)
     x = rng.integers(-3, 4, (6, 6)).astype(float)
-    g = some(rng, 3, 3, largest=2)
+    g = small_integers(rng, 3, 3, largest=2)
     BT, G, AT = matrices(POINTS)
 
     page.heading("The input, the kernel and three matrices")
@@ -34,18 +34,18 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.show(page.matrix("G", G), page.matrix("A^T", AT))
 
     page.heading("1. Transform the tile: V = B^T x B")
-    page.say("Along the columns (B^T from the left), and along the rows (B from the right).")
+    page.say("Along the columns (B^T from the left) and along the rows (B from the right).")
     V = BT @ x @ BT.T
     page.show(page.matrix("V", V, {(0, 0)}))
 
     page.heading("2. Transform the kernel: U = G g G^T")
-    page.say("Once for a kernel, whatever the number of tiles.")
+    page.say("Once per kernel, however many tiles there are.")
     U = G @ g @ G.T
     page.show(page.matrix("U", U, {(0, 0)}))
 
     page.heading("3. Multiply: M = U * V, number by number")
     M = U * V
-    page.say(f"Here are all the multiplications that depend on both: {M.size}, {144 // M.size} times fewer.")
+    page.say(f"These are all the multiplications that depend on both: {M.size}, {144 // M.size} times fewer.")
     page.show(page.matrix("M", M, {(0, 0)}))
     page.write(f"M[0, 0] = {U[0, 0]:.4f} * {V[0, 0]:.4f} = {M[0, 0]:.4f}")
     page.say(
@@ -70,7 +70,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         "Every step is linear in what it transforms, so its gradient takes the transposed matrices. (To "
         "check: L = the sum of dy * y has the gradient dy.)"
     )
-    dy = some(rng, TILE, TILE)
+    dy = small_integers(rng, TILE, TILE)
     page.show(page.matrix("dy", dy))
     dM = AT.T @ dy @ AT
     page.say("y = A^T M A, so dM = A dy A^T:")
@@ -90,7 +90,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     )
 
     page.heading("6. Both gradients, with their central differences")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a by itself: only forward passes, no calculus.")
+    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
 
     def loss() -> float:
         return float((dy * (AT @ ((G @ g @ G.T) * (BT @ x @ BT.T)) @ AT.T)).sum())

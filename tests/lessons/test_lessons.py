@@ -372,7 +372,7 @@ class NoWeightGradient(Slope):
         (
             ForgetsToKeep,
             "Not right yet: ForgetsToKeep.backward raises RuntimeError",
-            "Hint: forward has to end with",
+            "Hint: forward must end with",
         ),
         (TakesTheMean, "Not right yet: TakesTheMean.backward", "Hint: It is a sum."),
         (Adds, "Not right yet: Adds.backward", "backward should set the gradient, not add to it"),
