@@ -1,9 +1,9 @@
 """Matrix products in stacks of small blocks, because small is faster.
 
-M, N, K, m and n are sizes of matrices here, not those of ``layouts.py``.
+M, N, K, m, n and k are sizes of matrices here, not those of ``layouts.py``.
 
-OpenBLAS multiplies large matrices by first copying both operands, piece by piece, into the order in which its
-inner loop reads them. That pays when every piece is used often. For small matrices, M * N * K up to a
+OpenBLAS multiplies large matrices by first copying both operands, panel by panel, into the order in which its
+inner loop reads them. That pays when every panel is used often. For small matrices, M * N * K up to a
 million, its builds for AVX-512 have kernels that read the operands where they lie and copy nothing: on one
 core 100 GFLOP/s in place of 50 to 85, with operands that come from the cache.
 
@@ -18,7 +18,8 @@ makes all of them::
            +----+----+----+
 
 K is never cut, so every number of the result is still one inner product. How large M * N * K may be, and how
-many columns a block has, is for ``choosing.py`` to say: for a BLAS without such kernels products stay whole.
+many columns a block has, is measured, see ``measuring.py``: with a BLAS without such kernels products stay
+whole.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from scratchnet.plans.cpu.calls import Calls
 COLUMNS = 64  # n: four vector registers of 16 numbers
 ROWS = 64  # m, at most
 FEWEST_ROWS = 12  # with fewer, reading B again for each block costs more than it gains
-FEW_ROWS = 16  # up to so many, reading the other matrix is what counts
-LONG_ROWS, LONG_COLUMNS = 256, 512
-ROWS_FOR_ONE, FEWEST_FOR_ONE = 2048, 64  # where there is one row: how many of the other matrix at a time
+FEW_ROWS = 16  # up to so many rows of A, reading B is what counts
+LONG_ROWS, LONG_COLUMNS = 256, 512  # of a block of B there, at most
+ROWS_FOR_ONE, FEWEST_FOR_ONE = 2048, 64  # the same rows, at most and at least, where A has a single row
 SMALL = 1_000_000  # the largest M * N * K that OpenBLAS's kernels for small matrices take
 
 
@@ -67,7 +68,7 @@ def product(do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shap
     b : array (..., K, N)
     out : array (..., M, N)
         They may be stacks of matrices, all with the same leading axes.
-    cut : Cut
+    block_shape : BlockShape
 
     Examples
     --------
@@ -79,7 +80,7 @@ def product(do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shap
     (np.float64(30.0), np.float64(30.0), 2)
     """
     M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
-    if K == 1:  # nothing is added up, and each number of b is used with the next of a while it is near
+    if K == 1:  # nothing is added up, and each number of b is reused while it is in the cache
         do(np.multiply, a, b, out=out)
         return
     limit, n = block_shape.limit, min(N, block_shape.columns)
@@ -103,9 +104,9 @@ def product(do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shap
 def long_block(M: int, K: int, N: int, limit: int) -> tuple[int, int] | None:
     """Return the shape (k, n) of the blocks of b for ``long_product``, None where it would not help.
 
-    A single row is multiplied by a matrix-vector product, which copies nothing, whatever the size. Whole rows
-    of b are best there, and K is only divided so that not too many numbers are added up one by one, which
-    would cost accuracy.
+    A single row is multiplied by a matrix-vector product, which copies nothing, whatever the size. There
+    whole rows of b are best, and K is divided only so that not too many numbers are added up one by one,
+    which would cost accuracy.
 
     Examples
     --------
@@ -132,9 +133,9 @@ def long_product(
 
     There every number of b is used only a few times, so that reading b is all that counts, and copying it
     first, as a product of large matrices does, doubles the time. Here b is read once, in blocks (k, n) small
-    enough for the kernels that copy nothing, and the parts of K are added up afterwards::
+    enough for the kernels that copy nothing, and the results of K/k blocks are added up afterwards::
 
-        out (M, N) = sum over K/k parts of   a[:, part] (M, k)   b[part] (k, N), block by block of n columns
+        out (M, N) = sum over K/k blocks of   a[:, rows] (M, k)   b[rows] (k, N), by n columns at a time
 
     Parameters
     ----------
@@ -147,12 +148,12 @@ def long_product(
         From ``long_block``.
     """
     (M, K), N, (k, n) = a.shape, b.shape[1], block
-    parts, columns = K // k, N // n
-    a_parts = _split(a, -1, k).transpose(1, 0, 2)[:, None]  # (parts, 1, M, k)
-    b_blocks = _split(_split(b, -1, n), -3, k).transpose(0, 2, 1, 3)  # (parts, columns, k, n)
-    results = scratch[: parts * M * N].reshape(parts, columns, M, n)
-    do(np.matmul, a_parts, b_blocks, out=results)
-    do(np.add.reduce, results, 0, None, out=_split(out, -1, n).transpose(1, 0, 2))  # (columns, M, n)
+    p, q = K // k, N // n
+    a_blocks = _split(a, -1, k).transpose(1, 0, 2)[:, None]  # (p, 1, M, k)
+    b_blocks = _split(_split(b, -1, n), -3, k).transpose(0, 2, 1, 3)  # (p, q, k, n)
+    results = scratch[: p * M * N].reshape(p, q, M, n)
+    do(np.matmul, a_blocks, b_blocks, out=results)
+    do(np.add.reduce, results, 0, None, out=_split(out, -1, n).transpose(1, 0, 2))  # (q, M, n)
 
 
 def rows_of_block(M: int, most: int) -> int:
@@ -189,10 +190,10 @@ def _split(x: np.ndarray, axis: int, block: int) -> np.ndarray:
 
 
 def small_matmul(do: Calls, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    """Record out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long runs.
+    """Record out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long vectors.
 
     As a matrix product it makes four to six billion numbers a second on one core, many times as many as one
-    addition after the other, and in a single call. Runs are cut where M * K * L would pass a million.
+    addition after the other, and in a single call. Vectors are cut where M * K * L would exceed SMALL.
 
     Parameters
     ----------
@@ -217,6 +218,6 @@ def small_matmul(do: Calls, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) 
         if stop - start == length:
             do(np.matmul, matrix, x[..., start:stop], out=out[..., start:stop])
         else:
-            pieces = np.moveaxis(_split(x[..., start:stop], -1, length), -2, -3)  # (..., q, K, length)
+            vectors = np.moveaxis(_split(x[..., start:stop], -1, length), -2, -3)  # (..., q, K, length)
             results = np.moveaxis(_split(out[..., start:stop], -1, length), -2, -3)  # (..., q, M, length)
-            do(np.matmul, matrix, pieces, out=results)
+            do(np.matmul, matrix, vectors, out=results)

@@ -1,12 +1,13 @@
-"""The first convolution: three channels in, which is too few for Winograd, and for im2col's copies as well.
+"""The first convolution: three channels in, too few for Winograd's algorithm and for im2col's copies as well.
 
-Symbols as in ``layouts.py``; L = 4 * TW * n, all columns of a row of pixels, of all images of a chunk.
+Symbols as in ``layouts.py``. A vector has L = 4 * TW * n neighbouring numbers: one channel of all columns of
+a row of pixels, of all images of a chunk.
 
 im2col would copy every pixel nine times, three numbers at a time. Here each is copied three times, in long
-runs, because images come last and only the shifts along the row are made. The shifts along the column are
+vectors, because images come last and only the shifts along the row are made. The shifts along the column are
 free: three rows of the image that follow each other in memory are the three rows of the kernel::
 
-    row h     row h-1 of the image, shifted by -1, 0, 1 columns, each channel: 3*C runs, and a run of ones
+    row h     row h-1 of the image, shifted by -1, 0, 1 columns: 3*C vectors, and one of ones
     row h+1   the same
     row h+2   the same                            windows of three rows overlap, and none is copied
               `-- window h, (9*C + 3, L)
@@ -15,8 +16,8 @@ So y[h] (L, O) = window[h]^T (L, 9*C + 3) times W (9*C + 3, O), and y[h] lies as
 The ones make the bias part of the product: it stands in W in the middle row's place, with zeros in the other
 two's. And backward, dW = window[h] dy[h], summed over h, has db in that place.
 
-Where there are fewer chunks than workers, a chunk is divided into pieces of its rows, each with shifted rows
-of its own: the two that neighbours have in common are made twice.
+Where there are fewer chunks than workers, a chunk is divided into parts, some of its rows, each with shifted
+rows of its own: the two that neighbours have in common are made twice.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import numpy as np
 
 from scratchnet import functional as F
 from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, relu_, split_evenly
-from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, PlanContext, is_padded_3x3, sum_over_workers
+from scratchnet.plans.cpu.convolution import Convolution, is_padded_3x3
+from scratchnet.plans.cpu.kernel import PlanContext, sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
 from scratchnet.plans.cpu.winograd import Winograd
 from scratchnet.plans.grouping import Group
@@ -39,7 +40,7 @@ MAX_FIRST_LAYER_CHANNELS = 4  # those of a photograph, and one more
 
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """Some rows of one chunk, which one worker computes.
 
     Attributes
@@ -56,7 +57,7 @@ class Piece:
     start: int
 
 
-class FirstConv(Kernel):
+class FirstConv(Convolution):
     """3 x 3 convolution, stride 1, padding 1, of an image of few channels [+ ReLU], into a map of tiles."""
 
     algorithm = "first_conv"
@@ -76,20 +77,18 @@ class FirstConv(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self.conv = self.group.main
-        self.H, self.W, self.C, self.O = self.input.H, self.input.W, self.input.C, self.conv.out_channels
-        self.fold = Fold(self.conv, self.group.norm)
-        self.depth = 3 * self.C + 1  # runs in a row: three shifts of each channel, and the ones
+        self.H, self.W = self.input.H, self.input.W
+        self.depth = 3 * self.C + 1  # vectors in a row: three shifts of each channel, and the ones
         self.chunks = self.output.chunks
         self.output.filled = True
-        self.pieces: list[Piece] = []
+        self.parts: list[Part] = []
         start = 0
         for c, images in enumerate(self.chunks):
             for rows in split_evenly(self.H, min(self.H, -(-self.context.workers // len(self.chunks)))):
-                self.pieces.append(Piece(c, rows, start))
+                self.parts.append(Part(c, rows, start))
                 start += len(images) * (len(rows) + 2)
         self.rows_of_all = start
-        self.tallest = max(len(piece.rows) for piece in self.pieces)
+        self.tallest = max(len(part.rows) for part in self.parts)
         self.weight = np.zeros((3, self.depth, self.O), self.context.dtype)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
@@ -97,7 +96,7 @@ class FirstConv(Kernel):
         n = max(len(images) for images in self.chunks)
         padded = (self.C, self.tallest + 2, 4 * TW + 2, n)
         self.padded = self.per_worker(arena, "padded", padded, forward)
-        shape = (self.rows_of_all, self.depth, 4 * TW)  # of each piece (rows + 2, depth, L)
+        shape = (self.rows_of_all, self.depth, 4 * TW)  # of each part (rows + 2, depth, L)
         self.rows = arena.reserve("shifted rows", shape, kind, forward, backward or forward)
         if backward is not None:
             self.dweight = self.per_worker(arena, "dW", (2, 3 * self.depth, self.O), backward)
@@ -116,72 +115,70 @@ class FirstConv(Kernel):
             do.copy(self.fold.bias, out=self.weight[1, 3 * C])
         return [phase]
 
-    def _pieces_by_worker(self) -> list[list[Piece]]:
-        return [
-            [self.pieces[k] for k in some] for some in split_evenly(len(self.pieces), self.context.workers)
-        ]
+    def _parts_by_worker(self) -> list[list[Part]]:
+        return [[self.parts[k] for k in some] for some in split_evenly(len(self.parts), self.context.workers)]
 
-    def _rows(self, piece: Piece) -> np.ndarray:
-        """Return the shifted rows of a piece, (rows + 2, depth, 4, TW, n)."""
-        n, height = len(self.chunks[piece.chunk]), len(piece.rows) + 2
-        rows = self.rows.array[piece.start : piece.start + n * height]
+    def _rows(self, part: Part) -> np.ndarray:
+        """Return the shifted rows of a part, (rows + 2, depth, 4, TW, n)."""
+        n, height = len(self.chunks[part.chunk]), len(part.rows) + 2
+        rows = self.rows.array[part.start : part.start + n * height]
         return rows.reshape(height, self.depth, 4, self.output.TW, n)
 
-    def _windows(self, piece: Piece) -> np.ndarray:
+    def _windows(self, part: Part) -> np.ndarray:
         """Return the windows of three rows, (rows, 9*C + 3, L), a view."""
-        rows = self._rows(piece).reshape(len(piece.rows) + 2, self.depth, -1)  # (rows + 2, depth, L)
-        # Three rows are 3 * depth runs that follow each other, and the next window begins one row later.
-        shape = len(piece.rows), 3 * self.depth, rows.shape[2]
+        rows = self._rows(part).reshape(len(part.rows) + 2, self.depth, -1)  # (rows + 2, depth, L)
+        # Three rows are 3 * depth vectors that follow each other, and the next window begins one row later.
+        shape = len(part.rows), 3 * self.depth, rows.shape[2]
         return np.lib.stride_tricks.as_strided(rows, shape, rows.strides, writeable=False)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("shift, product")
         weight = self.weight.reshape(3 * self.depth, self.O)
-        for worker, pieces in enumerate(self._pieces_by_worker()):
+        for worker, parts in enumerate(self._parts_by_worker()):
             do = phase.workers[worker]
-            for piece in pieces:
-                self._shift(do, worker, piece)
-                windows = self._windows(piece).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
-                last = piece.rows.stop == self.H  # it has the rows beyond the image as well
-                stop = 4 * self.output.TH if last else piece.rows.stop
-                rows = self.output.chunk(piece.chunk)[1 + piece.rows.start : 1 + stop]  # [.., 4, TW, n, O]
-                y = rows[: len(piece.rows)].reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
+            for part in parts:
+                self._shift(do, worker, part)
+                windows = self._windows(part).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
+                last = part.rows.stop == self.H  # it has the rows beyond the image as well
+                stop = 4 * self.output.TH if last else part.rows.stop
+                rows = self.output.chunk(part.chunk)[1 + part.rows.start : 1 + stop]  # [.., 4, TW, n, O]
+                y = rows[: len(part.rows)].reshape(len(part.rows), -1, self.O)  # (rows, L, O)
                 step = max(1, BLOCK // y[0].size)
                 for h in range(0, len(y), step):
                     do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
                     if self.group.relu is not None:
                         relu_(do, y[h : h + step])
-                self.output.clear_beyond(do, rows, piece.rows.start)
+                self.output.clear_beyond(do, rows, part.rows.start)
         return [phase]
 
-    def _shift(self, do: Calls, worker: int, piece: Piece) -> None:
-        """Record the shifted rows of a piece."""
+    def _shift(self, do: Calls, worker: int, part: Part) -> None:
+        """Record the shifted rows of a part."""
         H, W, C, TW = self.H, self.W, self.C, self.output.TW
-        images, rows = self.chunks[piece.chunk], self._rows(piece)
+        images, rows = self.chunks[part.chunk], self._rows(part)
         n, height = len(images), len(rows)
         padded = self.padded[worker].array.reshape(-1)[: C * height * (4 * TW + 2) * n]
         padded = padded.reshape(C, height, 4 * TW + 2, n)
         do.copy(0, out=padded)
-        first, stop = max(0, piece.rows.start - 1), min(H, piece.rows.stop + 1)  # of the image, not beyond
-        inside = padded[:, first + 1 - piece.rows.start : stop + 1 - piece.rows.start, 1 : W + 1]
+        first, stop = max(0, part.rows.start - 1), min(H, part.rows.stop + 1)  # of the image, not beyond
+        inside = padded[:, first + 1 - part.rows.start : stop + 1 - part.rows.start, 1 : W + 1]
         do.copy(self.input.data[images.start : images.stop, first:stop].transpose(3, 1, 2, 0), out=inside)
         for j in range(3):
-            shifted = padded[:, :, j : j + 4 * TW].reshape(C, height, TW, 4, n)  # columns as (tile, phase)
+            shifted = padded[:, :, j : j + 4 * TW].reshape(C, height, TW, 4, n)  # columns as (tile, position)
             do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
         do.copy(1, out=rows[:, 3 * C])
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
         phase, last = self.phase("dW, db"), self.phase("sum over workers")
-        for worker, pieces in enumerate(self._pieces_by_worker()):
+        for worker, parts in enumerate(self._parts_by_worker()):
             do = phase.workers[worker]
             total, one = self.dweight[worker].array
-            if not pieces:
+            if not parts:
                 do.copy(0, out=total)
-            for k, piece in enumerate(pieces):
-                dy = self.output.grad_chunk(piece.chunk)[piece.rows.start : piece.rows.stop]
-                dy = dy.reshape(len(piece.rows), -1, self.O)  # (rows, L, O)
+            for k, part in enumerate(parts):
+                dy = self.output.grad_chunk(part.chunk)[part.rows.start : part.rows.stop]
+                dy = dy.reshape(len(part.rows), -1, self.O)  # (rows, L, O)
                 by_row = self.by_row[worker].array[: len(dy)]
-                do(np.matmul, self._windows(piece), dy, out=by_row)
+                do(np.matmul, self._windows(part), dy, out=by_row)
                 do(np.add.reduce, by_row, 0, None, out=one if k else total)
                 if k:
                     do(np.add, total, one, out=total)

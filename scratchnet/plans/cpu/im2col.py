@@ -1,8 +1,8 @@
 """Convolution as one matrix product, for any kernel, stride and padding: ``functional/conv.py`` on buffers.
 
-The mathematics is in that file, with the same names: y = im2col(x) W + b. Here the same calls are written
-down with the place where each result goes. A worker takes a few images at a time, as many as make a column
-matrix of about COLUMN_BYTES bytes, which is still in the cache when the product reads it::
+The mathematics is in that file, with the same names: y = im2col(x) W + b. Here the same calls are recorded,
+with the buffer where each result goes. A worker takes a few images at a time, as many as make a column matrix
+of about COLUMN_BYTES bytes, which is still in the cache when the product reads it::
 
     x (n, H, W, C)  copied into  padded (n, H+2P, W+2P, C)
     padded          copied into  columns (n*OH*OW, KH*KW*C), patch by patch
@@ -15,83 +15,89 @@ This is the numerically plainest algorithm: every output is one inner product, a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
+from scratchnet.plans.cpu.convolution import Convolution
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
-from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_over_workers
-from scratchnet.plans.memory import Arena
+from scratchnet.plans.cpu.kernel import first_of, sum_over_workers
+from scratchnet.plans.memory import Arena, Buffer
 
 COLUMN_BYTES = 4 << 20
 
 
-class Im2col(Kernel):
+class Scratch(NamedTuple):
+    """What each worker needs for one block, in either pass."""
+
+    padded: list[Buffer]  # (n, H+2P, W+2P, C)
+    columns: list[Buffer]  # (n*OH*OW, KH*KW*C)
+    y: list[Buffer]  # (n, OH, OW, O), backward dy
+
+
+class Im2col(Convolution):
     """Convolution [+ ReLU] [+ 2 x 2 max pooling], from a plain map."""
 
     algorithm = "im2col"
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        conv = self.group.main
-        self.conv = conv
-        _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
+        conv = self.conv
+        _, self.OH, self.OW, _ = conv.output_shape(self.group.input_shape)
         self.K, self.S, self.P = conv.kernel_size, conv.stride, conv.padding
-        self.row = self.K * self.K * self.input.C  # numbers in a row of the column matrix
+        self.row = self.K * self.K * self.C  # numbers in a row of the column matrix
         item = self.context.dtype.itemsize
         # A column matrix smaller than dW would not pay: after each block, all of dW is added to a sum.
         budget = max(COLUMN_BYTES, self.row * self.O * item)
-        per_worker = -(-self.input.N // self.context.workers)
-        self.n = max(1, min(per_worker, budget // (self.OH * self.OW * self.row * item)))
-        self.fold = Fold(conv, self.group.norm)
+        N, workers = self.input.N, self.context.workers
+        self.n = max(1, min(-(-N // workers), budget // (self.OH * self.OW * self.row * item)))
         self.epilogue = Epilogue(self, self.fold.bias)
         self.weight = conv.weight.data.reshape(self.row, self.O)
         if self.fold.norm is not None:
             self.weight = np.empty_like(self.weight)  # kept from one forward to the next
-        if self.context.training or self.input.N >= self.context.workers:
-            self.blocks = [
-                self._by_images(images) for images in split_evenly(self.input.N, self.context.workers)
-            ]
+        self.blocks: list[list[Block]]  # of each worker
+        if self.context.training or N >= workers:
+            self.blocks = [self._by_images(images) for images in split_evenly(N, workers)]
         else:
-            self.n = self.input.N
+            self.n = N
             self.blocks = self._by_rows()
 
     def _by_images(self, images: range) -> list[Block]:
-        """Cut a worker's images into blocks."""
+        """Divide a worker's images into blocks."""
         firsts = range(images.start, images.stop, self.n)
-        parts = (range(first, min(first + self.n, images.stop)) for first in firsts)
-        return [Block("plain", part, (len(part), self.OH, self.OW, self.O)) for part in parts]
+        chunks = (range(first, min(first + self.n, images.stop)) for first in firsts)
+        return [Block("plain", chunk, (len(chunk), self.OH, self.OW, self.O)) for chunk in chunks]
 
     def _by_rows(self) -> list[list[Block]]:
         """Give each worker some rows of every image: there are fewer images than workers."""
         step = 2 if self.group.pool is not None else 1  # windows stay whole; an odd row at the end is in none
-        shares = split_evenly(self.OH // step, self.context.workers)
         blocks = [
             Block("plain", range(self.n), (self.n, len(rows) * step, self.OW, self.O), rows.start * step)
-            for rows in shares
+            for rows in split_evenly(self.OH // step, self.context.workers)
         ]
         return [[block] if block.size else [] for block in blocks]
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        H, W, C = self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.input.C
-        self.padded: dict[int, Any] = {}
-        self.columns: dict[int, Any] = {}
-        self.y: dict[int, Any] = {}
-        for step in (forward,) if backward is None else (forward, backward):
-            self.padded[step] = self.per_worker(arena, "padded", (self.n, H, W, C), step)
-            rows = self.n * self.OH * self.OW
-            self.columns[step] = self.per_worker(arena, "columns", (rows, self.row), step)
-            self.y[step] = self.per_worker(arena, "y", (self.n, self.OH, self.OW, self.O), step)
-        self.forward_step, self.backward_step = forward, backward
-        self.epilogue.reserve(arena, [b for worker in self.blocks for b in worker], forward, backward)
+        self.forward_scratch = self._reserve_scratch(arena, forward)
         if backward is not None:
+            self.backward_scratch = self._reserve_scratch(arena, backward)
+        self.epilogue.reserve(arena, [b for blocks in self.blocks for b in blocks], forward, backward)
+        if backward is not None:
+            # Of each worker: the sum over its blocks, and what one of them gives.
             self.dweight = self.per_worker(arena, "dW", (2, self.row, self.O), backward)
             self.dbias = self.per_worker(arena, "db", (2, self.O), backward)
             size = self.n * self.OH * self.O + self.n * self.O
-            self.sums = self.per_worker(arena, "sums", (size,), backward)
+            self.sums = self.per_worker(arena, "sums of dy by row, by image", (size,), backward)
             self.mask = self.mask_scratch(arena, backward)
+
+    def _reserve_scratch(self, arena: Arena, step: int) -> Scratch:
+        n, H, W = self.n, self.input.H + 2 * self.P, self.input.W + 2 * self.P
+        return Scratch(
+            self.per_worker(arena, "padded", (n, H, W, self.C), step),
+            self.per_worker(arena, "columns", (n * self.OH * self.OW, self.row), step),
+            self.per_worker(arena, "y", (n, self.OH, self.OW, self.O), step),
+        )
 
     def describe(self) -> str:  # noqa: D102
         return f"{self.n} images at a time"
@@ -106,88 +112,77 @@ class Im2col(Kernel):
         return [phase]
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
-        phase, weight = self.phase("columns, product"), self.weight
+        phase, scratch = self.phase("columns, product"), self.forward_scratch
         for worker, do in enumerate(phase.workers):
             for block in self.blocks[worker]:
-                columns = self._columns(do, worker, block, self.forward_step)
-                y = first_of(self.y[self.forward_step][worker], *block.shape)
-                do(np.matmul, columns, weight, out=y.reshape(-1, self.O))
+                columns = self._columns(do, worker, block, scratch)
+                y = first_of(scratch.y[worker], *block.shape)
+                do(np.matmul, columns, self.weight, out=y.reshape(-1, self.O))
                 self.epilogue.record_forward(do, worker, block, y)
         return [phase]
 
     def record_backward(self) -> list[Phase]:
         """Record dW = columns^T dy, db = sum of dy, and dx = col2im(dy W^T)."""
-        phases = [self.phase("dW, db")]
-        if self.first:
-            phases.append(self.phase("dx", for_input_gradient=True))
-        else:
-            phases[0].name = "dW, db, dx"
-        weight = self.weight
-        for worker, do in enumerate(phases[0].workers):
-            total, part = self.dweight[worker].array
-            db_total, db_part = self.dbias[worker].array
+        phase, last = self.phase("dW, db" if self.first else "dW, db, dx"), self.phase("sum over workers")
+        rarely = self.phase("dx", for_input_gradient=True)
+        scratch = self.backward_scratch
+        for worker, do in enumerate(phase.workers):
+            total, one = self.dweight[worker].array
+            db_total, db_one = self.dbias[worker].array
             if not self.blocks[worker]:
                 do.copy(0, out=total)
                 do.copy(0, out=db_total)
             for k, block in enumerate(self.blocks[worker]):
-                dy = first_of(self.y[self.backward_step][worker], *block.shape)
+                dy = first_of(scratch.y[worker], *block.shape)
                 self.epilogue.record_backward(do, worker, block, dy)
-                columns = self._columns(do, worker, block, self.backward_step)
-                dy2 = dy.reshape(-1, self.O)
-                do(np.matmul, columns.T, dy2, out=part if k else total)
-                self._channel_sum(do, worker, dy, out=db_part if k else db_total)
+                columns = self._columns(do, worker, block, scratch)
+                do(np.matmul, columns.T, dy.reshape(-1, self.O), out=one if k else total)
+                self._channel_sum(do, worker, dy, out=db_one if k else db_total)
                 if k:
-                    do(np.add, total, part, out=total)
-                    do(np.add, db_total, db_part, out=db_total)
-                if not self.first:
-                    self._input_gradient(do, worker, block, dy2, weight, columns)
-            if self.first:
-                do = phases[1].workers[worker]
-                for block in self.blocks[worker]:
-                    dy = first_of(self.y[self.backward_step][worker], *block.shape)
-                    columns = self.columns[self.backward_step][worker]
-                    columns = first_of(columns, block.size // self.O, self.row)
-                    self.epilogue.record_backward(do, worker, block, dy)
-                    self._input_gradient(do, worker, block, dy.reshape(-1, self.O), weight, columns)
-        last = self.phase("sum over workers")
+                    do(np.add, total, one, out=total)
+                    do(np.add, db_total, db_one, out=db_total)
+                if self.first:  # later, if at all, and dy is made again for it
+                    self.epilogue.record_backward(rarely.workers[worker], worker, block, dy)
+                    self._input_gradient(rarely.workers[worker], worker, block, dy)
+                else:
+                    self._input_gradient(do, worker, block, dy)
         dweight = self.conv.weight.grad_view.reshape(self.row, self.O)
-        for do, rows in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
-            part = slice(rows.start, rows.stop)
-            sum_over_workers(do, [d.array[0][part] for d in self.dweight], out=dweight[part])
+        for do, some in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
+            rows = slice(some.start, some.stop)
+            sum_over_workers(do, [d.array[0][rows] for d in self.dweight], out=dweight[rows])
         if self.conv.bias is not None:
             dbias = self.conv.bias.grad_view
             sum_over_workers(last.workers[0], [d.array[0] for d in self.dbias], out=dbias)
-        return [*phases, last]
+        return [phase, rarely, last]
 
-    def _columns(self, do: Calls, worker: int, block: Block, step: int) -> np.ndarray:
-        """Record im2col of the block's pixels."""
+    def _columns(self, do: Calls, worker: int, block: Block, scratch: Scratch) -> np.ndarray:
+        """Record im2col of the block's pixels; return it, (n*OH*OW, KH*KW*C)."""
         n, OH, P = len(block.images), block.shape[1], self.P
-        H, W, C = self.input.H, self.input.W, self.input.C
+        H, W, C = self.input.H, self.input.W, self.C
         # The rows that it needs. Those outside the image are padding, and they may be all.
         top, height = block.row * self.S - P, (OH - 1) * self.S + self.K
         first, stop = (min(max(0, row), H) for row in (top, top + height))
         x = self.input.data[block.images.start : block.images.stop, first:stop]  # (n, rows, W, C)
         if P:
-            padded = first_of(self.padded[step][worker], n, height, W + 2 * P, C)
+            padded = first_of(scratch.padded[worker], n, height, W + 2 * P, C)
             do.copy(0, out=padded)
             if first < stop:
                 do.copy(x, out=padded[:, first - top : stop - top, P : P + W])
             x = padded
-        columns = first_of(self.columns[step][worker], n, OH, self.OW, self.K, self.K, C)
+        columns = first_of(scratch.columns[worker], n, OH, self.OW, self.K, self.K, C)
         windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))
         patches = windows[:, :: self.S, :: self.S].transpose(0, 1, 2, 4, 5, 3)  # (n, OH, OW, KH, KW, C)
         do.copy(patches, out=columns)
-        return columns.reshape(-1, self.row)  # (n*OH*OW, KH*KW*C)
+        return columns.reshape(-1, self.row)
 
-    def _input_gradient(
-        self, do: Calls, worker: int, block: Block, dy: np.ndarray, weight: np.ndarray, columns: np.ndarray
-    ) -> None:
-        """Record col2im(dy W^T), over the columns and the padded images: they have served."""
+    def _input_gradient(self, do: Calls, worker: int, block: Block, dy: np.ndarray) -> None:
+        """Record dx = col2im(dy W^T), over the columns and the padded images, which are no longer needed."""
         n, P = len(block.images), self.P
-        H, W, C = self.input.H, self.input.W, self.input.C
-        do(np.matmul, dy, weight.T, out=columns)
+        H, W, C = self.input.H, self.input.W, self.C
+        columns = first_of(self.backward_scratch.columns[worker], block.size // self.O, self.row)
+        do(np.matmul, dy.reshape(-1, self.O), self.weight.T, out=columns)
         patches = columns.reshape(n, self.OH, self.OW, self.K, self.K, C)
-        padded = first_of(self.padded[self.backward_step][worker], n, H + 2 * P, W + 2 * P, C)
+        padded = first_of(self.backward_scratch.padded[worker], n, H + 2 * P, W + 2 * P, C)
         do.copy(0, out=padded)
         for i in range(self.K):
             for j in range(self.K):

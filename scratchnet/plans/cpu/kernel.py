@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS, product, small_matmul
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, reshaped, split_evenly
+from scratchnet.plans.cpu.blocks import product
+from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.layouts import Map, Pair, Tiles
 from scratchnet.plans.cpu.measuring import choose_block_shape
-from scratchnet.plans.cpu.planes import in_planes
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena, Buffer
-
-FEW_ROWS_TO_TRANSPOSE = 32  # see ``transpose_weights``
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,7 @@ class Kernel:
     output_layout: str | None = None  # the layout that it always writes, where it cannot write any
     is_view = False  # whether its output is its input, under another shape
     keeps_output = False  # whether backward needs the output map, too
-    # For kernels that transform the weights before they use them: how many bytes that takes, and whether a
-    # plan for inference has room to keep them from one forward pass to the next.
-    weight_bytes = 0
-    keeps_weights = False
+    keeps_weights = False  # whether transformed weights are kept from one forward pass to the next
 
     def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
         self.group, self.input, self.output, self.context, self.first = group, input, output, context, first
@@ -87,6 +80,11 @@ class Kernel:
     ) -> Kernel:
         """Return the kernel of a group, on given maps."""
         return cls(group, input, output, context, first)
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes it takes to keep transformed weights; 0 if it transforms none."""
+        return 0
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
         """Ask for buffers that live at the step (see ``memory.py``) of the forward or the backward pass.
@@ -141,78 +139,14 @@ class Kernel:
         """Return which worker does which of ``count`` things of about the same size."""
         return item * self.context.workers // count
 
-    def transform_weights(
-        self, do: Calls, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray
-    ) -> None:
-        """Record out = m w m^T, along the two axes of the kernel, for some columns of weights.
-
-        Both axes at once, since weights are small: with its two axes made one, out is kron(m, m) times w.
-
-        Parameters
-        ----------
-        do : Calls
-        matrix : array (P*P, 9)
-            kron(m, m), for m (P, 3).
-        w : array (3, 3, C, k)
-        scratch : array of ``room_for(9, C * k)`` numbers, or more
-        out : array (P, P, C, k)
-        """
-        C, k = w.shape[2:]
-        packed = in_planes(scratch, 3, 3, C, k)
-        do.copy(w, out=packed)
-        small_matmul(do, matrix, reshaped(packed, 9, C * k), out=reshaped(out, -1, C * k))
-
-    def transpose_weights(
-        self,
-        do: Calls,
-        matrix: np.ndarray,
-        channels: slice,
-        scratch: np.ndarray,
-        memory: np.ndarray,
-        rows: int,
-    ) -> np.ndarray:
-        """Record what ``transform_weights`` does, for the backward pass; return an array (P, P, O, k).
-
-        Parameters
-        ----------
-        do, matrix, scratch
-            As above.
-        channels : slice
-            k channels of the input.
-        memory : array of ``room_for(P*P, O * k)`` numbers, or more
-            Where the result goes.
-        rows : int
-            Of the matrix that it will be multiplied with. With few of them a product with a transposed matrix
-            takes less time than transposing it.
-        """
-        few = rows <= FEW_ROWS_TO_TRANSPOSE
-        w = self.group.main.weight.data[:, :, channels]  # (3, 3, k, O)
-        w = w if few else w.swapaxes(2, 3)
-        P = math.isqrt(len(matrix))
-        U = in_planes(memory, P, P, *w.shape[2:])  # (P, P, k, O) or (P, P, O, k)
-        self.transform_weights(do, matrix, w, scratch, U)
-        return U.swapaxes(2, 3) if few else U
-
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all workers."""
         return Phase.new(name, self.context.workers, **settings)
 
 
-def is_padded_3x3(group: Group, context: PlanContext) -> bool:
-    """Tell whether a group is a 3 x 3 convolution that keeps the image's size, in float32."""
-    conv = group.main
-    usual = conv.kernel_size == 3 and conv.stride == 1 and conv.padding == 1
-    return usual and context.dtype == np.float32
-
-
 def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
     """Return the beginning of a scratch buffer as an array of this shape."""
     return buffer.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
-
-
-def column_blocks(columns: int, width: int = COLUMNS) -> list[slice]:
-    """Cut columns of a matrix into blocks of ``width``; a last one that is narrow stays narrow."""
-    return [slice(c, min(c + width, columns)) for c in range(0, columns, width)]
 
 
 def copy_pairs(do: Calls, pairs: Any, *, to_map: bool) -> None:

@@ -39,9 +39,9 @@ import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
+from scratchnet.plans.cpu.convolution import Convolution, column_blocks, is_padded_3x3
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
-from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, PlanContext, column_blocks, first_of, is_padded_3x3
+from scratchnet.plans.cpu.kernel import PlanContext, first_of
 from scratchnet.plans.cpu.planes import in_planes, room_for
 from scratchnet.plans.grouping import Group
 from scratchnet.plans.memory import Arena
@@ -51,41 +51,41 @@ K2 = np.kron(K, K).astype(np.float32)  # (9, 9): both dimensions at once
 K2T = np.ascontiguousarray(K2.T)
 
 
-def expand(do: Calls, x: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def expand(do: Calls, x: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
     """Record E x E^T: from (2, 2, n, C) by way of (3, 2, n, C) to (3, 3, n, C)."""
-    do(np.add, x[0], x[1], out=rows[0])
-    do.copy(x[1], out=rows[1])
-    do.copy(x[0], out=rows[2])
-    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
-    do.copy(rows[:, 1], out=out[:, 1])
-    do.copy(rows[:, 0], out=out[:, 2])
+    do(np.add, x[0], x[1], out=half[0])
+    do.copy(x[1], out=half[1])
+    do.copy(x[0], out=half[2])
+    do(np.add, half[:, 0], half[:, 1], out=out[:, 0])
+    do.copy(half[:, 1], out=out[:, 1])
+    do.copy(half[:, 0], out=out[:, 2])
 
 
-def contract_adjoint(do: Calls, dy: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def contract_adjoint(do: Calls, dy: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
     """Record D^T dy D: from (2, 2, n, O) by way of (3, 2, n, O) to (3, 3, n, O)."""
-    do(np.add, dy[0], dy[1], out=rows[0])
-    do.copy(dy, out=rows[1:])
-    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
-    do.copy(rows, out=out[:, 1:])
+    do(np.add, dy[0], dy[1], out=half[0])
+    do.copy(dy, out=half[1:])
+    do(np.add, half[:, 0], half[:, 1], out=out[:, 0])
+    do.copy(half, out=out[:, 1:])
 
 
-def contract(do: Calls, M: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def contract(do: Calls, M: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
     """Record D M D^T: from (3, 3, n, O) by way of (2, 3, n, O) to (2, 2, n, O)."""
-    do(np.add, M[0], M[1], out=rows[0])
-    do(np.add, M[0], M[2], out=rows[1])
-    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 0])
-    do(np.add, rows[:, 0], rows[:, 2], out=out[:, 1])
+    do(np.add, M[0], M[1], out=half[0])
+    do(np.add, M[0], M[2], out=half[1])
+    do(np.add, half[:, 0], half[:, 1], out=out[:, 0])
+    do(np.add, half[:, 0], half[:, 2], out=out[:, 1])
 
 
-def expand_adjoint(do: Calls, dV: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def expand_adjoint(do: Calls, dV: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
     """Record E^T dV E: from (3, 3, n, C) by way of (2, 3, n, C) to (2, 2, n, C)."""
-    do(np.add, dV[0], dV[2], out=rows[0])
-    do(np.add, dV[0], dV[1], out=rows[1])
-    do(np.add, rows[:, 0], rows[:, 2], out=out[:, 0])
-    do(np.add, rows[:, 0], rows[:, 1], out=out[:, 1])
+    do(np.add, dV[0], dV[2], out=half[0])
+    do(np.add, dV[0], dV[1], out=half[1])
+    do(np.add, half[:, 0], half[:, 2], out=out[:, 0])
+    do(np.add, half[:, 0], half[:, 1], out=out[:, 1])
 
 
-class Toeplitz(Kernel):
+class Toeplitz(Convolution):
     """3 x 3 convolution, stride 1, padding 1, of 2 x 2 pixels [+ ReLU] [+ 2 x 2 max pooling], by pixels."""
 
     algorithm = "toeplitz"
@@ -97,36 +97,39 @@ class Toeplitz(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self.conv = self.group.main
-        self.N, self.C, self.O = self.input.N, self.conv.in_channels, self.conv.out_channels
+        self.N = self.input.N
         self.images = split_evenly(self.N, self.context.workers)
         self.blocks = [Block("pixels", images, (1, 2, 2, len(images) * self.O)) for images in self.images]
-        self.fold = Fold(self.conv, self.group.norm)
         self.epilogue = Epilogue(self)
         self.columns = column_blocks(self.O)
-        self.U: list[np.ndarray] = []
+        self.kept_U: list[np.ndarray] = []
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        N, C, O, kind = self.N, self.C, self.O, np.float32
+        N, C, O, dtype = self.N, self.C, self.O, np.float32
         n = max(len(images) for images in self.images)
-        self.V = arena.reserve("V", (3, 3, N, C), kind, forward, forward)
-        self.M = arena.reserve("M", (3, 3, N, O), kind, forward, forward)
-        self.rows = self.per_worker(arena, "rows", (3 * 2 * n * max(C, O),), forward)
+        self.V = arena.reserve("V", (3, 3, N, C), dtype, forward, forward)
+        self.M = arena.reserve("M", (3, 3, N, O), dtype, forward, forward)
+        # Of each worker, for its images: what is expanded or contracted along one axis only, (3, 2, n, C) or
+        # (2, 3, n, O), and y (2, 2, n, O).
+        self.half = self.per_worker(arena, "half", (3 * 2 * n * max(C, O),), forward)
         self.y = self.per_worker(arena, "y", (4 * n * O,), forward)
+        # Of each worker, for a block of columns: weights, packed (3, 3, C, k), and U (3, 3, C, k).
         self.w = self.per_worker(arena, "w", (room_for(9, C * COLUMNS),), forward)
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
-            self.U = [np.empty((3, 3, C, b.stop - b.start), kind) for b in self.columns]
+            self.kept_U = [np.empty((3, 3, C, b.stop - b.start), dtype) for b in self.columns]
         else:
-            self.worker_U = self.per_worker(arena, "U", (room_for(9, C * COLUMNS),), forward)
+            self.U = self.per_worker(arena, "U", (room_for(9, C * COLUMNS),), forward)
         blocks = [block for block in self.blocks if block.images]
         self.epilogue.reserve(arena, blocks, forward, backward)
         if backward is None:
             return
-        self.back_columns = column_blocks(C)
-        self.dV = arena.reserve("dV", (3, 3, N, C), kind, backward, backward)
-        self.dM = arena.reserve("dM", (3, 3, N, O), kind, backward, backward)
-        self.back_rows = self.per_worker(arena, "rows", (3 * 2 * n * max(C, O),), backward)
+        self.dV = arena.reserve("dV", (3, 3, N, C), dtype, backward, backward)  # first V, later dV over it
+        self.dM = arena.reserve("dM", (3, 3, N, O), dtype, backward, backward)
+        # Of each worker, for its images: as forward.
+        self.back_half = self.per_worker(arena, "half", (3 * 2 * n * max(C, O),), backward)
         self.dy = self.per_worker(arena, "dy", (4 * n * O,), backward)
+        # Of each worker, for k input channels: weights, packed, U transposed (3, 3, O, k), dU (3, 3, k, O).
+        self.back_columns = column_blocks(C)
         self.back_w = self.per_worker(arena, "w", (room_for(9, O * COLUMNS),), backward)
         self.UT = self.per_worker(arena, "UT", (room_for(9, O * COLUMNS),), backward)
         self.dU = self.per_worker(arena, "dU", (room_for(9, O * COLUMNS),), backward)
@@ -136,19 +139,19 @@ class Toeplitz(Kernel):
     def weight_bytes(self) -> int:  # noqa: D102
         return 4 * 9 * self.C * self.O
 
-    def _derive(self, do: Calls, worker: int, columns: slice, U: np.ndarray) -> None:
-        """Record U for some columns of the weights, as the forward pass wants it."""
+    def _transform_columns(self, do: Calls, worker: int, columns: slice, U: np.ndarray) -> None:
+        """Record U of some columns of the weights, as the forward pass multiplies with it."""
         self.transform_weights(do, K2, self.conv.weight.data[..., columns], self.w[worker].array, U)
         self.fold.scale(do, U, columns)
 
     def record_weights(self) -> list[Phase]:
-        """Combine the weights, unless that is done just before they are used."""
+        """Record the transform of the weights, unless that is done just before they are used."""
         phase = self.phase("weights")
         self.fold.write(phase.workers[0])
         phases = [phase, self.phase("weights")]
-        for b, U in enumerate(self.U):
-            worker = self.worker_of(b, len(self.U))
-            self._derive(phases[1].workers[worker], worker, self.columns[b], U)
+        for b, U in enumerate(self.kept_U):
+            worker = self.worker_of(b, len(self.kept_U))
+            self._transform_columns(phases[1].workers[worker], worker, self.columns[b], U)
         return phases
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
@@ -158,20 +161,20 @@ class Toeplitz(Kernel):
             n = slice(images.start, images.stop)
             if not images:
                 continue
-            rows = first_of(self.rows[worker], 3, 2, len(images), self.C)
-            expand(first.workers[worker], self.input.data[:, :, n], rows, out=V[:, :, n])
+            half = first_of(self.half[worker], 3, 2, len(images), self.C)
+            expand(first.workers[worker], self.input.data[:, :, n], half, out=V[:, :, n])
             do = third.workers[worker]
             y = first_of(self.y[worker], 2, 2, len(images), self.O)
-            contract(do, M[:, :, n], first_of(self.rows[worker], 2, 3, len(images), self.O), out=y)
+            contract(do, M[:, :, n], first_of(self.half[worker], 2, 3, len(images), self.O), out=y)
             self.epilogue.record_forward(do, worker, block, y.reshape(block.shape))
         for b, columns in enumerate(self.columns):
             worker = self.worker_of(b, len(self.columns))
             do = second.workers[worker]
-            if self.U:
-                U = self.U[b]
+            if self.keeps_weights:
+                U = self.kept_U[b]
             else:
-                U = in_planes(self.worker_U[worker].array, 3, 3, self.C, columns.stop - columns.start)
-                self._derive(do, worker, columns, U)
+                U = in_planes(self.U[worker].array, 3, 3, self.C, columns.stop - columns.start)
+                self._transform_columns(do, worker, columns, U)
             self.product(do, V, U, out=M[..., columns])
             if self.fold.bias is not None:
                 to_all = M[0, 0, :, columns]
@@ -181,7 +184,7 @@ class Toeplitz(Kernel):
     def record_backward(self) -> list[Phase]:  # noqa: D102
         names = "dy and input", "dW", "dx", "input gradient"
         first, second, third, fourth = (self.phase(name) for name in names)
-        V, dM = self.dV.array, self.dM.array  # V first, and dV over it later
+        V, dM = self.dV.array, self.dM.array
         for worker, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
             n = slice(images.start, images.stop)
             if not images:
@@ -189,14 +192,14 @@ class Toeplitz(Kernel):
             do = first.workers[worker]
             dy = first_of(self.dy[worker], 2, 2, len(images), self.O)
             self.epilogue.record_backward(do, worker, block, dy.reshape(block.shape))
-            rows = first_of(self.back_rows[worker], 3, 2, len(images), self.O)
-            contract_adjoint(do, dy, rows, out=dM[:, :, n])
+            half = first_of(self.back_half[worker], 3, 2, len(images), self.O)
+            contract_adjoint(do, dy, half, out=dM[:, :, n])
             x = self.input.data[:, :, n]
-            rows = first_of(self.back_rows[worker], 3, 2, len(images), self.C)
-            expand(do, x, rows, out=V[:, :, n])
+            half = first_of(self.back_half[worker], 3, 2, len(images), self.C)
+            expand(do, x, half, out=V[:, :, n])
 
             do, dx = fourth.workers[worker], self.input.grad[:, :, n]
-            expand_adjoint(do, V[:, :, n], rows.reshape(2, 3, len(images), self.C), out=dx)
+            expand_adjoint(do, V[:, :, n], half.reshape(2, 3, len(images), self.C), out=dx)
             self.input.mask_gradient(do, dx, x, self.mask[worker].array)
 
         dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)
@@ -208,10 +211,9 @@ class Toeplitz(Kernel):
             self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
             small_matmul(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight[:, c], 9, k * self.O))
 
-            do = third.workers[worker]  # dV over V, which has served
-            U = self.transpose_weights(
-                do, K2, c, self.back_w[worker].array, self.UT[worker].array, rows=self.N
-            )
+            do = third.workers[worker]  # dV over V, which is no longer needed
+            scratch, memory = self.back_w[worker].array, self.UT[worker].array
+            U = self.transpose_weights(do, K2, c, scratch, memory, rows=self.N)
             self.product(do, dM, U, out=V[..., c])
         if self.conv.bias is not None:
             db = self.conv.bias.grad_view

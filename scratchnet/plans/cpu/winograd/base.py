@@ -10,9 +10,9 @@ import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
+from scratchnet.plans.cpu.convolution import Convolution, column_blocks
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
-from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, column_blocks, first_of
+from scratchnet.plans.cpu.kernel import first_of
 from scratchnet.plans.cpu.layouts import Tiles
 from scratchnet.plans.cpu.planes import in_planes, room_for
 from scratchnet.plans.cpu.winograd import transforms
@@ -66,20 +66,18 @@ class Part:
         return reshaped(planes, *axes, self.R, T // self.R * channels)
 
 
-class WinogradBase(Kernel):
+class WinogradBase(Convolution):
     """3 x 3 convolution with stride 1 and padding 1 [+ ReLU] [+ 2 x 2 max pooling], from a map of tiles.
 
     Attributes
     ----------
-    C, O : int
-        Channels of the input and the output.
     T, largest : int
         Tiles of the batch, and of the largest part.
     columns : list of slice
         Blocks of the columns of U that are multiplied at a time.
-    writes_map : bool
-        Whether the inverse transform writes into the output map, and the gradient is read from it: it has
-        tiles, too, and nothing is pooled.
+    tiles_out : Tiles or None
+        The output map, if it has tiles, too, and nothing is pooled: then the output transform writes into it,
+        and the gradient is read from it. Otherwise an epilogue stores the output.
     dV_slots : int
         Columns that dV has for each row of windows: its own six, and one from either neighbour.
     """
@@ -90,17 +88,16 @@ class WinogradBase(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self.conv, x = self.group.main, self.input
-        self.C, self.O = self.conv.in_channels, self.conv.out_channels
+        x = self.input
         self.parts = self._divide()
         self.T = self.parts[-1].tiles.stop
         self.largest = max(part.T for part in self.parts)
         self.columns = column_blocks(self.O, self._columns_at_once())
         self.dV_slots = WINDOW if x.TW == 1 else WINDOW + 2
-        self.writes_map = isinstance(self.output, Tiles) and self.group.pool is None
-        if self.writes_map:
-            self.output.filled = True
-        self.fold = Fold(self.conv, self.group.norm)
+        y = self.output
+        self.tiles_out = y if isinstance(y, Tiles) and self.group.pool is None else None
+        if self.tiles_out is not None:
+            self.tiles_out.filled = True
         longest = max(part.T // part.R for part in self.parts) * self.O
         self.bias = None if self.fold.bias is None else np.zeros(longest, np.float32)  # of a whole vector
         self.epilogue = Epilogue(self, self.bias)
@@ -188,21 +185,21 @@ class WinogradBase(Kernel):
     def transform_output(self, do: Calls, worker: int, part: Part, M: np.ndarray) -> None:
         """Record y = A^T M A, and what follows; M has the axes (6, 6, R, L)."""
         shape = part.R, TILE, TILE, M.shape[-1]
-        if not self.writes_map:
+        if self.tiles_out is None:
             y = first_of(self.y[worker], *shape)
             transforms.output_transform(do, M, self.half_y[worker].array, y)
             self.epilogue.record_forward(do, worker, part.block, y)
             return
-        rows = self.output.chunk(part.chunk)[1 + TILE * part.row : 1 + TILE * (part.row + part.R)]
+        rows = self.tiles_out.chunk(part.chunk)[1 + TILE * part.row : 1 + TILE * (part.row + part.R)]
         y = reshaped(rows, *shape)
         transforms.output_transform(do, M, self.half_y[worker].array, y)
         self.epilogue.record_activation(do, y)
-        self.output.clear_beyond(do, rows, TILE * part.row)
+        self.tiles_out.clear_beyond(do, rows, TILE * part.row)
 
     def transform_dy(self, do: Calls, worker: int, part: Part, dM: np.ndarray) -> None:
         """Record dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, L)."""
-        if self.writes_map:
-            dy = self.output.grad_chunk(part.chunk)[TILE * part.row : TILE * (part.row + part.R)]
+        if self.tiles_out is not None:
+            dy = self.tiles_out.grad_chunk(part.chunk)[TILE * part.row : TILE * (part.row + part.R)]
         else:
             dy = first_of(self.dy[worker], *part.block.shape)
             self.epilogue.record_backward(do, worker, part.block, dy)

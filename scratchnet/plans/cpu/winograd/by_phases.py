@@ -12,7 +12,8 @@ import numpy as np
 
 from scratchnet.plans.cpu.blocks import COLUMNS
 from scratchnet.plans.cpu.calls import Phase, reshaped
-from scratchnet.plans.cpu.kernel import column_blocks, first_of
+from scratchnet.plans.cpu.convolution import column_blocks
+from scratchnet.plans.cpu.kernel import first_of
 from scratchnet.plans.cpu.planes import in_planes, room_for
 from scratchnet.plans.cpu.winograd import transforms
 from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase, own_columns, with_clear

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchnet.plans.cpu.kernel import PlanContext, is_padded_3x3
+from scratchnet.plans.cpu.convolution import is_padded_3x3
+from scratchnet.plans.cpu.kernel import PlanContext
 from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase
 from scratchnet.plans.cpu.winograd.by_phases import ByPhases
 from scratchnet.plans.cpu.winograd.by_rows import ByRows
@@ -36,14 +37,14 @@ class Winograd(WinogradBase):
         return (
             cls.supports(groups, i, context)
             and min(group.input_shape[1:3]) >= FEWEST_PIXELS
-            and min(group.input_shape[3], group.main.out_channels) >= FEWEST_CHANNELS
+            and min(group.input_shape[3], group.output_shape[3]) >= FEWEST_CHANNELS
             and (context.training or _tiles(group) >= FEWEST_TILES)
         )
 
     @classmethod
     def build(cls, group: Group, *arguments: Any, **settings: Any) -> WinogradBase:
         """Return the kernel: by rows while the weights stay in the cache, or where V would be too large."""
-        C, O = group.input_shape[3], group.main.out_channels
+        C, O = group.input_shape[3], group.output_shape[3]
         weights = 4 * PLANES * C * O
         batch = 4 * _tiles(group) * (WINDOW * (WINDOW + 2) * C + PLANES * O)
         order = ByRows if weights <= LARGEST_WEIGHTS or batch > LARGEST_BATCH else ByPhases
