@@ -1,0 +1,135 @@
+"""What a layer may do wrong beside its gradients, each in a sentence."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scratchnet.backend import Array, array_module, to_numpy
+from scratchnet.gradcheck.report import Report
+from scratchnet.gradcheck.subject import Subject, own_copy, parameters_of, recording, size_of
+
+
+def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) -> None:
+    """Run a copy of the layer once in its own dtype, and report what it does that it should not."""
+    own = copy.deepcopy(layer)
+    parameters = parameters_of(own)
+    dtype = next((p.dtype for p in parameters.values()), getattr(own, "dtype", np.dtype(np.float32)))
+    x = own_copy(x, dtype)
+    x_before, data_before = x.copy(), {name: p.data.copy() for name, p in parameters.items()}
+
+    def unchanged(array: Any, before: Any) -> bool:
+        return bool(((array == before) | (array != array)).all())
+
+    def complain(sentence: str) -> None:
+        report.problems.append(sentence)
+
+    with recording(own):
+        y = own.forward(x)
+        if not hasattr(y, "shape") or not hasattr(y, "dtype"):
+            return complain(f"forward returns {_named(y)}, and should return an array.")
+        if not unchanged(x, x_before):
+            complain("forward writes into its input, which is not its own: make a copy first.")
+            x[...] = x_before
+        if y.dtype != dtype:
+            complain(f"forward turns {dtype} into {y.dtype}: the output should keep the input's dtype.")
+        dy = array_module(x).asarray(rng.standard_normal(y.shape).astype(y.dtype))
+        dy_before, y_dtype = dy.copy(), y.dtype
+        for p in parameters.values():
+            p.grad = None
+        try:
+            dx = own.backward(dy)
+        except Exception as error:
+            report.cause = error
+            return complain(f"backward raises {type(error).__name__}: {error}")
+    if not unchanged(dy, dy_before):
+        complain("backward writes into dy, which is not its own: make a copy first.")
+    if not unchanged(x, x_before):
+        complain("backward writes into the input x, which is not its own: make a copy first.")
+    for name, p in parameters.items():
+        if not unchanged(p.data, data_before[name]):
+            complain(f"forward or backward changes {name}.data, which is for the optimizer to do.")
+    if not _complain_of("input", dx, x.shape, report) and dx.dtype != y_dtype:
+        complain(f"backward turns {y_dtype} into {dx.dtype}: dx should have dy's dtype.")
+    for name, p in parameters.items():
+        _complain_of(name, p.grad, p.shape, report)
+
+
+def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[str, np.ndarray] | None:
+    """Return the gradients; or None, and complain, where nothing can be measured."""
+    y, y_again = subject.forward(), subject.forward()
+    if not bool(array_module(y).isfinite(y).all()):
+        report.problems.append("forward returns NaN or infinity for this input: no slope can be measured.")
+    elif not np.allclose(to_numpy(y), to_numpy(y_again), rtol=1e-9, atol=1e-12):
+        report.problems.append(
+            "two forward passes of the same input give different outputs: random numbers should come from "
+            "self.rng, a numpy.random.Generator, and state should lie in arrays that are attributes."
+        )
+    try:
+        gradients, again = subject.gradients(dy.copy()), subject.gradients(dy.copy())
+        accumulated = _second_backward(subject, dy)
+    except Exception as error:
+        report.cause = error
+        report.problems.append(f"backward raises {type(error).__name__}: {error}")
+        return None
+    for name, gradient in gradients.items():
+        if _complain_of(name, gradient, subject.arrays[name].shape, report):
+            continue
+        for other in (again[name], accumulated[name]):
+            if not np.allclose(gradient, other, rtol=1e-7, atol=1e-10, equal_nan=True):
+                report.problems.append(
+                    f"a second backward gives another gradient of {name}: backward should set the gradient, "
+                    "not add to it."
+                )
+                break
+    return None if report.problems else gradients
+
+
+def _second_backward(subject: Subject, dy: Array) -> dict[str, Any]:
+    """Return the gradients of a backward that finds those of an earlier one in their place."""
+    with recording(subject.layer):
+        subject.forward()
+        dx = subject.layer.backward(dy.copy() if subject.loss is None else subject.loss.backward())
+    return {"input": to_numpy(dx), **{name: to_numpy(p.grad) for name, p in subject.parameters.items()}}
+
+
+def _complain_of(name: str, gradient: Any, shape: tuple[int, ...], report: Report) -> bool:
+    """Report a gradient that is missing or of the wrong shape, and return whether it is."""
+    if gradient is None:
+        report.problems.append(
+            "backward returns None: it should return dx, the gradient of its input."
+            if name == "input"
+            else f"backward leaves {name}.grad at None: it should set it to the gradient of {name}."
+        )
+    elif not hasattr(gradient, "shape"):
+        report.problems.append(f"the gradient of {name} is {_named(gradient)}, and should be an array.")
+    elif tuple(gradient.shape) != tuple(shape):
+        report.problems.append(
+            f"the gradient of {name} has the shape {tuple(gradient.shape)}, and {name} itself {tuple(shape)}."
+        )
+    else:
+        return False
+    return True
+
+
+def _named(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def hint_of_rounding(subject: Subject, report: Report, rng: np.random.Generator) -> None:
+    """Report a forward in which small changes of the input vanish, as float32 makes them."""
+    x, y = subject.x.copy(), subject.forward()
+    noise = array_module(x).asarray(size_of(x) * rng.standard_normal(x.shape))
+    changed = []
+    for size in (1e-4, 1e-12):
+        subject.x[...] = x + size * noise
+        changed.append(int((subject.forward() != y).sum()))
+    subject.x[...] = x
+    if changed[1] < 0.01 * changed[0]:
+        report.problems.append(
+            "forward rounds to float32, so that small steps are lost: the check works in float64, and arrays "
+            "should be made with dtype=x.dtype."
+        )
