@@ -31,9 +31,11 @@ from scratchnet.optim import SGD
 from scratchnet.plans.cuda.graphs import Replayed
 from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.images import advance, prepare_images
+from scratchnet.plans.cuda.launch.operands import operand_dtype
 from scratchnet.plans.cuda.launch.sgd import sgd
 from scratchnet.plans.cuda.launch.softmax import add_up, softmax_cross_entropy
 from scratchnet.plans.cuda.plan import CudaPlan
+from scratchnet.plans.cuda.weights import low_precision_weights
 from scratchnet.plans.plan import compile
 
 
@@ -111,9 +113,9 @@ class TrainingSteps:
         self.xp = net.backend.xp
         self.buffer = parameters[0].buffer
         self.totals_on_device: Array = self.xp.zeros(3, np.float64)
-        self.rates: Array | None = None
-        self.choices: Array | None = None
-        self.counters: Array | None = None
+        self.rates: Array = self.xp.empty(0, np.float32)
+        self.choices: Array = self.xp.empty((0, 6), np.int32)
+        self.counters: Array = self.xp.empty(0, np.int64)
         self._of_size: dict[int, _Step] = {}
 
     def begin(self, rates: ArrayLike, choices: ArrayLike | None = None) -> None:
@@ -144,10 +146,17 @@ class TrainingSteps:
         x : array (count, H, W, 3), unless there is ``data``
         labels : integer array (count,), unless there is ``data``
             Classes that the network has: it is not checked.
+
+        Raises
+        ------
+        ValueError
+            If there are no images.
         """
+        images = x if x is not None else self.data.images if self.data is not None else None
+        if images is None:
+            raise ValueError("a step needs images and labels, unless TrainingSteps was given data")
         self._prepare_optimizer()
         if count not in self._of_size:
-            images = self.data.images if x is None else x
             self._of_size[count] = _Step(self, (count, *images.shape[1:]))
         self._of_size[count](x, labels)
 
@@ -160,11 +169,12 @@ class TrainingSteps:
         loss, correct, images = self.net.backend.to_numpy(self.totals_on_device)
         return EpochTotals(float(loss), int(correct), int(images))
 
-    def _upload(self, there: Array | None, here: Array) -> Array:
+    def _upload(self, there: Array, here: Array) -> Array:
         """Copy to where a graph expects it, if the size is still the same, and otherwise to a new array."""
-        if there is None or there.shape != here.shape:
+        if there.shape != here.shape:
             return self.net.backend.asarray(here)
-        there.set(here)  # type: ignore[attr-defined]  (CuPy's)
+        on_device: Any = there  # CuPy has no types
+        on_device.set(here)
         return there
 
     def _prepare_optimizer(self) -> None:
@@ -182,6 +192,7 @@ class _Step:
     def __init__(self, steps: TrainingSteps, shape: tuple[int, ...]):
         self.steps, xp = steps, steps.xp
         self.plan = cast(CudaPlan, compile(steps.net, shape, training=True, precision=steps.precision))
+        self.weights = low_precision_weights(steps.buffer, operand_dtype(steps.precision))  # the plan's, too
         self.labels: Array = xp.empty(shape[0], np.int64)
         self.losses: Array = xp.empty(shape[0], np.float32)
         self.correct: Array = xp.empty(shape[0], np.float32)
@@ -197,7 +208,7 @@ class _Step:
             self.labels[...] = steps.net.backend.asarray(labels)
         self.run()
         steps.buffer.version += 1
-        plan.weights.version = steps.buffer.version  # SGD has written both
+        self.weights.version = steps.buffer.version  # SGD has written both
 
     def launch(self) -> None:
         steps, plan, data = self.steps, self.plan, self.steps.data
@@ -219,12 +230,11 @@ class _Step:
 
     def _launch_sgd(self) -> None:
         """Launch the optimizer: once, unless some parameters do not decay."""
-        steps, weights = self.steps, self.plan.weights
+        steps, weights = self.steps, self.weights
         optimizer = steps.optimizer
+        momentum = optimizer.momentum_buffer if optimizer.momentum else None
         for buffer, start, stop, momentum_start, decay in optimizer._spans():
-            velocity = None
-            if optimizer.momentum:
-                velocity = optimizer.momentum_buffer[momentum_start : momentum_start + stop - start]
+            velocity = None if momentum is None else momentum[momentum_start:][: stop - start]
             sgd(
                 buffer.data[start:stop],
                 buffer.grad[start:stop],
@@ -239,10 +249,11 @@ class _Step:
 
     def constants(self) -> tuple[Any, ...]:
         steps, optimizer = self.steps, self.steps.optimizer
-        arrays = steps.rates, steps.choices, steps.counters, optimizer.momentum_buffer
+        momentum = optimizer.momentum_buffer
         return (
             *self.plan.constants(),
-            *(None if array is None else address(array) for array in arrays),
+            *(address(array) for array in (steps.rates, steps.choices, steps.counters)),
+            None if momentum is None else address(momentum),
             optimizer.momentum,
             optimizer.weight_decay,
             optimizer.nesterov,

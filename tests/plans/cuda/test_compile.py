@@ -28,8 +28,9 @@ def launches(name):
     text = (WRAPPERS / f"{name}.py").read_text(encoding="utf-8")
     found = re.findall(r'\blaunch\(\s*"(\w+)",\s*(?:"(\w+)"|name)', text)
     assert {file for file, _ in found} == {name}
-    # Where the name is chosen before: name, sizes = "this", ...
-    return {kernel for _, kernel in found if kernel} | set(re.findall(r'\bname, sizes = "(\w+)"', text))
+    # Where the name is chosen before: name = "this" if ... else "that".
+    chosen = re.findall(r'\bname = "(\w+)" if .* else "(\w+)"', text)
+    return {kernel for _, kernel in found if kernel} | {kernel for pair in chosen for kernel in pair}
 
 
 def variants(name):

@@ -141,9 +141,8 @@ def norm_backward_sums(
     check(partial, "float32", (2, *sums_shape(rows, C)))
     check_vectors(C, mean, inv_std)
     wide = pack_width(C, dy, x, mean, inv_std, partial, y, code)
-    name, sizes = "norm_backward_sums", (np.int64(rows),)
-    if code is not None:
-        name, sizes = "norm_backward_sums_pool", (np.int32(N), np.int32(H), np.int32(W))
+    name = "norm_backward_sums" if code is None else "norm_backward_sums_pool"
+    sizes = [np.int64(rows)] if code is None else [np.int32(N), np.int32(H), np.int32(W)]
     launch(
         "norm", name, macros(wide), *by_channel(rows, C // wide, partial.shape[1]), dy,
         or_null(y) if code is None else code, x, mean, inv_std, partial, *sizes, np.int32(C // wide),
@@ -182,9 +181,8 @@ def norm_backward(
     check_vectors(C, *vectors)
     rows = x.size // C
     wide = pack_width(C, dy, x, *vectors, dx, y, code)
-    name, sizes = "norm_backward", (np.int64(rows),)
-    if code is not None:
-        name, sizes = "norm_backward_pool", (np.int32(N), np.int32(H), np.int32(W))
+    name = "norm_backward" if code is None else "norm_backward_pool"
+    sizes = [np.int64(rows)] if code is None else [np.int32(N), np.int32(H), np.int32(W)]
     launch(
         "norm", name, macros(wide), *by_channel(dy.size // C, C // wide), dy,
         or_null(y) if code is None else code, x, *vectors, dx, np.float32(1.0 / rows), *sizes,
