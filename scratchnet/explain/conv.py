@@ -150,8 +150,8 @@ def walk(
         return float((dy * F.conv2d_forward(x, weight, bias, S, P)[0]).sum())
 
     page.gradient("x", dx, x, loss, parts=[(f", channel {c}", np.s_[0, :, :, c]) for c in range(C)])
-    taps = [(f", {name}", np.s_[:, :, c, o]) for name, o, c in names]
-    page.gradient("weight", dweight, weight, loss, parts=taps)
+    kernels = [(f", {name}", np.s_[:, :, c, o]) for name, o, c in names]
+    page.gradient("weight", dweight, weight, loss, parts=kernels)
     page.gradient("bias", dbias, bias, loss)
 
 

@@ -60,8 +60,14 @@ class Page:
     def say(self, text: str, indent: int = 0) -> None:
         """Write sentences, wrapped."""
         margin = " " * indent
-        wrap = {"initial_indent": margin, "subsequent_indent": margin, "break_on_hyphens": False}
-        self.lines += [*textwrap.wrap(text, WIDTH, break_long_words=False, **wrap), ""]
+        wrapper = textwrap.TextWrapper(
+            WIDTH,
+            initial_indent=margin,
+            subsequent_indent=margin,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self.lines += [*wrapper.wrap(text), ""]
 
     def write(self, *lines: str) -> None:
         """Write lines as they are."""

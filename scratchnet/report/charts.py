@@ -11,7 +11,7 @@ from typing import Any
 # Colours that matplotlib draws with, and the theme's colours that replace them.
 INK, FAINT, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
 THEME = {INK: "currentColor", FAINT: "var(--line)", TRAIN: "var(--train)", VALIDATION: "var(--validation)"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: sharp, small, and in the page's font
     "svg.hashsalt": "scratchnet",  # the same run gives the same bytes
     "font.size": 9,
@@ -29,14 +29,14 @@ STYLE = {
 }
 
 
-def curves(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], label: str) -> str:
+def curves(name: str, epochs: Sequence[float], lines: Mapping[str, Sequence[float]], label: str) -> str:
     """Draw quantities epoch by epoch.
 
     Parameters
     ----------
     name : str
         Of the figure: a prefix of all ids within it, since a page has several figures.
-    epochs : sequence of int
+    epochs : sequence of float
     lines : mapping from str to sequence of float
         Values by name: ``training`` is dashed, everything else solid.
     label : str
@@ -88,5 +88,8 @@ def _fit_into_page(name: str, description: str, figure: Any) -> str:
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for colour, themed in THEME.items():
         svg = svg.replace(colour, themed)
-    view = re.search(r'viewBox="[^"]*"', svg)[0]
-    return f'<svg {view} role="img" aria-label="{escape(description)}">' + svg[svg.index(">") + 1 :].strip()
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view, "matplotlib gives every figure a viewBox"
+    return (
+        f'<svg {view[0]} role="img" aria-label="{escape(description)}">' + svg[svg.index(">") + 1 :].strip()
+    )

@@ -16,7 +16,8 @@ from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.report import page, sections
 from scratchnet.report.output import writable_path
-from scratchnet.report.sections import Section, TracedImage
+from scratchnet.report.run_images import RunImages, given_image
+from scratchnet.report.sections import Section
 from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
 from scratchnet.training.cli import DEFAULTS, check_options
 from scratchnet.training.log import Progress, duration
@@ -61,10 +62,10 @@ class RunReport:
 
     def __init__(
         self,
-        run_path: str | os.PathLike,
-        output: str | os.PathLike | None = None,
-        data_dir: str | os.PathLike | None = None,
-        image: str | os.PathLike | None = None,
+        run_path: str | os.PathLike[str],
+        output: str | os.PathLike[str] | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        image: str | os.PathLike[str] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ):
         self.run = RunDirectory(run_path, read_only=True)
@@ -87,10 +88,10 @@ class RunReport:
         self.output = Path(output or self.run.path / "report.html")
         self.target = writable_path(self.output)  # fail early
         self.data_dir = data_dir or self.options["data_dir"]
-        self.given = self._given_image(image) if image else None
+        self.given = given_image(image, self.options["image_size"], self.normalisation) if image else None
         self.say = say
-        self.dataset: data.ImageData | None = None
-        self.no_dataset = ""  # the reason if it is missing
+        self.images: RunImages | None = None
+        self.no_images = ""  # the reason if it is missing
 
     def write(self, newest: bool = False, refresh: int | None = None) -> None:
         """Write the page, whole or not at all.
@@ -178,97 +179,59 @@ class RunReport:
         diagnoses = doctor.read(self.run.path)
         if diagnoses:
             return sections.diagnosis(diagnoses[-1], f"after step {diagnoses[-1].step:,} of training")
-        if self.dataset is None:
-            return sections.absent("doctor", "Doctor", f"training made no diagnosis, and {self.no_dataset}")
+        if self.images is None:
+            return sections.absent("doctor", "Doctor", f"training made no diagnosis, and {self.no_images}")
         self.say("asking the doctor")
-        x, labels = next(self._loader(self._split()[0]).epoch(0))
+        x, labels = next(self.images.loader(self.images.training).epoch(0))
         loss = SoftmaxCrossEntropy(self.options["label_smoothing"])
         found = doctor.diagnose(net, x, labels, loss=loss, epochs=rows)
         return sections.diagnosis(found, f"now, with the weights shown here and {len(x)} training images")
 
     def _mistakes(self, net: VGG) -> Iterator[Section]:
         """Yield the confusions and mistakes on the validation images."""
-        if self.dataset is None:
-            yield sections.absent("confusions", "Confusions and mistakes", self.no_dataset)
+        if self.images is None:
+            yield sections.absent("confusions", "Confusions and mistakes", self.no_images)
             return
-        validation = self._split()[1]
+        validation = self.images.validation
         self.say(f"classifying {len(validation):,} validation images")
         engine, found = make_engine(net), []
         with Progress("validation images", len(validation)) as progress:
-            for x, _ in self._loader(validation).epoch(0):
+            for x, _ in self.images.loader(validation).epoch(0):
                 found.append(predict(net, x, engine))
                 progress.update(len(x))
-        probabilities, labels = np.concatenate(found), self.dataset.train_labels[validation]
+        probabilities, labels = np.concatenate(found), self.images.labels[validation]
         yield sections.confusions(probabilities, labels, self.class_names, net.info.get("val_accuracy"))
-        images = self.dataset.train_images[validation]
+        images = self.images.images[validation]
         yield sections.mistakes(probabilities, labels, images, self.class_names)
 
     def _inside(self, net: VGG) -> Iterator[Section]:
         """Yield the feature maps of one image, and where the network looks in several."""
-        if self.given is None and self.dataset is None:
-            yield sections.absent(
-                "maps", "Feature maps and Grad-CAM", f"{self.no_dataset}, or an image with --image"
-            )
+        images = [] if self.given is None else [self.given]
+        if self.images is not None:
+            images += self.images.first_of_each_class(self.class_names)
+        if not images:
+            reason = f"{self.no_images}, or an image with --image"
+            yield sections.absent("maps", "Feature maps and Grad-CAM", reason)
             return
         self.say("computing feature maps and Grad-CAM")
-        images = [] if self.given is None else [self.given]
-        if self.dataset is not None:
-            validation = self._split()[1]
-            labels = self.dataset.train_labels[validation]
-            firsts = [validation[labels == k][:1] for k in range(len(self.class_names))]
-            images += [self._validation_image(index) for index in np.concatenate(firsts)]
         maps = inspection.feature_maps(net, images[0].x)
         yield sections.feature_maps(net, images[0], maps)
         yield sections.grad_cam(net, images, maps, self.class_names)
 
-    # The data
-
     def _load_images(self) -> None:
         """Load the data set, once; without it the page has fewer sections."""
-        if self.dataset is not None or self.no_dataset:
+        if self.images is not None or self.no_images:
             return
         self.say("reading the data")
         try:
-            if self.options["data"] == "shapes10":
-                self.dataset = data.shapes10()
-            else:
-                self.dataset = data.cifar10(self.data_dir, download=False)
+            shapes = self.options["data"] == "shapes10"
+            dataset = data.shapes10() if shapes else data.cifar10(self.data_dir, download=False)
         except data.DataError as error:
-            self.no_dataset = f"{error}: give the folder of the data with --data-dir"
-            self.say(self.no_dataset)
-
-    def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of training and validation images, drawn as training drew them."""
-        labels = self.dataset.train_labels
-        n_validation, seed = self.options["validation"] or len(labels) // 10, self.options["seed"]
+            self.no_images = f"{error}: give the folder of the data with --data-dir"
+            self.say(self.no_images)
+            return
         try:
-            learn, validate = data.split_validation(labels, n_validation, seed)
-            if self.options["subset"]:
-                learn = data.subset(labels, learn, self.options["subset"], seed)
+            self.images = RunImages(dataset, self.options, self.normalisation)
         except ValueError as error:
-            config, name = self.run.config, self.dataset.name
-            raise RunError(f"{config} is damaged: its options do not fit {name}: {error}") from error
-        return learn, validate
-
-    def _loader(self, indices: np.ndarray) -> data.Loader:
-        return data.Loader(
-            self.dataset.train_images,
-            self.dataset.train_labels,
-            batch_size=128 if self.options["image_size"] <= 64 else 8,
-            shuffle=False,
-            normalisation=self.normalisation,
-            image_size=self.options["image_size"],
-            indices=indices,
-        )
-
-    def _validation_image(self, index: int) -> TracedImage:
-        x, (label,) = next(self._loader(np.array([index])).epoch(0))
-        return TracedImage(self.dataset.train_images[index], x, self.class_names[label])
-
-    def _given_image(self, image: str | os.PathLike) -> TracedImage:
-        if os.path.isdir(image):
-            raise data.DataError(f"{os.fsdecode(image)} is a folder, where one image is wanted")
-        loaded, size = data.load_image(image), self.options["image_size"]
-        pixels = data.image_to_array(loaded, size)
-        shown = data.image_to_array(loaded, min(size, sections.MAX_IMAGE_SIZE))
-        return TracedImage(shown, self.normalisation.apply(pixels[None]), os.path.basename(os.fsdecode(image)))
+            config = self.run.config
+            raise RunError(f"{config} is damaged: its options do not fit {dataset.name}: {error}") from error

@@ -14,13 +14,14 @@ from scratchnet import inspection
 from scratchnet.layers import ReLU
 from scratchnet.models import VGG
 from scratchnet.report import charts, page
+from scratchnet.report.run_images import TracedImage
 from scratchnet.training import confusion_matrix, predict
 from scratchnet.training.cli import DEFAULTS
 from scratchnet.training.doctor import Diagnosis
 
 MISTAKES = 24
 CHANNELS = 12  # feature maps per layer
-MAP_SIZE, MAX_IMAGE_SIZE = 32, 128  # pixels per side, on the page
+MAP_SIZE = 32  # pixels per side, on the page
 
 
 class Section(NamedTuple):
@@ -30,14 +31,6 @@ class Section(NamedTuple):
     title: str
     explanation: str  # HTML: what it shows, and how to read it
     content: str  # HTML
-
-
-class TracedImage(NamedTuple):
-    """An image that is followed through the network."""
-
-    pixels: np.ndarray  # uint8 (H, W, 3), to look at
-    x: np.ndarray  # (1, S, S, 3), normalised, as the network sees it
-    name: str
 
 
 def absent(name: str, title: str, reason: str) -> Section:
