@@ -1,8 +1,9 @@
-"""One convolution through a plan, and the same in float64: what tests of kernels compare."""
+"""Small networks through a plan, and the same by layers or in float64: what tests of kernels compare."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from scratchnet import functional as F
 from scratchnet import layers, plans
@@ -53,3 +54,26 @@ def assert_accurate(got, expected):
     assert got.keys() == expected.keys()
     for name in expected:
         assert error(got[name], expected[name]) < EPSILON, name
+
+
+def assert_plan_equals_layers(net, shape, workers, training=True, algorithm="auto"):
+    """Compare a plan on some workers with its layers, forward and, in training, backward; return the plan."""
+    rng = np.random.default_rng(0)
+    for name, parameter in net.train(training).parameters().items():
+        if name.endswith("bias"):
+            parameter.data[...] = rng.standard_normal(parameter.shape)
+    x = rng.standard_normal(shape).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCRATCHNET_THREADS", str(workers))
+        plan = plans.compile(net, shape, training=training, algorithm=algorithm)
+        got, expected = {"y": plan.forward(x)}, {"y": net.forward(x)}
+        if training:
+            dy = rng.standard_normal(plan.output_shape).astype(np.float32)
+            expected["dx"] = net.backward(dy)
+            expected |= {name: p.grad.copy() for name, p in net.parameters().items()}
+            got["dx"] = plan.backward(dy, need_input_gradient=True)
+            got |= {name: p.grad for name, p in net.parameters().items()}
+    for name, value in expected.items():
+        scale = max(1.0, np.abs(value).max())
+        np.testing.assert_allclose(got[name] / scale, value / scale, rtol=0, atol=EPSILON, err_msg=name)
+    return plan

@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scratchnet import layers, plans
 
 
-def test_a_single_small_picture_is_not_worth_winograds_larger_weights():
-    net = layers.Sequential(layers.Conv2d(16, 16), layers.ReLU(), layers.Conv2d(16, 16))
-    algorithms = [
-        [kernel.algorithm for kernel in plans.compile(net.train(training), shape, training=training).kernels]
-        for training, shape in [(True, (1, 8, 8, 16)), (False, (1, 8, 8, 16)), (False, (9, 8, 8, 16))]
-    ]
-    assert algorithms == [["winograd"] * 2, ["im2col"] * 2, ["winograd"] * 2]
+def algorithms(*chain, shape, training=True, algorithm="auto"):
+    net = layers.Sequential(*chain).train(training)
+    plan = plans.compile(net, shape, training=training, algorithm=algorithm)
+    return [kernel.algorithm for kernel in plan.kernels]
+
+
+@pytest.mark.parametrize(
+    "kwargs, shape, expected",
+    [
+        ({}, (2, 8, 8, 4), "winograd"),
+        ({}, (2, 3, 3, 4), "winograd"),
+        ({}, (2, 2, 2, 4), "toeplitz"),
+        ({}, (2, 2, 8, 4), "im2col"),
+        ({}, (2, 8, 8, 3), "im2col"),  # too few channels
+        ({"out_channels": 3}, (2, 8, 8, 8), "im2col"),
+        ({"kernel_size": 5, "padding": 2}, (2, 8, 8, 8), "im2col"),
+        ({"stride": 2}, (2, 8, 8, 8), "im2col"),
+        ({"padding": 0}, (2, 8, 8, 8), "im2col"),
+        ({"dtype": "float64"}, (2, 8, 8, 8), "im2col"),
+    ],
+)
+def test_the_shape_decides(kwargs, shape, expected):
+    assert algorithms(layers.Conv2d(shape[3], **{"out_channels": 8} | kwargs), shape=shape) == [expected]
+
+
+@pytest.mark.parametrize(
+    "chain, expected",
+    [
+        ((layers.Conv2d(3, 8), layers.ReLU(), layers.Conv2d(8, 8)), "first_conv"),
+        ((layers.Conv2d(3, 8), layers.BatchNorm2d(8), layers.ReLU()), "first_conv"),
+        ((layers.Conv2d(5, 8), layers.ReLU(), layers.Conv2d(8, 8)), "winograd"),  # too many channels
+        ((layers.Conv2d(3, 8), layers.MaxPool2d(2), layers.Conv2d(8, 8)), "im2col"),  # pooled
+        ((layers.Conv2d(3, 8), layers.Conv2d(8, 8, 1, padding=0)), "im2col"),  # what follows wants no tiles
+    ],
+)
+def test_the_first_convolution_of_a_photograph(chain, expected):
+    assert algorithms(*chain, shape=(2, 8, 8, chain[0].in_channels))[0] == expected
+
+
+def test_a_single_small_image_is_not_worth_winograds_larger_weights():
+    chain = layers.Conv2d(16, 16), layers.ReLU(), layers.Conv2d(16, 16)
+    assert algorithms(*chain, shape=(1, 8, 8, 16), training=True) == ["winograd"] * 2
+    assert algorithms(*chain, shape=(1, 8, 8, 16), training=False) == ["im2col"] * 2
+    assert algorithms(*chain, shape=(9, 8, 8, 16), training=False) == ["winograd"] * 2
+
+
+@pytest.mark.parametrize(
+    "algorithm, expected",
+    [
+        ("auto", ["first_conv", "winograd", "toeplitz", "im2col"]),
+        ("im2col", ["im2col"] * 4),
+        ("winograd", ["winograd"] * 3 + ["im2col"]),
+        ("toeplitz", ["first_conv", "winograd", "toeplitz", "im2col"]),
+        ("first_conv", ["first_conv", "winograd", "toeplitz", "im2col"]),
+    ],
+)
+def test_an_algorithm_asked_for_is_used_wherever_it_can_be(algorithm, expected):
+    chain = [layers.Conv2d(3, 8), layers.ReLU(), layers.Conv2d(8, 8), layers.MaxPool2d(2)]
+    chain += [layers.Conv2d(8, 8), layers.ReLU(), layers.Conv2d(8, 8, 1, padding=0)]
+    assert algorithms(*chain, shape=(2, 4, 4, 3), algorithm=algorithm) == expected

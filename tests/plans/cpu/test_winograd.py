@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scratchnet import layers, models, plans
 from scratchnet.plans.cpu import blocks, winograd
-from scratchnet.plans.cpu.calls import split_evenly
+from scratchnet.plans.cpu.calls import Calls
 from scratchnet.plans.cpu.winograd import transforms
-from scratchnet.plans.cpu.winograd.base import WinogradBase
-from tests.fakes.one_layer import EPSILON, assert_accurate, error, one_layer
+from scratchnet.plans.cpu.winograd.base import WinogradBase, own_columns
+from tests.fakes.one_layer import EPSILON, assert_accurate, assert_plan_equals_layers, error, one_layer
 
 
 @pytest.mark.parametrize(
-    "channels, outputs, shape",
+    "channels, outputs, shape, order",
     [
-        (64, 64, (4, 16, 16)),  # by rows of tiles
-        (128, 192, (3, 8, 8)),  # by phases
-        (256, 256, (2, 4, 4)),  # one tile
-        (8, 70, (5, 9, 13)),  # not whole tiles, and a last narrow block of columns
-        (5, 6, (1, 3, 3)),
-        (16, 16, (2, 40, 5)),
-        (4, 4, (17, 6, 7)),
+        (64, 64, (4, 16, 16), "rows"),
+        (192, 192, (3, 8, 8), "phases"),
+        (256, 256, (2, 4, 4), "phases"),  # one tile in a row
+        (8, 70, (5, 9, 13), "rows"),  # not whole tiles, and a last narrow block of columns
+        (5, 6, (1, 3, 3), "rows"),
+        (16, 16, (2, 40, 5), "rows"),
+        (4, 4, (17, 6, 7), "rows"),
     ],
 )
-def test_winograd_is_accurate_forward_and_backward(channels, outputs, shape):
+def test_winograd_is_accurate_forward_and_backward(channels, outputs, shape, order):
     plan, *results = one_layer(layers.Conv2d(channels, outputs), (*shape, channels))
-    assert plan.kernels[0].algorithm == "winograd"
+    assert plan.kernels[0].algorithm == "winograd" and plan.kernels[0].describe().startswith(f"by {order}")
     assert_accurate(*results)
+
+
+@given(*[st.integers(1, 9)] * 5, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_image_in_either_order_on_any_number_of_workers(N, H, W, C, O, workers, training, pool, rows):
+    pooled = pool and min(H, W) >= 2
+    net = layers.Sequential(layers.Conv2d(C, O), layers.ReLU(), *[layers.MaxPool2d(2)] * pooled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scratchnet.plans.cpu.winograd.kernel.LARGEST_WEIGHTS", 1 << 20 if rows else 0)
+        plan = assert_plan_equals_layers(net, (N, H, W, C), workers, training, algorithm="winograd")
+    assert plan.kernels[0].describe().startswith("by rows" if rows else "by phases")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (10, 6), (9, 11)])
@@ -44,7 +57,7 @@ def test_winograd_without_a_bias():
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_a_single_picture_gives_all_workers_the_same_work(monkeypatch, workers):
+def test_a_single_image_gives_all_workers_the_same_work(monkeypatch, workers):
     monkeypatch.setenv("SCRATCHNET_THREADS", str(workers))
     net = models.vgg16(2, image_size=64).eval()
     plan = plans.compile(net, (1, 64, 64, 3))
@@ -53,15 +66,71 @@ def test_a_single_picture_gives_all_workers_the_same_work(monkeypatch, workers):
         calls = [len(worker) for worker in kernel.record_forward()[0].workers]
         assert min(calls) > 0
         if kernel.algorithm == "winograd":
-            rows = [sum(kernel.parts[k].R for k in some) for some in split_evenly(len(kernel.parts), workers)]
+            rows = [sum(part.R for part in parts) for parts in kernel.parts_evenly()]
             assert max(rows) - min(rows) <= 1
 
 
-def test_winograds_matrices_compute_a_convolution_of_one_dimension():
+@pytest.mark.parametrize("points", [(0, 1, -1), winograd.POINTS, (0, 1, -1, 2, -2, 0.5, -0.5)])
+def test_matrices_of_any_points_compute_a_convolution_of_one_dimension(points):
     rng = np.random.default_rng(0)
-    d, g = rng.standard_normal(6), rng.standard_normal(3)
-    y = np.array(transforms._AT) @ ((np.array(transforms._G) @ g) * (np.array(transforms._BT) @ d))
-    np.testing.assert_allclose(y, np.correlate(d, g, "valid"), rtol=1e-12)
+    d, g = rng.standard_normal(len(points) + 1), rng.standard_normal(3)
+    BT, G, AT = winograd.matrices(points)
+    np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g, "valid"), rtol=1e-11)
+
+
+def recorded(transform, *arguments, **flags):
+    """Record a transform and run it, with scratch that is large enough and full of other numbers."""
+    do = Calls()
+    transform(do, *arguments, **flags)
+    do.run()
+
+
+def scratch():
+    return np.full(100_000, np.nan, np.float32)
+
+
+@pytest.mark.parametrize("TW", [1, 2, 3])
+def test_transforms_are_those_of_the_definition(TW):
+    R, n, C = 2, 2, 3
+    rng = np.random.default_rng(0)
+    L = TW * n * C
+    image = np.zeros((4 * R + 2, 4 * TW + 2, n, C), np.float32)  # with a border of zeros
+    image[1:-1, 1:-1] = rng.standard_normal((4 * R, 4 * TW, n, C))
+    x = np.ascontiguousarray(image[:, 1:-1].reshape(-1, TW, 4, n, C).swapaxes(1, 2))  # (rows, 4, TW, n, C)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (6, 6), axis=(0, 1))[::4, ::4]
+    V, expected = np.empty((6, 6, R, L), np.float32), transforms.BT @ windows @ transforms.BT.T
+    recorded(transforms.input_transform, x, scratch(), V, clear=True)
+    np.testing.assert_allclose(V, expected.transpose(4, 5, 0, 1, 2, 3).reshape(V.shape), rtol=1e-4, atol=1e-5)
+
+    M, y = rng.standard_normal((6, 6, R, L)).astype(np.float32), np.empty((R, 4, 4, L), np.float32)
+    recorded(transforms.output_transform, M, scratch(), y)
+    expected = np.einsum("ip,jq,pqrl->rijl", transforms.AT, transforms.AT, M)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("TW", [1, 2, 3])
+def test_backward_transforms_are_adjoint(TW):
+    R, n, C = 2, 2, 3
+    rng = np.random.default_rng(0)
+    L = TW * n * C
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    M, y, dy, dM = draw(6, 6, R, L), draw(R, 4, 4, L), draw(R, 4, 4, L), draw(6, 6, R, L)
+    recorded(transforms.output_transform, M, scratch(), y)
+    recorded(transforms.dy_transform, dy, scratch(), dM)
+    assert np.vdot(y, dy) == pytest.approx(np.vdot(M, dM), rel=1e-4)
+
+    x, V = np.zeros((4 * R + 2, 4, TW, n, C), np.float32), draw(6, 6, R, L)
+    x[1:-1] = draw(4 * R, 4, TW, n, C)
+    recorded(transforms.input_transform, x, scratch(), V, clear=True)
+    dV = draw(6, 6 if TW == 1 else 8, R, L)
+    inner = own_columns(dV).copy()
+    half_dx, dx = np.zeros((6 * R + 2, 4, L), np.float32), draw(4 * R, 4, TW, n, C)
+    recorded(transforms.dV_columns, dV, TW, half_dx[1:-1], clear=True)
+    recorded(transforms.dV_rows, half_dx, dx)
+    assert np.vdot(x[1:-1], dx) == pytest.approx(np.vdot(V, inner), rel=1e-4)
 
 
 def test_winograds_points_lose_less_than_half_of_what_the_usual_ones_lose():
@@ -81,7 +150,7 @@ def test_winograds_points_lose_less_than_half_of_what_the_usual_ones_lose():
     assert lost(winograd.POINTS) < 0.5 * lost((0, 1, -1, 2, -2))
 
 
-def test_kept_weights_are_read_once_for_a_single_picture(monkeypatch):
+def test_kept_weights_are_read_once_for_a_single_image(monkeypatch):
     net = layers.Sequential(layers.Conv2d(512, 128)).eval()
     x = np.random.default_rng(0).standard_normal((1, 28, 28, 512)).astype(np.float32)
     monkeypatch.setenv("SCRATCHNET_PLAN_MEMORY", "100")
