@@ -101,7 +101,7 @@ def onnx_model(net: models.VGG, batch_size: int) -> bytes:
             case _:
                 raise TypeError(f"no translation for {layer}")
     nodes[-1].output[0] = "logits"
-    size, num_classes = net.settings["image_size"], net.settings["num_classes"]
+    size, num_classes = net.settings()["image_size"], net.settings()["num_classes"]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch_size, 3, size, size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch_size, num_classes])
     graph = helper.make_graph(nodes, "VGG", [images], [logits], arrays)

@@ -65,8 +65,8 @@ def main() -> int:
 
 def name(net, engine, normalisation, options) -> int:
     """Print the class of each image, one a line; for those that cannot be read, a sentence on stderr."""
-    classes = net.info.get("class_names") or [f"class {k}" for k in range(net.settings["num_classes"])]
-    size, status = net.settings["image_size"], 0
+    classes = net.info.get("class_names") or [f"class {k}" for k in range(net.settings()["num_classes"])]
+    size, status = net.settings()["image_size"], 0
     images, in_folders = [], set()
     for given in options.images:
         try:
@@ -130,14 +130,14 @@ def measure(net, engine, normalisation, options) -> int:
     """Print accuracy and a confusion matrix on official test images."""
     pictures = cli.load_data(options.data, options.data_dir)
     classes = pictures.class_names
-    if net.settings["num_classes"] != len(classes):
+    if net.settings()["num_classes"] != len(classes):
         raise ValueError(
-            f"{options.model} has {net.settings['num_classes']} classes, {pictures.name} has {len(classes)}"
+            f"{options.model} has {net.settings()['num_classes']} classes, {pictures.name} has {len(classes)}"
         )
     trained_on = net.info.get("data", pictures.name)
     if trained_on != pictures.name:
         print(f"evaluate.py: note: trained on {trained_on}, measured on {pictures.name}", file=sys.stderr)
-    size = net.settings["image_size"]
+    size = net.settings()["image_size"]
     test = Loader(
         pictures.test_images,
         pictures.test_labels,

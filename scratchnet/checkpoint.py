@@ -91,10 +91,10 @@ def save(
     info |= {"class_names": None if class_names is None else list(class_names)}
     info |= {"mean": _floats(mean), "std": _floats(std)}
     if isinstance(net, VGG):
-        classes = net.settings["num_classes"]
+        classes = net.settings()["num_classes"]
         if class_names is not None and len(class_names) != classes:
             raise ValueError(f"the network has {classes} classes, and class_names {len(class_names)}")
-        info |= {"model": net.settings}
+        info |= {"model": net.settings()}
     info = {key: value for key, value in info.items() if value is not None}
     header = json.dumps(info, default=_plain)
     tensors = {name: _to_file(net, name, to_numpy(array)) for name, array in _state(net).items()}
@@ -156,9 +156,9 @@ def _build(path: str | os.PathLike, file: TensorFile, info: dict[str, Any]) -> V
         what = "has a header that describes no VGG" if "model" in info else "holds no VGG"
         raise FormatError(f"{path} {what}: {error}") from error
     names = info.get("class_names")
-    if names is not None and len(names) != net.settings["num_classes"]:
+    if names is not None and len(names) != net.settings()["num_classes"]:
         raise FormatError(
-            f"{path} has a damaged header: {net.settings['num_classes']} classes, {len(names)} class names"
+            f"{path} has a damaged header: {net.settings()['num_classes']} classes, {len(names)} class names"
         )
     net.info = info
     return net
@@ -381,9 +381,9 @@ def _layer_of(net: Layer, name: str) -> Layer:
 
 def _flattened(net: Layer, name: str) -> tuple[int, int, int] | None:
     """Return (H, W, C) of the feature map that a VGG's first linear layer sees flattened, else None."""
-    if name != "classifier.0.weight" or not isinstance(net, VGG) or net.settings["head"] != "flatten":
+    if name != "classifier.0.weight" or not isinstance(net, VGG) or net.settings()["head"] != "flatten":
         return None
-    size = net.settings["image_size"]
+    size = net.settings()["image_size"]
     return net.features.output_shape((1, size, size, 3))[1:]
 
 

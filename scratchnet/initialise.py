@@ -164,3 +164,24 @@ def _draw_uniform(out: np.ndarray, bound: float, rng: np.random.Generator) -> No
 
 
 INITIALISATIONS = {"he": he, "pytorch": pytorch, "normal": normal}
+
+
+def fills(name: str, fan_in: int, rng: np.random.Generator | None = None) -> tuple[Fill, Fill]:
+    """Return what fills the weights and the biases of a layer, by the name of an initialisation.
+
+    Parameters
+    ----------
+    name : {"he", "pytorch", "normal"}
+    fan_in : int
+    rng : numpy.random.Generator, optional
+        By default a new one with a fixed seed.
+
+    Examples
+    --------
+    >>> fill_weight, fill_bias = fills("he", fan_in=9)
+    >>> fill_bias is zeros
+    True
+    """
+    if name not in INITIALISATIONS:
+        raise ValueError(f"init must be one of {', '.join(INITIALISATIONS)}, not {name!r}")
+    return INITIALISATIONS[name](fan_in, rng if rng is not None else np.random.default_rng(0))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from scratchnet.backend import to_numpy
-from scratchnet.layers import Conv2d, Layer, MaxPool2d, ReLU
+from scratchnet.layers import Conv2d, Layer, MaxPool2d, ReLU, leaves
 
 # From cold to hot, each colour brighter than the one before: it also reads without colours.
 RAMP = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
@@ -341,16 +341,7 @@ def in_order(net: Layer) -> list[tuple[str, Layer]]:
     >>> in_order(Sequential(Conv2d(3, 8, padding=0), Sequential(ReLU())))[1]
     ('1.0', ReLU())
     """
-    paths = {id(layer): path for path, layer in net.walk()}
-
-    def leaves(layer: Layer) -> Iterator[Layer]:
-        if not hasattr(layer, "layers"):
-            yield layer
-            return
-        for child in layer.layers:
-            yield from leaves(child)
-
-    return [(paths[id(layer)], layer) for layer in leaves(net)]
+    return leaves(net)
 
 
 def _find(path: str | None, layers: list[tuple[str, Layer]], outputs: list[Any]) -> int:

@@ -6,7 +6,17 @@ import pickle
 import numpy as np
 import pytest
 
-from scratchnet.layers import BatchNorm2d, Conv2d, Flatten, Layer, Linear, Parameter, ReLU, Sequential
+from scratchnet.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    Parameter,
+    ReLU,
+    Sequential,
+    assemble,
+)
 from scratchnet.parameters import FlatBuffer
 
 
@@ -134,7 +144,6 @@ def test_gradients_lie_in_a_second_buffer_with_the_same_places():
 
 def test_nothing_is_allocated_until_it_is_used():
     net = network()
-    net.parameters()
     buffer = net[0][0].weight.buffer
     assert buffer.data is None and buffer.grad is None
     net.forward(images())
@@ -162,8 +171,8 @@ def test_asking_for_parameters_again_moves_nothing():
     net = network()
     net.forward(images())
     buffer, place = net[0][0].weight.buffer, net[0][0].weight.data.__array_interface__["data"]
-    net.parameters()
-    net[0].parameters()
+    assert assemble(net) is net
+    assemble(net[0])
     assert net[0][0].weight.buffer is buffer
     assert net[0][0].weight.data.__array_interface__["data"] == place
 
@@ -172,6 +181,7 @@ def test_a_layer_that_is_appended_later_is_gathered():
     net = Sequential(Linear(3, 2))
     before = net[0].weight.data.copy()
     net.layers.append(Linear(2, 2))
+    assemble(net)
     assert list(net.parameters()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert net[0].weight.buffer is net[1].weight.buffer and (net[0].weight.data == before).all()
 
@@ -265,7 +275,7 @@ def test_layers_in_attributes_and_lists_are_found():
             self.rest = [Linear(2, 2), ReLU(), Linear(2, 2)]
             self.scale = Parameter(np.ones(2, "float32"))
 
-    block = Block()
+    block = assemble(Block())
     expected = [
         "scale",
         "first.weight",

@@ -8,14 +8,16 @@ followed by a ReLU; "M" is max pooling, which halves the picture. Three fully co
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Iterator
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from scratchnet.backend import Array
+from scratchnet.checks import real, whole
 from scratchnet.layers import (
     BatchNorm2d,
+    Chain,
     Conv2d,
     Dropout,
     Flatten,
@@ -25,8 +27,10 @@ from scratchnet.layers import (
     MaxPool2d,
     ReLU,
     Sequential,
-    backward_through,
+    assemble,
+    leaves,
 )
+from scratchnet.layers.summary import show
 
 
 def from_positions(channels: list[int], pool_positions: list[int]) -> list[int | str]:
@@ -75,7 +79,7 @@ ARCHITECTURES: dict[str, list[int | str]] = {
 HEADS = ("flatten", "gap")
 
 
-class VGG(Layer):
+class VGG(Chain):
     """A VGG network.
 
     Parameters
@@ -111,8 +115,6 @@ class VGG(Layer):
     features, classifier : Sequential
         With the names and indices of torchvision's VGG. In front of the classifier stands ``pool``, which has
         none.
-    settings : dict
-        The arguments, from which the same network can be built again.
     shrink : int
         How many times smaller the last feature map is than the image: 32, for five poolings.
 
@@ -122,8 +124,6 @@ class VGG(Layer):
     >>> net.forward(np.zeros((2, 32, 32, 3), "float32")).shape
     (2, 10)
     """
-
-    skips_input_gradient = True
 
     def __init__(
         self,
@@ -135,30 +135,26 @@ class VGG(Layer):
         classifier_width: int = 4096,
         dropout: float = 0.5,
         head: str = "flatten",
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
         seed: int = 0,
         init: str = "he",
         output_scale: float = 1.0,
     ):
         super().__init__(dtype=dtype)
         layers = _scaled(architecture, width)
-        for argument, value in {"num_classes": num_classes, "classifier_width": classifier_width}.items():
-            if not _is_whole(value) or value < 1:
-                raise ValueError(f"{argument} must be a whole number of at least 1, not {value!r}")
+        whole(num_classes=num_classes, classifier_width=classifier_width)
         if head not in HEADS:
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, not {dropout}")
-        if not 0 <= output_scale < float("inf"):
-            raise ValueError(f"output_scale must be a number of at least zero, not {output_scale}")
+        real(0.0, 1.0, dropout=dropout)
+        real(0.0, output_scale=output_scale)
         self.shrink = 2 ** layers.count("M")
-        whole = _is_whole(image_size) and image_size >= self.shrink
-        if not whole or (head == "flatten" and image_size % self.shrink):
+        large_enough = _is_whole(image_size) and image_size >= self.shrink
+        if not large_enough or (head == "flatten" and image_size % self.shrink):
             raise ValueError(
                 f"image_size must be a multiple of {self.shrink}, not {image_size!r}; head='gap' takes any "
                 f"from {self.shrink} on"
             )
-        self.settings = {  # numbers of NumPy's, such as labels.max() + 1, would not go into a file's header
+        self._settings = {  # numbers of NumPy's, such as labels.max() + 1, would not go into a file's header
             "architecture": architecture if isinstance(architecture, str) else list(architecture),
             "num_classes": int(num_classes),
             "image_size": int(image_size),
@@ -197,51 +193,42 @@ class VGG(Layer):
             Linear(classifier_width, num_classes, **weights),
             dtype=dtype,
         )
-        self.parameters()
+        assemble(self)
         if output_scale != 1.0:
             self.classifier[-1].weight.data[...] *= output_scale
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments from which the same network can be built again."""
+        return dict(self._settings)
+
+    def chain(self) -> list[Layer]:
+        """Return the three parts."""
+        return [self.features, self.pool, self.classifier]
 
     @property
     def layers(self) -> list[Layer]:
         """All layers, first to last."""
-        return [*self.features, self.pool, *self.classifier]
+        return [layer for _, layer in leaves(self)]
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """Return the logits (N, num_classes) of images (N, H, W, 3)."""
         self.check_input(x, "N", "H", "W", 3, hint="images are channels last")
-        self._expect_size(*x.shape[1:3])
-        for layer in self.layers:
-            x = layer.forward(x)
-        return x
-
-    def backward(self, dy: Any, need_input_gradient: bool = True) -> Any:
-        """Set all gradients; return the gradient of the images, or None if it is not needed.
-
-        Parameters
-        ----------
-        dy : array (N, num_classes)
-            The gradient of the logits, from the loss.
-        need_input_gradient : bool
-            False spares the first layer that work, as in training.
-        """
-        return backward_through(self.layers, dy, need_input_gradient)
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return (N, num_classes)."""
-        return (shape[0], self.settings["num_classes"])
+        self._check_size(*x.shape[1:3])
+        return super().forward(x)
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return the multiply-adds of a forward pass of images of this shape (N, H, W, 3)."""
-        return sum(layer.multiply_adds(before) for _, layer, before, _ in self._trace(shape))
+        self._check_size(*shape[1:3])
+        return super().multiply_adds(shape)
 
-    def summary(self, image_size: int | None = None, file: TextIO | None = None) -> None:
-        """Print a table with a row for each layer: the article's, with what the layer costs for one picture.
+    def summary(self, image_size: int | tuple[int, ...] | None = None, file: TextIO | None = None) -> None:
+        """Print a table with a row per layer: the article's, with what the layer costs for one image.
 
         Memory is that of the layer's parameters plus that of its output.
 
         Parameters
         ----------
-        image_size : int, optional
+        image_size : int or (H, W, 3), optional
             By default the one that the network was built for.
         file : text file, optional
             By default standard output.
@@ -254,52 +241,13 @@ class VGG(Layer):
         Input                   32 x 32 x 3                                            0 ...
         features.0 Conv2d       32 x 32 x 8    3 x 3    1        relu                224 ...
         """
-        size = image_size or self.settings["image_size"]
-        item = self.dtype.itemsize
-        rows = [("Input", f"{size} x {size} x 3", "", "", "", 0, 0, size * size * 3 * item)]
-        for path, layer, before, after in self._trace((1, size, size, 3)):
-            count = sum(p.size for p in layer.parameters().values())
-            memory = (count + int(np.prod(after))) * item
-            if isinstance(layer, ReLU):  # belongs to the row above
-                rows[-1] = (*rows[-1][:4], "relu", *rows[-1][5:])
-                continue
-            kernel = getattr(layer, "kernel_size", None)
-            rows.append(
-                (
-                    f"{path} {type(layer).__name__}".strip(),
-                    " x ".join(map(str, after[1:])),
-                    f"{kernel} x {kernel}" if kernel else "",
-                    str(layer.stride) if kernel else "",
-                    "softmax" if path == "classifier.6" else "",
-                    count,
-                    layer.multiply_adds(before),
-                    memory,
-                )
-            )
-        total = [sum(row[i] for row in rows) for i in (5, 6, 7)]
-        rows.append(("Total", "", "", "", "", *total))
-        titles = (
-            "Layer",
-            "Output size",
-            "Kernel",
-            "Stride",
-            "Activation",
-            "Parameters",
-            "Multiply-adds",
-            "Memory",
-        )
-        table = [titles] + [(*r[:5], f"{r[5]:,}", f"{r[6]:,}", f"{r[7] / 2**20:,.2f} MB") for r in rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
-        for row in table:
-            cells = [
-                cell.ljust(width) if i < 5 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            print("   ".join(cells).rstrip(), file=file or sys.stdout)
+        size = image_size or self._settings["image_size"]
+        self._check_size(*(size[:2] if isinstance(size, tuple) else (size, size)))
+        show(self, size, activation="softmax", file=file)
 
-    def _expect_size(self, H: int, W: int) -> None:
-        size = self.settings["image_size"]
-        if self.settings["head"] == "flatten" and (H, W) != (size, size):
+    def _check_size(self, H: int, W: int) -> None:
+        size = self._settings["image_size"]
+        if self._settings["head"] == "flatten" and (H, W) != (size, size):
             raise ValueError(
                 f"VGG: expected images of {size} x {size}, got {H} x {W}: resize them, or build the "
                 f"network with {f'image_size={H} or ' if H == W and H % self.shrink == 0 else ''}head='gap'"
@@ -308,20 +256,6 @@ class VGG(Layer):
             raise ValueError(
                 f"VGG: images of {H} x {W} are too small: {self.shrink} x {self.shrink} at least"
             )
-
-    def _trace(self, shape: tuple[int, ...]) -> Iterator[tuple[str, Layer, tuple[int, ...], tuple[int, ...]]]:
-        """Yield each layer with its path and the shapes of its input and output."""
-        self._expect_size(*shape[1:3])
-        names = [f"features.{i}" for i in range(len(self.features))] + [""]
-        names += [f"classifier.{i}" for i in range(len(self.classifier))]
-        for path, layer in zip(names, self.layers, strict=True):
-            after = layer.output_shape(shape)
-            yield path, layer, shape, after
-            shape = after
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"VGG({settings})"
 
 
 def _scaled(architecture: str | list[int | str], width: float) -> list[int | str]:

@@ -24,6 +24,8 @@ from scratchnet.layers import (
     Linear,
     MaxPool2d,
     ReLU,
+    assemble,
+    leaves,
 )
 
 
@@ -96,19 +98,6 @@ def is_own(layer: Layer, kind: type[Layer]) -> bool:
     )
 
 
-def leaves(net: Layer) -> list[tuple[str, Layer]]:
-    """Return the layers that run one after the other, with their paths.
-
-    Sequential and VGG are opened. A composite of the user's own, which may do anything in its ``forward``, is
-    one layer.
-    """
-    chain = getattr(net, "layers", None)
-    ours = type(net).forward.__module__.startswith("scratchnet.") and "forward" not in vars(net)
-    if not ours or not isinstance(chain, (list, tuple)):
-        return [(net.path or type(net).__name__, net)]
-    return [leaf for layer in chain for leaf in leaves(layer)]
-
-
 def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
     """Divide a network into groups.
 
@@ -139,8 +128,7 @@ def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
     classifier.3-5 Linear+ReLU+Dropout
     classifier.6 Linear
     """
-    net.parameters()  # gives every layer its path
-    rest = leaves(net)
+    rest = [(path or type(layer).__name__, layer) for path, layer in leaves(assemble(net), net.path)]
     groups: list[Group] = []
     shape = tuple(input_shape)
 
@@ -196,8 +184,8 @@ def _after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     ):
         names = ("N", "H", "W", "C")
         text = ", ".join(names[i] if w is None else str(w) for i, w in enumerate(wanted))
-        raise ValueError(f"{layer._label()}: expected ({text}), got {shape}")
+        raise ValueError(f"{layer.label}: expected ({text}), got {shape}")
     after = tuple(layer.output_shape(shape))
     if min(after) < 1:
-        raise ValueError(f"{layer._label()}: {shape} is too small, nothing would be left of it: {after}")
+        raise ValueError(f"{layer.label}: {shape} is too small, nothing would be left of it: {after}")
     return after

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from scratchnet.backend import array_module
-from scratchnet.layers import Layer, Parameter
+from scratchnet.layers import Layer, Parameter, assemble, leaves
 from scratchnet.plans.cpu.calls import Clock
-from scratchnet.plans.grouping import Group, group, leaves
+from scratchnet.plans.grouping import Group, group
 from scratchnet.plans.memory import Arena, Buffer, Workspace
 
 ALGORITHMS = ("auto", "im2col", "winograd", "toeplitz", "first_conv")
@@ -322,7 +322,7 @@ class Plan:
 
     def _remember(self) -> None:
         """Note what this plan holds on to, to notice when it changes."""
-        parameters = self.net.parameters()
+        parameters = assemble(self.net).parameters()
         self._layers = leaves(self.net)
         self._parameters = list(parameters.values())
         self._of_layers = [p for _, layer in self._layers for p in _own_parameters(layer)]

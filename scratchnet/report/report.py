@@ -165,7 +165,7 @@ class RunReport:
     def _load_net(self, weights: Path) -> VGG:
         """Return the network, if it is the one in the configuration."""
         net, config = checkpoint.load(weights), self.run.config
-        differ, classes, size = "", net.settings["num_classes"], net.settings["image_size"]
+        differ, classes, size = "", net.settings()["num_classes"], net.settings()["image_size"]
         if classes != len(self.class_names):
             differ = f"has {classes} classes and {config} {len(self.class_names)}"
         elif size != self.options["image_size"]:

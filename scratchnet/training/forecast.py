@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from scratchnet.data import Loader
-from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU
+from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU, leaves
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.plans.cpu.plan import memory_budget
-from scratchnet.plans.grouping import leaves
 from scratchnet.plans.sizes import sizes
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.log import duration
@@ -228,7 +227,7 @@ def forecast(
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be a whole number above zero, not {batch_size}")
-    size = image_size or getattr(net, "settings", {}).get("image_size")
+    size = image_size or net.settings().get("image_size")
     if size is None:
         raise ValueError("this network does not say which images it takes: give image_size")
     if measure and (train is None or not len(train)):

@@ -352,7 +352,7 @@ def test_evaluate_names_the_pictures_of_a_folder_and_which_is_which(program, fil
 
 def test_evaluate_names_pictures_by_a_model_in_float64(program, files):
     net = checkpoint.load("model")
-    double = VGG(**net.settings, dtype="float64")
+    double = VGG(**net.settings(), dtype="float64")
     checkpoint.load_weights("model", double)
     checkpoint.save("double", double, **net.info)
     assert program("evaluate.py double cat.png folder").out == program("evaluate.py model cat.png folder").out

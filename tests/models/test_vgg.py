@@ -332,8 +332,8 @@ def test_repr_names_the_settings():
 
 def test_settings_build_the_same_network_again():
     net = VGG("article", **TINY, batch_norm=True, head="gap", dropout=0.2)
-    assert VGG(**net.settings).settings == net.settings
-    assert list(VGG(**net.settings).parameters()) == list(net.parameters())
+    assert VGG(**net.settings()).settings() == net.settings()
+    assert list(VGG(**net.settings()).parameters()) == list(net.parameters())
 
 
 # Memory
@@ -391,5 +391,5 @@ def test_output_scale_multiplies_the_last_layers_first_weights_and_nothing_else(
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
 def test_output_scale_must_be_a_number_of_at_least_zero(scale):
-    with pytest.raises(ValueError, match="output_scale must be a number of at least zero"):
+    with pytest.raises(ValueError, match="output_scale must be a finite number of at least 0"):
         vgg11(10, 32, output_scale=scale)

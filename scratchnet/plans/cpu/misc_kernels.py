@@ -86,7 +86,7 @@ class Fallback(Kernel):
         y = layer.forward(self.input.data.reshape(group.input_shape).copy())
         if tuple(y.shape) != group.output_shape:
             raise ValueError(
-                f"{layer._label()}: forward returned {tuple(y.shape)}, output_shape() promised "
+                f"{layer.label}: forward returned {tuple(y.shape)}, output_shape() promised "
                 f"{group.output_shape}: define output_shape in {type(layer).__name__}"
             )
         self.output.put(y)

@@ -48,7 +48,7 @@ class Fallback(Kernel):
         y: Any = layer.forward(self.input.data.reshape(group.input_shape).copy())
         if tuple(y.shape) != group.output_shape:
             raise ValueError(
-                f"{layer._label()}: forward returned {tuple(y.shape)}, output_shape() promised "
+                f"{layer.label}: forward returned {tuple(y.shape)}, output_shape() promised "
                 f"{group.output_shape}: define output_shape in {type(layer).__name__}"
             )
         self.output.data[...] = y

@@ -39,7 +39,7 @@ class Norm(Kernel):
         self.keeps_output = self.group.relu is not None and not self.pools
         if self.context.training and self.rows == 1:
             raise ValueError(
-                f"{self.norm._label()}: one value per channel has no variance to train with: "
+                f"{self.norm.label}: one value per channel has no variance to train with: "
                 f"{self.input.shape}"
             )
 

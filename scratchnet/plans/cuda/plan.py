@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet.backend import BackendError
+from scratchnet.layers import leaves
 from scratchnet.plans.cuda.conv import Convolution
 from scratchnet.plans.cuda.graphs import Replayed
 from scratchnet.plans.cuda.kernel import Kernel, Map, PlanContext
@@ -19,7 +20,7 @@ from scratchnet.plans.cuda.matmul import Matmul
 from scratchnet.plans.cuda.misc_kernels import Average, Fallback, View
 from scratchnet.plans.cuda.norm import Norm
 from scratchnet.plans.cuda.weights import low_precision_weights
-from scratchnet.plans.grouping import Group, group, leaves
+from scratchnet.plans.grouping import Group, group
 from scratchnet.plans.plan import Plan
 
 KERNELS: dict[str, type[Kernel]] = {

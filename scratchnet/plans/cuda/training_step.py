@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet.backend import Array
-from scratchnet.layers import Layer
+from scratchnet.layers import Dropout, Layer, assemble
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.plans.cuda.graphs import Replayed
@@ -103,7 +103,7 @@ class TrainingSteps:
         data: DeviceImages | None = None,
         graphs: bool = True,
     ):
-        parameters = list(net.parameters().values())
+        parameters = list(assemble(net).parameters().values())
         if net.backend.name != "cupy" or not parameters or parameters[0].dtype != np.float32:
             raise ValueError("training steps on a GPU need a network of parameters in float32, on cupy")
         if {id(p) for p in optimizer.parameters.values()} != {id(p) for p in parameters}:
@@ -133,7 +133,7 @@ class TrainingSteps:
             self.choices = self._upload(self.choices, np.asarray(choices, np.int32))
         # Each dropout begins with a random number and counts on from there. The number comes from its
         # generator, which a checkpoint saves.
-        dropouts = [rng.integers(2**62) for rng in self.net.generators().values()]
+        dropouts = [layer.rng.integers(2**62) for _, layer in self.net.walk() if isinstance(layer, Dropout)]
         self.counters = self._upload(self.counters, np.array([0, *dropouts], np.int64))
         self.totals_on_device.fill(0)
 

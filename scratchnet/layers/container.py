@@ -1,0 +1,123 @@
+"""Layers that are made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from scratchnet.backend import Array
+from scratchnet.layers.base import Layer
+from scratchnet.layers.tree import assemble
+
+
+class Chain(Layer):
+    """A composite that applies the layers of its ``chain()`` one after the other.
+
+    Derive from it where a network is a chain and its layers have names of their own.
+
+    Parameters
+    ----------
+    dtype, rng
+        As of every ``Layer``; the layers bring their own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scratchnet.layers import Flatten, Linear
+    >>> class Classifier(Chain):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.flatten, self.linear = Flatten(), Linear(12, 2)
+    ...
+    ...     def chain(self):
+    ...         return [self.flatten, self.linear]
+    >>> Classifier().forward(np.zeros((8, 2, 2, 3), "float32")).shape
+    (8, 2)
+    """
+
+    skips_input_gradient = True
+
+    def chain(self) -> Sequence[Layer]:
+        """Return the layers, first to last."""
+        raise NotImplementedError(f"{type(self).__name__} has no chain")
+
+    def forward(self, x: Array) -> Array:
+        """Run all layers, first to last."""
+        for layer in self.chain():
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy: Array, need_input_gradient: bool = True) -> Array | None:
+        """Run all layers back, last to first.
+
+        Parameters
+        ----------
+        dy : array, shape of the output
+        need_input_gradient : bool
+            False leaves out the work that only the gradient of the input needs; then None is returned.
+        """
+        layers = self.chain()
+        first = 0
+        if not need_input_gradient:
+            first = next((i for i, layer in enumerate(layers) if layer.parameters()), len(layers))
+        for i in reversed(range(len(layers))):
+            layer = layers[i]
+            if i < first:
+                layer.clear_saved()
+            elif need_input_gradient or i > first or not layer.skips_input_gradient:
+                dy = layer.backward(dy)
+            else:
+                layer.backward(dy, need_input_gradient=False)  # type: ignore[call-arg]
+        return dy if need_input_gradient else None
+
+
+class Sequential(Chain):
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    *layers : Layer
+    dtype, rng
+        As of every ``Layer``; the layers bring their own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scratchnet.layers import Conv2d, GlobalAvgPool2d, Linear, ReLU
+    >>> net = Sequential(Conv2d(3, 8), ReLU(), GlobalAvgPool2d(), Linear(8, 10))
+    >>> net.forward(np.zeros((2, 32, 32, 3), "float32")).shape
+    (2, 10)
+    >>> net[3]
+    Linear(in_features=8, out_features=10, bias=True)
+    """
+
+    def __init__(self, *layers: Layer, **common: Any):
+        super().__init__(**common)
+        for layer in layers:
+            if not isinstance(layer, Layer):
+                raise ValueError(
+                    f"Sequential takes layers, not {type(layer).__name__}: Sequential(Conv2d(3, 8), ReLU())"
+                )
+        self.layers = list(layers)
+        assemble(self)
+
+    def chain(self) -> Sequence[Layer]:
+        """Return the layers, first to last."""
+        return self.layers
+
+    def children(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the layers, named by their index."""
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        lines = [f"  ({name}): " + repr(layer).replace("\n", "\n  ") for name, layer in self.children()]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])

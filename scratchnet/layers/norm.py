@@ -1,0 +1,83 @@
+"""Batch normalisation and its running statistics (``functional/norm.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchnet import functional as F
+from scratchnet.backend import Array
+from scratchnet.checks import whole
+from scratchnet.initialise import ones, zeros
+from scratchnet.layers.base import Layer
+from scratchnet.layers.tree import assemble
+from scratchnet.parameters import Parameter
+
+
+class BatchNorm2d(Layer):
+    """Batch normalisation (``functional/norm.py``).
+
+    In training it normalises with the batch's own mean and (biased) variance, and tracks both for evaluation:
+    running = (1 - momentum) * running + momentum * batch, with the unbiased variance, as PyTorch does.
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    eps : float
+        Added to the variance.
+    momentum : float
+        How much of each batch goes into the running statistics.
+    dtype, rng
+        As of every ``Layer``.
+
+    Attributes
+    ----------
+    weight, bias : Parameter (num_features,)
+    running_mean, running_var : array (num_features,)
+
+    Examples
+    --------
+    >>> BatchNorm2d(64).forward(np.zeros((8, 4, 4, 64), "float32")).shape
+    (8, 4, 4, 64)
+    """
+
+    buffer_names = ("running_mean", "running_var")
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **common: Any):
+        super().__init__(**common)
+        whole(num_features=num_features)
+        self.num_features, self.eps, self.momentum = int(num_features), eps, momentum
+        self.weight = Parameter(shape=(num_features,), dtype=self.dtype, fill=ones)
+        self.bias = Parameter(shape=(num_features,), dtype=self.dtype, fill=zeros)
+        self.running_mean = np.zeros(num_features, self.dtype)
+        self.running_var = np.ones(num_features, self.dtype)
+        assemble(self)
+
+    def forward(self, x: Array) -> Array:
+        """Normalise (N, H, W, num_features), channel by channel."""
+        self.check_input(x, "N", "H", "W", self.num_features, hint="images are channels last")
+        if not self.training:
+            statistics = self.running_mean, self.running_var
+            return self.save_for_backward(
+                *F.batch_norm_forward(x, self.weight.data, self.bias.data, *statistics, eps=self.eps)
+            )
+        M = x.size // self.num_features
+        if M == 1:
+            raise ValueError(
+                f"{self.label}: one value a channel has no variance to train with: {tuple(x.shape)}"
+            )
+        y, cache = F.batch_norm_forward(x, self.weight.data, self.bias.data, eps=self.eps)
+        self.running_mean += self.momentum * (cache.mean - self.running_mean)
+        self.running_var += self.momentum * (cache.var * (M / (M - 1)) - self.running_var)
+        self.weight.buffer.version += 1  # plans fold the statistics into weights
+        return self.save_for_backward(y, cache)
+
+    def backward(self, dy: Array) -> Array:
+        """Set the gradients of weight and bias; return dx."""
+        dx, self.weight.grad, self.bias.grad = F.batch_norm_backward(dy, self.saved(dy))
+        return dx
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"num_features": self.num_features, "eps": self.eps, "momentum": self.momentum}

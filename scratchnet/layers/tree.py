@@ -1,0 +1,238 @@
+"""Walks through a network: what it is made of, in which order, and what all of its layers do at once.
+
+Questions (``walk``, ``parameters``, ``leaves``) change nothing; whatever owns a network assembles it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from scratchnet import backend as backends
+from scratchnet.backend import Array, Backend
+from scratchnet.parameters import FlatBuffer, Parameter
+
+if TYPE_CHECKING:
+    from scratchnet.layers.base import Layer
+
+    L = TypeVar("L", bound=Layer)
+
+__all__ = ["assemble", "chain_of", "leaves"]
+
+
+def assemble(net: L) -> L:
+    """Give every layer its path and gather all parameters into one buffer; return the network.
+
+    Networks of this package are assembled when they are built, moved, compiled, trained or loaded; doing it
+    again is cheap. In a part of a network it changes nothing: paths from the root and the whole network's
+    buffer stay.
+
+    Parameters
+    ----------
+    net : Layer
+
+    Raises
+    ------
+    ValueError
+        If one Parameter or one layer stands in two places, or the layers have more than one dtype or backend.
+
+    Examples
+    --------
+    >>> from scratchnet.layers import Linear, ReLU, Sequential
+    >>> net = Sequential(ReLU())
+    >>> net.layers.append(Linear(2, 2))
+    >>> assemble(net)[1].label
+    '1 (Linear)'
+    """
+    found = list(parameters(net).values())
+    for path, layer in net.walk():
+        layer.path = max(path, layer.path, key=len)  # the longer path is the one from the root
+    if found:
+        FlatBuffer.gather(found)
+    return net
+
+
+def chain_of(layer: Layer) -> Sequence[Layer] | None:
+    """Return the layers that a composite applies one after the other; None if it computes anything else.
+
+    ``layer.chain()`` says so, unless a subclass or the object itself has another ``forward`` or ``backward``
+    than the class that says it.
+
+    Parameters
+    ----------
+    layer : Layer
+
+    Examples
+    --------
+    >>> from scratchnet.layers import ReLU, Sequential
+    >>> class Doubled(Sequential):
+    ...     def forward(self, x):
+    ...         return 2 * super().forward(x)
+    >>> chain_of(Sequential(ReLU())), chain_of(Doubled(ReLU())), chain_of(ReLU())
+    ([ReLU()], None, None)
+    """
+    if "forward" in vars(layer) or "backward" in vars(layer):
+        return None
+    for kind in type(layer).__mro__:
+        if "chain" in vars(kind):
+            return layer.chain()
+        if "forward" in vars(kind) or "backward" in vars(kind):
+            return None
+    return None
+
+
+def leaves(net: Layer, path: str = "") -> list[tuple[str, Layer]]:
+    """Return the layers that an input goes through, one after the other, each with its path.
+
+    Chains are opened, and chains within them. A composite that is no chain may do anything in its ``forward``
+    and is one layer.
+
+    Parameters
+    ----------
+    net : Layer
+    path : str
+        Where the network itself stands.
+
+    Examples
+    --------
+    >>> from scratchnet.layers import Conv2d, ReLU, Sequential
+    >>> [path for path, layer in leaves(Sequential(Conv2d(3, 8), Sequential(ReLU())))]
+    ['0', '1.0']
+    """
+    chain = chain_of(net)
+    if chain is None:
+        return [(path, net)]
+    names = {id(child): f"{path}.{name}".lstrip(".") for name, child in net.children()}
+    return [leaf for layer in chain for leaf in leaves(layer, names.get(id(layer), layer.path))]
+
+
+# What the methods of Layer of these names do
+
+
+def walk(net: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield a layer and all layers within it, each with its path, in the order they were made."""
+    yield path, net
+    for name, child in net.children():
+        yield from child.walk(f"{path}.{name}" if path else name)
+
+
+def _places(net: Layer) -> list[tuple[str, Layer]]:
+    """Return what ``walk`` yields, and refuse a layer or a Parameter that stands in two places."""
+    found = list(net.walk())
+    places: dict[int, str] = {}
+    for path, layer in found:
+        own = {name: value for name, value in vars(layer).items() if isinstance(value, Parameter)}
+        for name, item in {"": layer, **own}.items():
+            place = f"{path}.{name}".strip(".")
+            if id(item) in places:
+                raise ValueError(
+                    f"one {type(item).__name__} is both {places[id(item)]!r} and {place!r}: make two"
+                )
+            places[id(item)] = place
+    return found
+
+
+def parameters(net: Layer) -> dict[str, Parameter]:
+    """Return what is learned, from name to Parameter, in order."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, layer in _places(net)
+        for name, value in vars(layer).items()
+        if isinstance(value, Parameter)
+    }
+
+
+def buffers(net: Layer) -> dict[str, Array]:
+    """Return the arrays that are state and not learned, from name to array, in order."""
+    return {
+        f"{path}.{name}".lstrip("."): getattr(layer, name)
+        for path, layer in _places(net)
+        for name in layer.buffer_names
+    }
+
+
+def generators(net: Layer) -> dict[str, np.random.Generator]:
+    """Return the generators of all layers: ``rng`` by the layer's path, others with their name after it."""
+    return {
+        path if name == "rng" else f"{path}.{name}".lstrip("."): value
+        for path, layer in _places(net)
+        for name, value in vars(layer).items()
+        if isinstance(value, np.random.Generator)
+    }
+
+
+def backend_of(net: Layer) -> Backend:
+    """Return the backend of the parameters; NumPy if there are none."""
+    for _, layer in net.walk():
+        for value in vars(layer).values():
+            if isinstance(value, Parameter):
+                return value.buffer.backend
+    return backends.get("numpy")
+
+
+def move(net: L, backend: str | Backend) -> L:
+    """Move parameters, gradients and running statistics to another backend.
+
+    Raises
+    ------
+    BackendError
+        If that backend cannot compute here. Nothing has been moved then.
+    ValueError
+        If this is only a part of a network: all of its parameters lie in one array, which moves as one.
+    """
+    backend = backends.get(backend)
+    found = list(assemble(net).parameters().values())
+    if found:
+        buffer = found[0].buffer
+        if len(buffer.parameters) > len(found):
+            raise ValueError(f"{net.label} is part of a network: call to() of the whole network")
+        buffer.to(backend)
+    net.clear_saved()
+    for _, layer in net.walk():
+        for name in layer.buffer_names:
+            setattr(layer, name, backend.asarray(getattr(layer, name)))
+    return net
+
+
+def set_training(net: L, mode: bool) -> L:
+    """Switch all layers to training or to evaluation."""
+    for _, layer in net.walk():
+        layer.training = mode
+    if not mode:
+        net.clear_saved()
+    return net
+
+
+@contextmanager
+def recording(net: L) -> Iterator[L]:
+    """Within this context ``backward`` is possible in evaluation too.
+
+    Examples
+    --------
+    >>> from scratchnet.layers import ReLU
+    >>> layer = ReLU().eval()
+    >>> with layer.recording():
+    ...     y = layer.forward(np.array([-1.0, 2.0]))
+    ...     layer.backward(np.ones(2))
+    array([0., 1.])
+    """
+    layers = [layer for _, layer in net.walk()]
+    before = [layer._recording for layer in layers]
+    try:
+        for layer in layers:
+            layer._recording = True
+        yield net
+    finally:
+        for layer, was_recording in zip(layers, before, strict=True):
+            layer._recording = was_recording
+            if not (layer.training or was_recording):
+                layer._saved = None
+
+
+def clear_saved(net: Layer) -> None:
+    """Forget what was saved for backward, in all layers."""
+    for _, layer in net.walk():
+        layer._saved = None
