@@ -1,4 +1,4 @@
-r"""A 3 x 3 convolution of an image of 2 x 2 pixels: 9 products in place of 16, by a Toeplitz matrix.
+r"""A 3 x 3 convolution of an image of 2 x 2 pixels, by a Toeplitz matrix: 9 products in place of 16.
 
 Symbols as in ``layouts.py``; the kernel is g[i, j], i and j from -1 to 1.
 
@@ -21,7 +21,7 @@ images at once, since a pixel is a matrix (N, C) in this layout. As matrices tha
     M = V U         nine matrix products (N, C) (C, O)
     y = D M D^T     with D = [1 1 0; 1 0 1]                contract, 3 x 3 to 2 x 2
 
-Every entry is 0, 1 or -1, so only additions round. But g0 x0 is added and taken away again: the error is two
+Every entry is 0, 1 or -1, so only additions round. But g0 x0 is added and subtracted again: the error is two
 to three times that of im2col (5.9e-7 against 2.2e-7 of the result, at 512 channels).
 
 **Backward** is the adjoint, step by step, as in ``winograd/``::

@@ -39,8 +39,7 @@ class Norm(Kernel):
         self.keeps_output = self.group.relu is not None and not self.pools
         if self.context.training and self.rows == 1:
             raise ValueError(
-                f"{self.norm.label}: one value per channel has no variance to train with: "
-                f"{self.input.shape}"
+                f"{self.norm.label}: one value per channel has no variance to train with: {self.input.shape}"
             )
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102

@@ -17,8 +17,8 @@ For a tile of 4 x 4 outputs y, its window of 6 x 6 input pixels x, and the kerne
     V = B^T x B      U = G g G^T      M = U * V      y = A^T M A
 
 **Channels.** M is summed over input channels before the inverse transform, which is linear. So for each of
-the 36 places in a window there is a matrix product, over all tiles at once, and that is nearly all of the
-work::
+the 36 places in a window there is one matrix product, over all tiles at once, and these products are nearly
+all of the work::
 
     M[i, j] (T, O)  =  V[i, j] (T, C)  U[i, j] (C, O)                36 T C O, where im2col has 144 T C O
 
@@ -26,13 +26,12 @@ V[i, j] is seen in two ways, without a copy: by the transforms as vectors, (R, L
 matrix (T, C). It is the same memory, since a vector has L = TW * n * C numbers and there are T = R * TW * n
 tiles. The 36 matrices do not lie one straight after the other, see ``planes.py``.
 
-**Backward.** Each step is linear in each of its operands, so its gradient is the adjoint (Lavin and Gray do
-another thing, a convolution with the turned kernel; this one shares a transform)::
+**Backward.** Each step is linear in each of its operands, so its gradient is the adjoint::
 
     dM = A dy A^T        dU = V^T dM        dg = G^T dU G
                          dV = dM U^T        dx = B dV B^T, added up where the windows overlap
 
-dM is shared by both.
+(Lavin and Gray convolve dy with the rotated kernel instead. Here both gradients share dM.)
 
 **Order of work.** A batch is divided into chunks (of n images), a chunk into parts (of R rows of tiles), and
 the 36 products into blocks of columns of U. Either each part goes through all steps, or each step is made for

@@ -78,7 +78,7 @@ class WinogradBase(Convolution):
     tiles_out : Tiles or None
         The output map, if it has tiles, too, and nothing is pooled: then the output transform writes into it,
         and the gradient is read from it. Otherwise an epilogue stores the output.
-    dV_slots : int
+    dV_width : int
         Columns that dV has for each row of windows: its own six, and one from either neighbour.
     """
 
@@ -93,7 +93,7 @@ class WinogradBase(Convolution):
         self.T = self.parts[-1].tiles.stop
         self.largest = max(part.T for part in self.parts)
         self.columns = column_blocks(self.O, self._columns_at_once())
-        self.dV_slots = WINDOW if x.TW == 1 else WINDOW + 2
+        self.dV_width = WINDOW if x.TW == 1 else WINDOW + 2
         y = self.output
         self.tiles_out = y if isinstance(y, Tiles) and self.group.pool is None else None
         if self.tiles_out is not None:
@@ -214,7 +214,7 @@ class WinogradBase(Convolution):
             do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.grad_view)
 
     def transform_dV(self, do: Calls, worker: int, part: Part, dV: np.ndarray, *, clear: bool) -> None:
-        r"""Record dx = B dV B^T, where dV has the axes (6, dV_slots, R, L).
+        r"""Record dx = B dV B^T, where dV has the axes (6, dV_width, R, L).
 
         Parts of a chunk come in order, on one worker. First the columns: of this part's rows of tiles, six
         rows each, into half_dx. Then the rows, of all tiles whose neighbours above and below are there by
@@ -280,7 +280,7 @@ class WinogradBase(Convolution):
 
 
 def own_columns(dV: np.ndarray) -> np.ndarray:
-    """Return the six columns of dV (6, dV_slots, T, C) that are a window's own."""
+    """Return the six columns of dV (6, dV_width, T, C) that are a window's own."""
     return dV[:, 1:-1] if dV.shape[1] > WINDOW else dV
 
 

@@ -44,8 +44,8 @@ class ByPhases(WinogradBase):
             self.U = self.per_worker(arena, "U", (room_for(PLANES, C * COLUMNS),), forward)
         if backward is None:
             return
-        # Of the whole batch: dV (6, dV_slots, T, C) and dM (6, 6, T, O).
-        room = room_for(WINDOW * self.dV_slots, T * C)
+        # Of the whole batch: dV (6, dV_width, T, C) and dM (6, 6, T, O).
+        room = room_for(WINDOW * self.dV_width, T * C)
         self.dV = arena.reserve("dV", (room,), np.float32, backward, backward)
         self.dM = arena.reserve("dM", (room_for(PLANES, T * O),), np.float32, backward, backward)
         # Of each worker: k channels of V, packed (6, 6, T, k), and their rows of dU, (6, 6, k, O).
@@ -81,7 +81,7 @@ class ByPhases(WinogradBase):
     def record_backward(self) -> list[Phase]:  # noqa: D102
         first, second, third, fourth = (self.phase(name) for name in ("dy", "dW", "dx", "input gradient"))
         V = in_planes(self.V.array, WINDOW, WINDOW, self.T, self.C)  # as the forward pass has left it
-        dV = in_planes(self.dV.array, WINDOW, self.dV_slots, self.T, self.C)
+        dV = in_planes(self.dV.array, WINDOW, self.dV_width, self.T, self.C)
         dM = in_planes(self.dM.array, WINDOW, WINDOW, self.T, self.O)
         for worker, parts in enumerate(self.parts_by_chunk()):
             for part in parts:

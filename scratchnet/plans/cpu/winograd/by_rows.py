@@ -39,9 +39,9 @@ class ByRows(WinogradBase):
             self.U = arena.reserve("U", (self.weight_bytes // 4,), np.float32, forward, forward)
         if backward is None:
             return
-        # Of each worker, for one part: V, later dV over it, (6, dV_slots, T, C), and dM (6, 6, T, O).
+        # Of each worker, for one part: V, later dV over it, (6, dV_width, T, C), and dM (6, 6, T, O).
         self.back_half_V = self._reserve_half_V(arena, backward)
-        self.dV = self.per_worker(arena, "dV", (room_for(WINDOW * self.dV_slots, T * C),), backward)
+        self.dV = self.per_worker(arena, "dV", (room_for(WINDOW * self.dV_width, T * C),), backward)
         self.dM = self.per_worker(arena, "dM", (room_for(PLANES, T * O),), backward)
         # Of each worker: the sum of dU (6, 6, C, O) over its parts, and the dU of one part.
         self.dU = self.per_worker(arena, "dU", (2, room_for(PLANES, C * O)), backward)
@@ -81,7 +81,7 @@ class ByRows(WinogradBase):
             if not parts:
                 do.copy(0, out=total)
             for k, (part, clear) in enumerate(with_clear(parts)):
-                dV = in_planes(self.dV[worker].array, WINDOW, self.dV_slots, part.T, self.C)
+                dV = in_planes(self.dV[worker].array, WINDOW, self.dV_width, part.T, self.C)
                 V = own_columns(dV)
                 dM = in_planes(self.dM[worker].array, WINDOW, WINDOW, part.T, self.O)
                 self.transform_dy(do, worker, part, part.by_vectors(dM))

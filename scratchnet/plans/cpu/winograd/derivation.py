@@ -27,11 +27,11 @@ have the coefficients of the products. For a fixed g that is s = S a with S = B 
 definition of a product S[i+j, i] = g[j]. So y = S^T x: the same three factors, transposed and in reverse
 order.
 
-**Points.** Any points will do in exact arithmetic. In float32 they decide how much larger the numbers in
-between are than the result, and so how much of it is lost. Lavin and Gray take 0, 1, -1, 2, -2. With POINTS,
-which are 0 and two pairs whose sizes lie about evenly on both sides of 1, the error is less than half of
-theirs (``test_winograd.py`` measures it; Barabasz et al. 2020 and Alam et al. 2022 search for such points).
-And with eighths all entries of A and B are exact in float32.
+**Points.** Any points will do in exact arithmetic. In float32 they decide how much larger the intermediate
+numbers are than the result, and so how many of its digits are lost. Lavin and Gray take 0, 1, -1, 2, -2. With
+POINTS, which are 0 and two pairs whose sizes lie about evenly on both sides of 1, the error is less than
+half of theirs (``test_winograd.py`` measures it; Barabasz et al. 2020 and Alam et al. 2022 search for such
+points). And since they are multiples of an eighth, all entries of A and B are exact in float32.
 
 **Two dimensions.** The same along rows and along columns, for tiles of 4 x 4 outputs::
 
