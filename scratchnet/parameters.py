@@ -116,11 +116,6 @@ class Parameter:
         """
         return self.grad_view if self.has_grad else None
 
-    @property
-    def grad_view(self) -> Any:
-        """Where the gradient lies, whether or not there is one yet: a view into the second buffer."""
-        return self.view(self.buffer.grad)
-
     @grad.setter
     def grad(self, values: Any) -> None:
         if values is None:
@@ -130,6 +125,11 @@ class Parameter:
         self.buffer.allocate_grad()
         self.has_grad = True
         self.grad[...] = values
+
+    @property
+    def grad_view(self) -> Any:
+        """Where the gradient lies, whether or not there is one yet: a view into the second buffer."""
+        return self.view(self.buffer.grad)
 
     def _fitting(self, values: Any) -> Any:
         """Refuse what NumPy would stretch to fit, or CuPy would silently convert."""
