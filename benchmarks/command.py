@@ -102,11 +102,11 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in TASK}
 
 
-def print_result(run: Callable[[], str], output: Path | None) -> int:
+def print_result(run: Callable[[], str], output: Path | None = None, *errors: type[Exception]) -> int:
     """Print what ``run`` returns, and write it to a file if wanted; an error is a sentence and status 2."""
     try:
         text = run()
-    except WorkerError as error:
+    except (WorkerError, *errors) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

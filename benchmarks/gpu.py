@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from command import Parser, at_least_one
+from command import Parser, at_least_one, print_result
 from gpu_contenders import TURN, TURNS, WARM_UP, work
 from race import HERE, WorkerError, answering, apart, machine
 from report import ms, save, table
@@ -273,19 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from scratchnet import backend
 
-    try:
+    def run() -> str:
         backend.get("cupy")
         path = HERE / "results" / f"{machine()['date']}-gpu"
         for task in tqdm(tasks, unit="", file=sys.stderr):
             text = add_to_page(measure({**task, "turns": options.turns}, contenders), path)
-    except (WorkerError, backend.BackendError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(text)
-    return 0
+        return text
+
+    return print_result(run, None, backend.BackendError)
 
 
 if __name__ == "__main__":

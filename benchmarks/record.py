@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from command import Parser, above_zero, at_least_one
+from command import Parser, above_zero, at_least_one, print_result
 from gpu import PRECISIONS, driver
-from race import HERE, WorkerError, answering, apart, machine
+from race import HERE, answering, apart, machine
 from report import save, table
 
 RECIPE = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "label_smoothing": 0.1}
@@ -272,19 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from scratchnet import backend, data
 
-    try:
+    def run() -> str:
         backend.get("cupy")
         data.cifar10(options.data_dir)  # downloaded now if need be, not in a worker
         with tqdm(total=options.seeds * len(options.contenders), unit="", file=sys.stderr) as progress:
-            measured = measure(task, options.contenders, progress, save_so_far=write)
-    except (WorkerError, backend.BackendError, data.DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(page(measured))
-    return 0
+            return page(measure(task, options.contenders, progress, save_so_far=write))
+
+    return print_result(run, None, backend.BackendError, data.DataError)
 
 
 def write(measured: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
 
 from scratchnet.explain.page import Page
 
@@ -85,18 +84,18 @@ def explain(
     <BLANKLINE>
     The backward pass keeps y, and not x: y is positive exactly where x is.
     """
-    return str(write(operation, size, backward, seed, channels, stride, padding, colour))
+    settings = {"channels": channels, "stride": stride, "padding": padding}
+    return str(write(operation, size, backward, seed=seed, colour=colour, **settings))
 
 
 def write(
     operation: str,
     size: int = 4,
     backward: bool = False,
+    *,
     seed: int = 0,
-    channels: int | None = None,
-    stride: int | None = None,
-    padding: int | None = None,
     colour: bool = False,
+    **settings: int | None,
 ) -> Page:
     """Return the page of a walk. See ``explain`` for the arguments."""
     if operation not in OPERATIONS:
@@ -104,13 +103,11 @@ def write(
     if not 2 <= size <= LARGEST:
         raise ValueError(f"the size must be a whole number from 2 to {LARGEST}, not {size}")
     walk = importlib.import_module(f"scratchnet.explain.{operation}").walk
-    settings: dict[str, Any] = {"channels": channels, "stride": stride, "padding": padding}
-    accepted = inspect.signature(walk).parameters
-    for name, value in settings.items():
-        if value is not None and name not in accepted:
-            raise ValueError(f"{operation} has no {name}: leave it out")
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in given.keys() - inspect.signature(walk).parameters.keys():
+        raise ValueError(f"{operation} has no {name}: leave it out")
     page = Page(colour)
     title = OPERATIONS[operation]
     page.lines += [title[0].upper() + title[1:], "=" * len(title), ""]
-    walk(page, size, backward, seed, **{k: v for k, v in settings.items() if v is not None})
+    walk(page, size, backward, seed, **given)
     return page
