@@ -51,10 +51,10 @@ def build_network(task: dict[str, Any]) -> models.VGG:
     if task["kind"] == "inference":
         net.eval()
         rng = np.random.default_rng(1)
-        for layer in net.layers:
-            if isinstance(layer, layers.BatchNorm2d):  # statistics as after training, not 0 and 1
-                layer.running_mean[...] = rng.normal(0.0, 0.1, layer.num_features)
-                layer.running_var[...] = rng.uniform(0.5, 1.5, layer.num_features)
+        for name, statistics in net.buffers().items():  # as after training, not 0 and 1
+            mean = name.endswith("mean")
+            shape = statistics.shape
+            statistics[...] = rng.normal(0.0, 0.1, shape) if mean else rng.uniform(0.5, 1.5, shape)
     return net
 
 
@@ -229,7 +229,7 @@ def build_dezero(task: dict[str, Any]) -> Contender:
     x, labels = make_batch(task)
     x = channels_first(x)
     rows, scale = np.arange(len(x)), np.float32(-1 / len(x))
-    model = dezero.models.Sequential(*(translate(layer) for layer in build_network(task).layers))
+    model = dezero.models.Sequential(*(translate(layer) for _, layer in layers.leaves(build_network(task))))
     versions = f"DeZero {dezero.__version__}"
 
     def infer() -> np.ndarray:
@@ -259,11 +259,10 @@ def build_jax(task: dict[str, Any]) -> Contender:
     from jax import numpy as jnp
 
     net = build_network(task)
-    weights = [
-        [jnp.array(parameter.data) for parameter in layer.parameters().values()] for layer in net.layers
-    ]
-    structure = [(type(layer), getattr(layer, "kernel_size", None)) for layer in net.layers]
-    del net
+    chain = [layer for _, layer in layers.leaves(net)]
+    weights = [[jnp.array(p.data) for p in layer.parameters().values()] for layer in chain]
+    structure = [(type(layer), layer.settings().get("kernel_size")) for layer in chain]
+    del net, chain
 
     def forward(weights: list, x: Any) -> Any:
         for (layer_class, size), parameters in zip(structure, weights, strict=True):

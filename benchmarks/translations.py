@@ -15,7 +15,7 @@ from scratchnet import layers, models
 
 
 def torch_network(net: models.VGG) -> Any:
-    """Return the same network as a PyTorch module."""
+    """Return the same network as a PyTorch module: layers and their settings have PyTorch's names."""
     import torch
     from torch import nn
 
@@ -23,40 +23,24 @@ def torch_network(net: models.VGG) -> Any:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.permute(0, 2, 3, 1).flatten(1)
 
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # of scratchnet's arrays, in PyTorch's order
+
     def translate(layer: layers.Layer) -> nn.Module:
         match layer:
-            case layers.Conv2d():
-                module = nn.Conv2d(
-                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-                )
-                arrays = {"weight": layer.weight.data.transpose(3, 2, 0, 1), "bias": layer.bias.data}
-            case layers.Linear():
-                module = nn.Linear(layer.in_features, layer.out_features)
-                arrays = {"weight": layer.weight.data.T, "bias": layer.bias.data}
-            case layers.BatchNorm2d():
-                module = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum)
-                arrays = {
-                    "weight": layer.weight.data,
-                    "bias": layer.bias.data,
-                    "running_mean": layer.running_mean,
-                    "running_var": layer.running_var,
-                }
-            case layers.ReLU():
-                return nn.ReLU(inplace=True)
-            case layers.MaxPool2d():
-                return nn.MaxPool2d(layer.kernel_size, layer.stride)
             case layers.Flatten():
                 return TransposeAndFlatten()
+            case layers.ReLU():
+                return nn.ReLU(inplace=True)
             case layers.Dropout(p=0.0):
                 return nn.Identity()
-            case _:
-                raise TypeError(f"no translation for {layer}")
+        module = getattr(nn, type(layer).__name__)(**layer.settings())
+        arrays = {name: p.data for name, p in layer.parameters().items()} | layer.buffers()
         with torch.no_grad():
             for name, array in arrays.items():
-                getattr(module, name).copy_(torch.from_numpy(array))
+                getattr(module, name).copy_(torch.from_numpy(array.transpose(axes[array.ndim])))
         return module
 
-    return nn.Sequential(*(translate(layer) for layer in net.layers))
+    return nn.Sequential(*(translate(layer) for _, layer in layers.leaves(net)))
 
 
 def onnx_model(net: models.VGG, batch_size: int) -> bytes:
@@ -74,7 +58,7 @@ def onnx_model(net: models.VGG, batch_size: int) -> bytes:
         nodes.append(helper.make_node(operator, [value, *names], [f"value_{n}"], **attributes))
         value = f"value_{n}"
 
-    for layer in net.layers:
+    for _, layer in layers.leaves(net):
         match layer:
             case layers.Conv2d():
                 add(

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchnet import inspection
-from scratchnet.layers import ReLU
-from scratchnet.models import VGG
+from scratchnet.layers import Layer, leaves
 from scratchnet.report import charts, page
 from scratchnet.report.run_images import TracedImage
 from scratchnet.training import confusion_matrix, predict
@@ -146,7 +145,7 @@ def mistakes(
     )
 
 
-def filters(net: VGG) -> Section:
+def filters(net: Layer) -> Section:
     """Show the filters of the first convolution."""
     filters = inspection.filters(net)
     O, KH, KW, _ = filters.shape
@@ -162,9 +161,9 @@ def filters(net: VGG) -> Section:
     )
 
 
-def feature_maps(net: VGG, image: TracedImage, maps: Mapping[str, np.ndarray]) -> Section:
+def feature_maps(net: Layer, image: TracedImage, maps: Mapping[str, np.ndarray]) -> Section:
     """Show an image's feature maps, as ``inspection.feature_maps`` returns them."""
-    layers = dict(inspection.in_order(net))
+    layers = dict(leaves(net))
     figures = []
     for path, (y,) in maps.items():
         H, W, C = y.shape
@@ -187,11 +186,12 @@ def feature_maps(net: VGG, image: TracedImage, maps: Mapping[str, np.ndarray]) -
 
 
 def grad_cam(
-    net: VGG, images: Sequence[TracedImage], maps: Mapping[str, np.ndarray], class_names: Sequence[str]
+    net: Layer, images: Sequence[TracedImage], maps: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> Section:
     """Show where the network looks in some images; ``maps`` are the first one's feature maps."""
-    layers = dict(inspection.in_order(net))
-    last_of_size = {y.shape[1:3]: path for path, y in maps.items() if isinstance(layers[path], ReLU)}
+    layers = dict(leaves(net))
+    activations = [path for path in maps if "stride" not in layers[path].settings()]
+    last_of_size = {maps[path].shape[1:3]: path for path in activations}
     chosen = list(last_of_size.items())[-3:]
 
     def look(image: TracedImage) -> str:
