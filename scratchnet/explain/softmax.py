@@ -25,9 +25,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     )
     shifted = z - z.max(axis=1, keepdims=True)
     page.show(
-        page.matrix("z", z, right),
-        page.matrix("max", z.max(axis=1, keepdims=True), shape=""),
-        between="-",
+        page.matrix("z", z, right), page.matrix("max", z.max(axis=1, keepdims=True), shape=""), between="-"
     )
     page.show(page.matrix("z - max", shifted, right))
     page.say(
@@ -45,11 +43,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     e = np.exp(shifted)
     sums = e.sum(axis=1, keepdims=True)
     p = e / sums
-    page.show(
-        page.matrix("exp(z - max)", e, right),
-        page.matrix("its sum", sums, shape=""),
-        between="/",
-    )
+    page.show(page.matrix("exp(z - max)", e, right), page.matrix("its sum", sums, shape=""), between="/")
     page.say("Every row divided by its sum, so that it adds up to one:")
     page.show(page.matrix("p", p, right))
     page.same("softmax(z)", p, F.softmax(z))

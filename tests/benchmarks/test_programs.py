@@ -57,9 +57,7 @@ def test_an_architecture_that_does_not_exist(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more",
-    [[], ["--batch-norm", "--image-size", "64", "--no-compile"]],
-    ids=["plain", "batch norm, 64 px"],
+    "more", [[], ["--batch-norm", "--image-size", "64", "--no-compile"]], ids=["plain", "batch norm, 64 px"]
 )
 def test_a_small_run_against_pytorch(run, tmp_path, more):
     pytest.importorskip("torch")
