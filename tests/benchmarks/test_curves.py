@@ -138,13 +138,3 @@ def test_curves_without_matplotlib_say_how_to_install_it(tmp_path, curves, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = curves(logged(tmp_path / "run"), "--output", tmp_path / "curves.svg")
     assert result.status == 2 and "pip install '.[plot]'" in result.said
-
-
-def test_curves_stop_at_ctrl_c(tmp_path, curves, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupt)
-    result = curves(logged(tmp_path / "run"), "--output", tmp_path / "curves.svg")
-    assert result.status == 130 and result.said == "curves.py: stopped\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]

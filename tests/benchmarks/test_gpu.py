@@ -1,14 +1,14 @@
 """The benchmarks for a GPU: what they count, and that they run, as far as can be seen without one."""
 
 import doctest
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from scratchnet import backend, data, models, plans
+from tests.fakes import measurements
 
-MACHINE = {"python": "3.11", "system": "Linux", "driver": "580", "date": "2026-01-31", "command": "python x"}
+MACHINE = measurements.MACHINE | {"driver": "580", "command": "python x"}
 TINY = {
     "arch": "vgg11",
     "width": 0.0625,
@@ -156,7 +156,7 @@ def test_cuda_record_runs_on_the_emulator_and_its_twin_sees_the_same(stand_in, l
     }
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-    progress = SimpleNamespace(set_description=lambda text: None, update=lambda: None)
+    progress = measurements.Silent()
     saved = []
 
     def save_so_far(measured):

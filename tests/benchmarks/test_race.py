@@ -59,7 +59,7 @@ def race(load, monkeypatch):
     return race
 
 
-def test_who_cannot_take_part_is_left_out_with_the_reason(race):
+def test_a_contender_that_cannot_take_part_is_left_out_with_the_reason(race):
     result = race.measure(TASK, ["scratchnet", "eager", "channels_last", "compile"], 3, Silent())
     assert list(result["contenders"]) == ["scratchnet", "eager"]
     assert result["contenders"]["eager"]["seconds"] == [1.0] * 3

@@ -124,7 +124,7 @@ def test_pooling_on_the_page_takes_the_largest_and_a_tie_goes_to_the_first():
     )
 
 
-def test_the_kink_of_the_relu_is_marked_and_told():
+def test_the_kink_of_the_relu_is_marked_and_explained():
     page = BACKWARD["relu"]
     x, y, dx, dy = (matrix(page, title) for title in ("x", "y", "dx", "dy"))
     assert (y == np.maximum(x, 0)).all() and (dx == dy * (x > 0)).all() and (x == 0).any()

@@ -84,6 +84,12 @@ def report(capsys, *arguments):
     return SimpleNamespace(status=status, out=out, err=err, last=err.strip().splitlines()[-1] if err else "")
 
 
+def refused(capsys, sentence, *arguments):
+    """Run report.py, which must end with one sentence, before any work."""
+    done = report(capsys, *arguments)
+    assert done.status == 2 and done.err == f"report.py: {sentence}\n"
+
+
 def change_config(run, **changes):
     config = json.loads((run / "config.json").read_text())
     config["options"] |= changes.pop("options", {})

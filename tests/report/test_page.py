@@ -42,7 +42,7 @@ def test_names_are_unique_and_all_that_is_pointed_at_is_there(shown):
     assert set(pointed) <= set(names)
 
 
-def test_who_cannot_see_is_told(shown):
+def test_screen_readers_are_served(shown):
     assert shown.all("html", lang="en") and len(shown.all("title")) == len(shown.all("h1")) == 1
     assert len(shown.all("img")) > 20
     assert all(len(image.attributes["alt"]) > 3 for image in shown.all("img"))

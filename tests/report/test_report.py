@@ -14,7 +14,7 @@ from PIL import Image
 from scratchnet.report import RunReport
 from scratchnet.training.cli import parse_training
 from scratchnet.training.rundir import COLUMNS
-from tests.fakes.pages import Page, change_config, report, written
+from tests.fakes.pages import Page, change_config, refused, report, written
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plot)")
 
@@ -65,45 +65,45 @@ def test_the_program_writes_the_page_and_says_where(trained, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["page.html"]
 
 
+def write(name, content):
+    return lambda run: (run / name).write_bytes(content)
+
+
+def configure(**changes):
+    return lambda run: change_config(run, **changes)
+
+
+def delete(name):
+    return lambda run: (run / name).unlink()
+
+
+NAN = ",".join(COLUMNS).encode() + b"\n1,1,1,1,1,1,nan,1\n"
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda run: shutil.rmtree(run), "there is no run: .*tiny is no folder"),
-        (lambda run: (run / "config.json").unlink(), "holds no run: it has no config.json"),
-        (lambda run: (run / "config.json").write_text("{"), "config.json is damaged"),
+        (shutil.rmtree, "there is no run: .*tiny is no folder"),
+        (delete("config.json"), "holds no run: it has no config.json"),
+        (write("config.json", b"{"), "config.json is damaged"),
+        (write("config.json", b"{}"), "config.json is damaged: it does not hold the options"),
+        (configure(class_names=["cat", 1]), "damaged: its class_names are no names"),
+        (configure(std=[1, "x", 1]), "damaged: its mean and std cannot be used: could not"),
+        (configure(std=[1, 0, 1]), "damaged: its mean and std cannot be used: norm"),
         (
-            lambda run: (run / "config.json").write_text("{}"),
-            "config.json is damaged: it does not hold the options",
-        ),
-        (lambda run: change_config(run, class_names=["cat", 1]), "damaged: its class_names are no names"),
-        (
-            lambda run: change_config(run, std=[1, "x", 1]),
-            "damaged: its mean and std cannot be used: could not",
-        ),
-        (lambda run: change_config(run, std=[1, 0, 1]), "damaged: its mean and std cannot be used: norm"),
-        (
-            lambda run: change_config(run, class_names=["a", "b", "c"]),
-            r"best.safetensors has 10 classes and \S*config.json 3: one of them is damaged, or of",
+            configure(class_names=["a", "b"]),
+            r"best.safetensors has 10 classes and \S*config.json 2: one of them",
         ),
         (
-            lambda run: change_config(run, options={"image_size": 64}),
-            "best.safetensors takes images of 32 pixels and .*config.json says 64: one of them is damaged",
+            configure(options={"image_size": 64}),
+            "takes images of 32 pixels and .*config.json says 64: one of them",
         ),
-        (
-            lambda run: change_config(run, options={"validation": 300}),
-            r"config.json is damaged: its options do not fit shapes10: cannot set aside 300",
-        ),
-        (
-            lambda run: (run / "log.csv").unlink(),
-            "has no finished epoch yet: wait for the first, or use --watch",
-        ),
-        (lambda run: (run / "log.csv").write_text("epoch\n1\n"), "log.csv is damaged"),
-        (
-            lambda run: (run / "log.csv").write_text(f"{','.join(COLUMNS)}\n1,1,1,1,1,1,nan,1\n"),
-            "log.csv is damaged: seconds of epoch 1 is nan",
-        ),
-        (lambda run: (run / "best.safetensors").write_bytes(b"12345678"), "best.safetensors is damaged"),
-        (lambda run: (run / "diagnosis.json").write_text("[1]"), "diagnosis.json is damaged"),
+        (configure(options={"validation": 300}), "its options do not fit shapes10: cannot set aside 300"),
+        (delete("log.csv"), "has no finished epoch yet: wait for the first, or use --watch"),
+        (write("log.csv", b"epoch\n1\n"), "log.csv is damaged"),
+        (write("log.csv", NAN), "log.csv is damaged: seconds of epoch 1 is nan"),
+        (write("best.safetensors", b"12345678"), "best.safetensors is damaged"),
+        (write("diagnosis.json", b"[1]"), "diagnosis.json is damaged"),
     ],
 )
 def test_a_run_that_is_missing_or_broken_is_named_in_a_sentence(run, capsys, spoil, sentence):
@@ -129,9 +129,7 @@ def test_a_run_that_is_missing_or_broken_is_named_in_a_sentence(run, capsys, spo
 )
 def test_an_option_of_the_wrong_kind_is_named(run, capsys, watch, option, value, sentence):
     change_config(run, options={option: value})
-    done = report(capsys, run, *watch)
-    assert done.status == 2
-    assert done.err == f"report.py: {run / 'config.json'} is damaged: its option {sentence}\n"
+    refused(capsys, f"{run / 'config.json'} is damaged: its option {sentence}", run, *watch)
 
 
 def test_what_every_option_of_a_run_can_be_is_no_damage(run):
@@ -144,21 +142,16 @@ def test_what_every_option_of_a_run_can_be_is_no_damage(run):
 
 
 def test_an_image_that_cannot_be_read_is_named_before_anything_is_done(run, capsys):
-    done = report(capsys, run, "--image", run / "none.png")
-    assert done.status == 2 and done.err == f"report.py: {run / 'none.png'} does not exist\n"
+    refused(capsys, f"{run / 'none.png'} does not exist", run, "--image", run / "none.png")
 
 
 def test_a_folder_is_no_image_to_follow(run, tmp_path, capsys):
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    done = report(capsys, run, "--image", tmp_path)
-    sentence = f"{tmp_path} is a folder, where one image is wanted"
-    assert done.status == 2 and done.err == f"report.py: {sentence}\n"
+    refused(capsys, f"{tmp_path} is a folder, where one image is wanted", run, "--image", tmp_path)
 
 
 def test_a_page_that_cannot_be_written_is_named(run, capsys):
-    done = report(capsys, run, "--output", run / "no" / "page.html")
-    sentence = f"{run / 'no' / 'page.html'} cannot be written: there is no folder {run / 'no'}"
-    assert done.status == 2 and done.err == f"report.py: {sentence}\n"  # and no word of work before it
+    page = run / "no" / "page.html"
+    refused(capsys, f"{page} cannot be written: there is no folder {page.parent}", run, "--output", page)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -166,10 +159,7 @@ def test_a_page_takes_no_pipes_place(trained, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for output in (tmp_path / "pipe", tmp_path / "link"):
-        done = report(capsys, trained, "--output", output)
-        assert (
-            done.status == 2 and done.err == f"report.py: {output} cannot be written: it is no regular file\n"
-        )
+        refused(capsys, f"{output} cannot be written: it is no regular file", trained, "--output", output)
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
@@ -190,9 +180,7 @@ def test_a_page_takes_no_file_of_a_runs_place(run, tmp_path, capsys, name):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     (tmp_path / "page.html").symlink_to(run / name)
     for output in (run / name, run / ".." / run.name / name, tmp_path / "page.html"):
-        done = report(capsys, run, "--output", output)
-        assert done.status == 2
-        assert done.err == f"report.py: {output} cannot be written: a run keeps its {name} there\n"
+        refused(capsys, f"{output} cannot be written: a run keeps its {name} there", run, "--output", output)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -208,9 +196,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_done(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)  # root, too, may run the tests
-    done = report(capsys, run)
-    sentence = f"{run / 'report.html'} cannot be written: Permission denied"
-    assert done.status == 2 and done.err == f"report.py: {sentence}\n"
+    refused(capsys, f"{run / 'report.html'} cannot be written: Permission denied", run)
 
 
 def test_without_matplotlib_the_program_says_how_to_install_it(run, capsys, monkeypatch):
