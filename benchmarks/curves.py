@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scratchnet.checkpoint import replacing
 from scratchnet.report.output import writable_path
+from scratchnet.tensorfile import replacing
 from scratchnet.training import RunDirectory, RunError, cli
 
 FORMATS = (".svg", ".png", ".pdf", ".jpg", ".webp")

@@ -12,46 +12,39 @@ linear                   (in, out)                (out, in)
 all others               as they are              as they are
 =======================  =======================  =========================================================
 
-The file's header holds JSON under the key ``scratchnet``: how the network was built, and what else its user
-needs to know (class names, input size, normalisation, data set). All of it is optional when reading.
+The file's header holds JSON under the key ``scratchnet``: what the network is (``rebuild.py``), and what else
+its user needs to know (class names, normalisation, data set). All of it is optional when reading.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from math import isqrt
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from numpy.typing import ArrayLike
 
-from scratchnet.backend import Backend, get, to_numpy
-from scratchnet.layers import Conv2d, Layer, Linear
+from scratchnet.backend import Array, Backend, get, to_numpy
+from scratchnet.layers import Chain, Conv2d, Layer, Linear, assemble, leaves
 from scratchnet.models import ARCHITECTURES, VGG
+from scratchnet.rebuild import ENTRIES, check_that_it_rebuilds, entries, plain, rebuilt, shapes
+from scratchnet.tensorfile import HEADER, FormatError, TensorFile, open_tensors, write_tensors
 
-HEADER = "scratchnet"
-KINDS = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # NumPy has them
-PART = 1 << 20  # numbers that are read at a time
-PARTIAL = ".partial"  # ends the temporary name of a file that is being written
+__all__ = ["FormatError", "load", "load_weights", "save"]
 
-
-class FormatError(Exception):
-    """A file is not a checkpoint, or not one that fits. The message names the file and says what is wrong."""
+NUMBERS_AT_A_TIME = 1 << 20  # that are read of one tensor
 
 
 def save(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     net: Layer,
     *,
-    class_names: list[str] | tuple[str, ...] | None = None,
-    mean: Any = None,
-    std: Any = None,
+    class_names: Sequence[str] | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
     **info: Any,
 ) -> None:
     """Write a network's weights and running statistics to a file.
@@ -64,7 +57,8 @@ def save(
     path : path
         By custom ``*.safetensors``.
     net : Layer
-        A VGG can be loaded again with ``load``; any other network with ``load_weights``.
+        A chain of this package's layers, such as a VGG, can be loaded again with ``load``; a network with
+        other layers with ``load_weights``, once it has been built.
     class_names : sequence of str, optional
     mean, std : sequence of 3 float, optional
         The normalisation of the images: (pixel / 255 - mean) / std, channel by channel.
@@ -73,36 +67,44 @@ def save(
 
     Raises
     ------
+    ValueError
+        If an argument does not fit the network, or the network that the file would describe is not this one.
+        Nothing has been written then.
     OSError
         If the file cannot be written.
 
     Examples
     --------
+    >>> import tempfile
     >>> from scratchnet.models import vgg11
     >>> net = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16)
     >>> folder = tempfile.TemporaryDirectory()
-    >>> save(Path(folder.name, "net.safetensors"), net, class_names=["cat", "dog"])
-    >>> again = load(Path(folder.name, "net.safetensors"))
+    >>> path = os.path.join(folder.name, "net.safetensors")
+    >>> save(path, net, class_names=["cat", "dog"])
+    >>> again = load(path)
     >>> bool((again.features[0].weight.data == net.features[0].weight.data).all())
     True
     >>> again.info["class_names"]
     ['cat', 'dog']
     """
-    info |= {"class_names": None if class_names is None else list(class_names)}
-    info |= {"mean": _floats(mean), "std": _floats(std)}
-    if isinstance(net, VGG):
-        classes = net.settings()["num_classes"]
-        if class_names is not None and len(class_names) != classes:
-            raise ValueError(f"the network has {classes} classes, and class_names {len(class_names)}")
-        info |= {"model": net.settings()}
-    info = {key: value for key, value in info.items() if value is not None}
-    header = json.dumps(info, default=_plain)
-    tensors = {name: _to_file(net, name, to_numpy(array)) for name, array in _state(net).items()}
+    described = entries(net)
+    info |= {"class_names": _checked_names(net, class_names)}
+    info |= {"mean": _checked_channels("mean", mean), "std": _checked_channels("std", std)} | described
+    stale = ENTRIES - described.keys()
+    info = {key: value for key, value in info.items() if value is not None and key not in stale}
+    header = json.dumps(info, default=plain)
+    check_that_it_rebuilds(net, json.loads(header))
+    flattened = _flattened(net, info)
+    state = {name: p.data for name, p in net.parameters().items()} | net.buffers()
+    owners = _owners(net)
+    tensors = {
+        name: _to_file(owners[name], to_numpy(array), flattened.get(name)) for name, array in state.items()
+    }
     write_tensors(path, tensors, header)
 
 
-def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
-    """Build the VGG that a file holds, and load its weights.
+def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chain:
+    """Build the network that a file holds, and load its weights.
 
     Parameters
     ----------
@@ -114,57 +116,41 @@ def load(path: str | os.PathLike, backend: str | Backend = "numpy") -> VGG:
 
     Returns
     -------
-    VGG
-        In evaluation mode. Its attribute ``info`` is the header as a dict: ``class_names``, ``mean``, ``std``
-        and whatever else was saved.
+    Chain
+        In evaluation mode: a ``VGG``, a ``Sequential``, or a chain with the names of the layers of one's own
+        class. Its attribute ``info`` is the header as a dict: ``class_names``, ``mean``, ``std`` and whatever
+        else was saved.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     FormatError
-        If it is not a safetensors file, or not one of a VGG.
+        If it is not a safetensors file, or it does not say which network it holds.
 
     Examples
     --------
-    >>> from scratchnet.models import vgg11
-    >>> net = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16)
+    >>> import tempfile
+    >>> from scratchnet.layers import Flatten, Sequential
     >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "net.safetensors")
-    >>> save(path, net, class_names=["cat", "dog"])
-    >>> again = load(path)
-    >>> again.training, again.info["class_names"]
+    >>> path = os.path.join(folder.name, "net.safetensors")
+    >>> save(path, Sequential(Flatten(), Linear(12, 2)), class_names=["cat", "dog"])
+    >>> net = load(path)
+    >>> net.training, net.info["class_names"]
     (False, ['cat', 'dog'])
+    >>> net[1]
+    Linear(in_features=12, out_features=2, bias=True)
     """
     backend = get(backend)
     with open_tensors(path) as file:
-        net = _build(path, file, _read_header(path, file.metadata.get(HEADER, "{}")))
-        _put(path, net, file)
+        info = _read_header(path, file)
+        net = _build(path, file, info)
+        _put(path, net, file, info)
+    net.info = info
     return net.to(backend).eval()
 
 
-def _build(path: str | os.PathLike, file: TensorFile, info: dict[str, Any]) -> VGG:
-    """Return the network that a file describes, without its weights."""
-    shapes = file.shapes
-    for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
-        if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
-            raise FormatError(f"{path} holds no VGG: it has no {name} of {ndim} axes")
-    dtype = "float64" if file.kinds["features.0.weight"] == "F64" else "float32"
-    try:
-        net = VGG(**(info["model"] if "model" in info else _guess_settings(shapes)), dtype=dtype)
-    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
-        what = "has a header that describes no VGG" if "model" in info else "holds no VGG"
-        raise FormatError(f"{path} {what}: {error}") from error
-    names = info.get("class_names")
-    if names is not None and len(names) != net.settings()["num_classes"]:
-        raise FormatError(
-            f"{path} has a damaged header: {net.settings()['num_classes']} classes, {len(names)} class names"
-        )
-    net.info = info
-    return net
-
-
-def load_weights(path: str | os.PathLike, net: Layer) -> None:
+def load_weights(path: str | os.PathLike[str], net: Layer) -> None:
     """Load a file's weights into a network that has been built, in place, on whatever backend it is.
 
     Parameters
@@ -182,10 +168,11 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
 
     Examples
     --------
+    >>> import tempfile
     >>> from scratchnet.models import vgg11
     >>> net = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16)
     >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "net.safetensors")
+    >>> path = os.path.join(folder.name, "net.safetensors")
     >>> save(path, net)
     >>> other = vgg11(num_classes=2, image_size=32, width=0.125, classifier_width=16, seed=1)
     >>> load_weights(path, other)
@@ -193,296 +180,200 @@ def load_weights(path: str | os.PathLike, net: Layer) -> None:
     True
     """
     with open_tensors(path) as file:
-        _put(path, net, file)
+        _put(path, net, file, _read_header(path, file))
 
 
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
-    """Read all tensors of a safetensors file, and the JSON of ours in its header, ``"{}"`` if there is none.
-
-    Parameters
-    ----------
-    path : path
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    FormatError
-        If it is not one, is cut short, or holds something that NumPy has no type for.
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> tensors, header = read_tensors(path)
-    >>> tensors["a"], header
-    (array([0., 1., 2.]), '{"step": 7}')
-    """
-    with open_tensors(path) as file:
-        return {name: file.read(name) for name in file.shapes}, file.metadata.get(HEADER, "{}")
+# Which network a file holds
 
 
-class TensorFile:
-    """An open safetensors file. It stays the same one, whatever becomes of its name in the meantime.
-
-    Parameters
-    ----------
-    path : path
-    stack : ExitStack
-        Closes it.
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> with ExitStack() as stack:
-    ...     TensorFile(path, stack).read("a")
-    array([0., 1., 2.])
-    """
-
-    def __init__(self, path: str | os.PathLike, stack: ExitStack):
-        whole = stack.enter_context(open(path, "rb"))
-        self._same = f"/proc/self/fd/{whole.fileno()}"  # where the system has that
-        self._name = self._same if os.path.exists(self._same) else path
-        self._file = stack.enter_context(safe_open(self._name, framework="numpy"))
-        self.metadata = self._file.metadata() or {}
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
-        self.shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-        self.kinds = {name: tensor.get_dtype() for name, tensor in slices.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        """Return a tensor."""
-        return self._file.get_tensor(name)
-
-    def read_rows(self, name: str, rows: slice) -> np.ndarray:
-        """Return some rows of a tensor, and leave nothing else in memory.
-
-        What was read of a mapped file stays there until the file is closed, so it is opened anew.
-        """
-        if self._name != self._same:
-            return self._file.get_slice(name)[rows]
-        with safe_open(self._name, framework="numpy") as file:
-            return file.get_slice(name)[rows]
-
-
-@contextmanager
-def open_tensors(path: str | os.PathLike) -> Iterator[TensorFile]:
-    """Open a safetensors file, to read a tensor or a part of one at a time; else as ``read_tensors``.
-
-    Parameters
-    ----------
-    path : path
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> with open_tensors(path) as file:
-    ...     file.shapes["b"], file.read_rows("a", slice(1, 3))
-    ((2, 2), array([1., 2.]))
-    """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {os.fspath(path)}")
-    if not os.path.isfile(path):
-        what = "a folder" if os.path.isdir(path) else "no regular file"
-        raise FormatError(f"{path} is {what}, not a safetensors file")
-    with ExitStack() as stack:
-        try:
-            file = TensorFile(path, stack)
-        except (SafetensorError, ValueError, AttributeError) as error:
-            reason = str(error).removeprefix("Error while deserializing header: ")
-            raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
-        for kind in sorted({*file.kinds.values()} - KINDS):
-            kind = {"BF16": "bfloat16"}.get(kind, kind)
-            raise FormatError(
-                f"{path} holds numbers that NumPy has no type for ({kind}): save them as float32"
-            )
-        try:
-            yield file
-        except SafetensorError as error:
-            raise FormatError(f"{path} cannot be read to its end: {error}") from error
-
-
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], header: str) -> None:
-    """Write a safetensors file, whole or not at all, with one entry of JSON in its header.
-
-    One and no more: safetensors writes several in random order, and the same run shall leave the same bytes.
-
-    Parameters
-    ----------
-    path : path
-    tensors : mapping from name to array
-    header : str
-        JSON.
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> sorted(read_tensors(path)[0])
-    ['a', 'b']
-    """
-    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {HEADER: header})
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Any:
-    """Yield a temporary name in the same folder; afterwards rename it to ``path``, or remove it after an
-    error.
-
-    Parameters
-    ----------
-    path : path
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> with replacing(Path(folder.name, "log.csv")) as temporary:
-    ...     _ = Path(temporary).write_text("epoch")
-    >>> os.listdir(folder.name)
-    ['log.csv']
-    """
-    path, temporary = Path(path), None
+def _build(path: str | os.PathLike[str], file: TensorFile, info: dict[str, Any]) -> Chain:
+    """Return the network that a file holds, without its weights."""
+    if "network" in info:
+        raise FormatError(
+            f"{path} holds the weights of a network with layers from outside scratchnet, of the class "
+            f"{info['network']!r}: build it, then call checkpoint.load_weights(path, net)"
+        )
+    dtype = "float64" if "F64" in file.dtypes.values() else "float32"
+    what = "has a header that describes no network"
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        os.close(handle)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # on the disk before it takes the old one's name
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own are for the owner alone
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # of the system's, the reason without the temporary name
-        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.remove(temporary)
+        if "chain" in info or info.get("changes"):
+            _check_sizes(info, limit=max(1 << 20, sum(map(prod, file.shapes.values()))))
+        else:
+            what = "has a header that describes no VGG" if "model" in info else "holds no VGG"
+            _check_names_of_vgg(path, file)
+            dtype = "float64" if file.dtypes["features.0.weight"] == "F64" else "float32"
+        known = "chain" in info or "model" in info
+        net = rebuilt(info if known else {"model": _guess_settings(file.shapes)}, dtype)
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise FormatError(f"{path} {what}: {error}") from error
+    names, classes = info.get("class_names"), _number_of_classes(net)
+    if names is not None and classes is not None and len(names) != classes:
+        raise FormatError(f"{path} has a damaged header: {classes} classes, {len(names)} class names")
+    return net
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _check_names_of_vgg(path: str | os.PathLike[str], file: TensorFile) -> None:
+    for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
+        if len(file.shapes.get(name, ())) != ndim or 0 in file.shapes[name]:
+            raise FormatError(f"{path} holds no VGG: it has no {name} of {ndim} axes")
 
 
-def _state(net: Layer) -> dict[str, Any]:
-    """Everything that a file holds: parameters and running statistics, from name to array."""
-    return {name: p.data for name, p in net.parameters().items()} | net.buffers()
+def _check_sizes(value: Any, limit: int) -> None:
+    """Refuse a header with a size that no tensor of the file can have, before anything so large is made."""
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_sizes(inner, limit)
+    elif isinstance(value, int) and value > limit:
+        raise ValueError(f"{value} is a size that no tensor in it has")
 
 
-def _layer_of(net: Layer, name: str) -> Layer:
-    return dict(net.walk())[name.rpartition(".")[0]]
+def _number_of_classes(net: Layer) -> int | None:
+    """Return how many classes a network tells apart, where its last layer says so."""
+    _, last = leaves(net)[-1] if leaves(net) else ("", None)
+    return last.out_features if isinstance(last, Linear) else None
 
 
-def _flattened(net: Layer, name: str) -> tuple[int, int, int] | None:
-    """Return (H, W, C) of the feature map that a VGG's first linear layer sees flattened, else None."""
-    if name != "classifier.0.weight" or not isinstance(net, VGG) or net.settings()["head"] != "flatten":
-        return None
+# Layouts
+
+
+def _owners(net: Layer) -> dict[str, Layer]:
+    """Return the layer of each parameter and running statistic."""
+    owners = dict(net.walk())
+    return {name: owners[name.rpartition(".")[0]] for name in shapes(net)}
+
+
+def _flattened(net: Layer, info: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Return (H, W, C) of the feature map that a VGG's first linear layer sees flattened, by its name.
+
+    In a file of a chain all linear layers are as in memory, but for the order of the axes.
+    """
+    if "chain" in info or not isinstance(net, VGG) or net.settings()["head"] != "flatten":
+        return {}
     size = net.settings()["image_size"]
-    return net.features.output_shape((1, size, size, 3))[1:]
+    _, H, W, C = net.features.output_shape((1, size, size, 3))
+    first = net.parameters().get("classifier.0.weight")
+    return {"classifier.0.weight": (H, W, C)} if first is not None and first.shape[0] == H * W * C else {}
 
 
-def _to_file(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
+def _to_file(owner: Layer, array: Array, flattened: tuple[int, int, int] | None) -> Array:
     """Turn an array from memory's layout to the file's."""
-    layer = _layer_of(net, name)
-    if isinstance(layer, Conv2d) and array.ndim == 4:
+    if isinstance(owner, Conv2d) and array.ndim == 4:
         return array.transpose(3, 2, 0, 1)  # (O, C, KH, KW)
-    if isinstance(layer, Linear) and array.ndim == 2:
-        if shape := _flattened(net, name):
+    if isinstance(owner, Linear) and array.ndim == 2:
+        if flattened:
             # Copied once, to (out, c, h, w), rather than twice: it may be most of a network.
-            return array.reshape(*shape, -1).transpose(3, 2, 0, 1).reshape(array.T.shape)
+            return array.reshape(*flattened, -1).transpose(3, 2, 0, 1).reshape(array.T.shape)
         return array.T  # (out, in)
     return array
 
 
-def _to_memory(net: Layer, name: str, array: np.ndarray) -> np.ndarray:
+def _to_memory(owner: Layer, array: Array, flattened: tuple[int, int, int] | None) -> Array:
     """Turn an array, or some rows of it, from the file's layout to memory's: the inverse of ``_to_file``."""
-    layer = _layer_of(net, name)
-    if isinstance(layer, Conv2d) and array.ndim == 4:
+    if isinstance(owner, Conv2d):
         return array.transpose(2, 3, 1, 0)  # (KH, KW, C, O)
-    if isinstance(layer, Linear) and array.ndim == 2:
-        array = array.T  # (in, out)
-        if shape := _flattened(net, name):
-            H, W, C = shape
-            array = array.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(array.shape)  # (h, w, c)
+    array = array.T  # (in, out)
+    if flattened:
+        H, W, C = flattened
+        array = array.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(array.shape)  # (h, w, c)
     return array
 
 
-def _put(path: str | os.PathLike, net: Layer, file: TensorFile) -> None:
+def _has_outputs_first(owner: Layer, ndim: int) -> bool:
+    """Tell whether a tensor's outputs come first in the file and last in memory."""
+    return (isinstance(owner, Conv2d) and ndim == 4) or (isinstance(owner, Linear) and ndim == 2)
+
+
+def _put(path: str | os.PathLike[str], net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
     """Load a file's tensors into a network: all of them or, if one does not fit, none.
 
     Large ones are read a part at a time, straight into the network's buffer, so that nothing is in memory
     twice.
     """
-    parameters, buffers = net.parameters(), net.buffers()
-    state = {name: p.shape for name, p in parameters.items()}
-    state |= {name: tuple(array.shape) for name, array in buffers.items()}
+    parameters, buffers, owners, expected = net.parameters(), net.buffers(), _owners(net), shapes(net)
     names = [name for name in file.shapes if not name.endswith("num_batches_tracked")]
-    for name in [*state, *names]:
-        if name not in names or name not in state:
-            who = "the file lacks" if name not in names else "the network lacks"
-            raise FormatError(f"{path} does not fit the network: {who} {name}")
-    for name in state:
-        shape = file.shapes[name]
-        if _has_channels_last(net, name, len(shape)):
-            shape = (*shape[2:], shape[1], shape[0])
-        if shape != state[name]:
+    for name in [*expected, *names]:
+        if name not in names or name not in expected:
+            lacking = "the file lacks" if name not in names else "the network lacks"
+            raise FormatError(f"{path} does not fit the network: {lacking} {name}")
+    for name, shape in expected.items():
+        found = file.shapes[name]
+        if _has_outputs_first(owners[name], len(found)):
+            found = (*found[2:], found[1], found[0])
+        if found != shape:
             raise FormatError(
-                f"{path} does not fit the network: {name} is {shape}, where {state[name]} is expected"
+                f"{path} does not fit the network: {name} is {found}, where {shape} is expected"
             )
-        if not file.kinds[name].startswith("F"):
-            kind = file.read(name).dtype
+        if not file.dtypes[name].startswith("F"):
+            dtype = file.read(name).dtype
             raise FormatError(
-                f"{path} does not fit the network: {name} is {kind}, where floating point is expected"
+                f"{path} does not fit the network: {name} is {dtype}, where floating point is expected"
             )
-    for name in state:
+    assemble(net)
+    flattened = _flattened(net, info)
+    for name in expected:
         if name in buffers:
             buffers[name][...] = net.backend.asarray(file.read(name))
             continue
         p = parameters[name]
-        if not _has_channels_last(net, name, p.ndim):
+        if not _has_outputs_first(owners[name], p.ndim):
             p.data = p.buffer.backend.asarray(file.read(name))
             continue
         outputs = p.shape[-1]  # the file's first axis
-        step = max(1, PART * outputs // max(1, p.size))
+        step = max(1, NUMBERS_AT_A_TIME * outputs // max(1, p.size))
         for start in range(0, outputs, step):
             rows = slice(start, min(start + step, outputs))
-            part = _to_memory(net, name, file.read_rows(name, rows))
+            part = _to_memory(owners[name], file.read_rows(name, rows), flattened.get(name))
             p.assign((..., rows), p.buffer.backend.asarray(part))
 
 
-def _has_channels_last(net: Layer, name: str, ndim: int) -> bool:
-    """Tell whether a tensor's outputs come first in the file and last in memory."""
-    layer = _layer_of(net, name)
-    return (isinstance(layer, Conv2d) and ndim == 4) or (isinstance(layer, Linear) and ndim == 2)
+# The header
 
 
-def _read_header(path: str | os.PathLike, header: str) -> dict[str, Any]:
-    """Return what our part of a file's header says, checked as far as it can be without the network."""
+def _read_header(path: str | os.PathLike[str], file: TensorFile) -> dict[str, Any]:
+    """Return our part of a file's header, checked as far as it can be without the network."""
     try:
-        info = json.loads(header)
+        info = json.loads(file.metadata.get(HEADER, "{}"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} has a damaged header: {error}") from error
     if not isinstance(info, dict):
         raise FormatError(f"{path} has a damaged header: not a JSON object")
-    names, model = info.get("class_names", []), info.get("model", {})
+    names = info.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FormatError(f"{path} has a damaged header: class_names is no list of names")
-    if not isinstance(model, dict):
-        raise FormatError(f"{path} has a damaged header: model is no JSON object")
-    for key in info.keys() & {"mean", "std"}:
+    for key in ("model", "changes", "chain"):
+        if not isinstance(info.get(key, {}), dict):
+            raise FormatError(f"{path} has a damaged header: {key} is no JSON object")
+    for key in sorted(info.keys() & {"mean", "std"}):
         try:
-            values = np.array(info[key], dtype=float)
-        except (TypeError, ValueError):
-            values = np.empty(0)
-        if values.shape != (3,) or not np.isfinite(values).all() or (key == "std" and values.min() <= 0):
-            raise FormatError(f"{path} has a damaged header: {key} is not three numbers that can be used")
+            _checked_channels(key, info[key])
+        except ValueError as error:
+            raise FormatError(f"{path} has a damaged header: {error}") from error
     return info
+
+
+def _checked_channels(name: str, values: ArrayLike | None) -> list[float] | None:
+    """Return one number per channel as a list: of ``mean``, or of ``std``, which must be above zero."""
+    if values is None:
+        return None
+    try:
+        numbers = np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (3,) or not np.isfinite(numbers).all() or (name == "std" and numbers.min() <= 0):
+        raise ValueError(f"{name} is not three finite numbers{' above zero' if name == 'std' else ''}")
+    return [float(number) for number in numbers]
+
+
+def _checked_names(net: Layer, class_names: Sequence[str] | None) -> list[str] | None:
+    if class_names is None:
+        return None
+    names = list(class_names)
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of strings, not {class_names!r}")
+    classes = _number_of_classes(net)
+    if classes is not None and len(names) != classes:
+        raise ValueError(f"the network has {classes} classes, and class_names {len(names)}")
+    return names
 
 
 def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -498,13 +389,15 @@ def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     batch_norm = any(name.endswith("running_mean") for name in shapes)
     step = 3 if batch_norm else 2
     layers: list[int | str] = []
+    last = 1  # the channels of the last convolution
     indices = sorted(convolutions)
     for index, following in zip(indices, [*indices[1:], None], strict=True):
-        layers.append(convolutions[index])
+        last = convolutions[index]
+        layers.append(last)
         if following is None or following - index > step:
             layers.append("M")
     inputs = shapes["classifier.0.weight"][1]
-    pixels, rest = divmod(inputs, next(c for c in reversed(layers) if c != "M"))
+    pixels, rest = divmod(inputs, last)
     if rest or isqrt(pixels) ** 2 != pixels:
         raise ValueError(f"classifier.0 takes {inputs} inputs, which is no square image of the last channels")
     known = next((name for name, known in ARCHITECTURES.items() if known == layers), layers)
@@ -515,14 +408,3 @@ def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         "batch_norm": batch_norm,
         "classifier_width": shapes["classifier.0.weight"][0],
     }
-
-
-def _plain(value: Any) -> Any:
-    """Turn a number or array of NumPy's into what JSON can hold."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f"a file's header cannot hold {type(value).__name__}")
-
-
-def _floats(values: Any) -> list[float] | None:
-    return None if values is None else [float(value) for value in values]

@@ -1,16 +1,14 @@
-"""Saved weights: torchvision's names and layouts, whole or not at all; a sentence for every damaged file."""
+"""Saved weights: torchvision's names and layouts, there and back bit for bit."""
 
-import errno
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from scratchnet import checkpoint
@@ -197,8 +195,6 @@ def test_weights_go_into_a_sequential_of_ones_own(tmp_path):
     save(tmp_path / "net.safetensors", net)
     load_weights(tmp_path / "net.safetensors", other)
     assert_same_bits(net, other)
-    with pytest.raises(FormatError, match="net.safetensors holds no VGG: it has no features.0.weight"):
-        load(tmp_path / "net.safetensors")
 
 
 def test_loading_writes_in_place_and_raises_the_version(model):
@@ -325,261 +321,6 @@ def test_a_torchvision_architecture_is_recognised_by_its_channels(tmp_path):
     assert load(tmp_path / "a.safetensors").settings()["architecture"] == "vgg11"
 
 
-# Damaged files, and files of another kind
-
-
-@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 1500, 5000, 0.5, 0.9, -1])
-def test_a_truncated_file_is_named(model, keep):
-    content = model.read_bytes()
-    length = int(len(content) * keep) if isinstance(keep, float) else keep
-    model.write_bytes(content[:length])
-    with pytest.raises(FormatError, match=r"model.safetensors is damaged, or not a safetensors file at all"):
-        load(model)
-
-
-def test_files_of_other_kinds_are_named(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "code has run"),)
-
-    rng = np.random.default_rng(0)
-    contents = {
-        "random": rng.bytes(5000),
-        "zeros": bytes(5000),
-        "pickle": pickle.dumps(Trap()),
-        "image": b"\x89PNG\r\n\x1a\n" + rng.bytes(300),
-        "text": b"hello",
-        "more after the end": None,
-    }
-    for name, content in contents.items():
-        path = tmp_path / name
-        if content is None:
-            save(path, vgg11(**SMALL))
-            content = path.read_bytes() + b"x"
-        path.write_bytes(content)
-        with pytest.raises(FormatError, match=f"{name} is damaged, or not a safetensors file at all"):
-            load(path)
-    assert not (tmp_path / "code has run").exists()
-
-
-def test_bytes_changed_at_random_load_or_are_refused_but_never_surprise(model):
-    content = bytearray(model.read_bytes())
-    header = int.from_bytes(content[:8], "little") + 8
-    rng = np.random.default_rng(1)
-    for _ in range(300):
-        damaged = bytearray(content)
-        for place in rng.integers(0, header, 3):
-            damaged[place] = rng.integers(32, 127)
-        model.write_bytes(damaged)
-        try:
-            load(model)
-        except FormatError as error:
-            assert "model.safetensors" in str(error)
-
-
-def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file .*absent"):
-        load(tmp_path / "absent")
-    with pytest.raises(FormatError, match="is a folder, not a safetensors file"):
-        load(tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FormatError, match="pipe is no regular file"):
-        load(tmp_path / "pipe")
-
-
-def resaved(model, change=None, header=None):
-    """Write the model again with some tensors changed (None removes one), or another header."""
-    tensors, before = checkpoint.read_tensors(model)
-    tensors = {name: array for name, array in (tensors | (change or {})).items() if array is not None}
-    header = header if isinstance(header, str) else json.dumps(header) if header is not None else before
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, model, {"scratchnet": header}
-    )
-
-
-FLOATS = np.zeros(3, "float32")
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"features.3.bias": None}, "does not fit the network: the file lacks features.3.bias"),
-        ({"features.99.bias": FLOATS}, "does not fit the network: the network lacks features.99.bias"),
-        ({"features.3.bias": FLOATS}, r"features.3.bias is \(3,\), where \(8,\) is expected"),
-        ({"features.3.bias": np.zeros(8, "int64")}, "features.3.bias is int64, where floating point"),
-        ({"features.0.weight": None}, "holds no VGG: it has no features.0.weight"),
-        ({"features.0.weight": FLOATS}, "holds no VGG: it has no features.0.weight of 4 axes"),
-        ({"classifier.0.weight": FLOATS}, "holds no VGG: it has no classifier.0.weight of 2 axes"),
-        (
-            {"classifier.6.weight": np.zeros((0, 16), "float32")},
-            "holds no VGG: it has no classifier.6.weight",
-        ),
-    ],
-)
-@pytest.mark.parametrize("with_header", [True, False])
-def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named(model, change, words, with_header):
-    resaved(model, change, None if with_header else "{}")
-    with pytest.raises(
-        FormatError, match=f"model.safetensors.*{words}" if with_header else "model.safetensors"
-    ):
-        load(model)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"features.18.weight": np.zeros((0, 32, 3, 3), "float32")},
-        {"classifier.0.weight": np.zeros((16, 33), "float32")},
-        {"classifier.0.weight": np.zeros((16, 64), "float32")},
-        {"features.x.weight": np.zeros((4, 4, 3, 3), "float32")},
-    ],
-)
-def test_shapes_from_which_no_network_can_be_guessed_are_refused(model, change):
-    resaved(model, change, "{}")
-    with pytest.raises(FormatError, match="model.safetensors holds no VGG"):
-        load(model)
-
-
-GOOD = {"architecture": "vgg11", **SMALL}
-
-
-@pytest.mark.parametrize(
-    "header",
-    ["{", "[]", "3", "[" * 100_000, "nonsense", {"class_names": 5}, {"class_names": [1] * 10}]
-    + [{"mean": wrong} for wrong in ("abc", 5, [1, 2], [0, 0, float("nan")], [0, 0, None])]
-    + [{"std": [1, 1, 0]}, {"model": "vgg16"}, {"model": [1]}, {"class_names": ["cat"], "model": GOOD}],
-)
-def test_a_damaged_header_is_refused(model, header):
-    resaved(model, header=header)
-    with pytest.raises(FormatError, match="model.safetensors has a damaged header"):
-        load(model)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"architecture": "vgg12"},
-        {"architecture": [float("inf"), "M"]},
-        {"architecture": [10**12, "M"], "batch_norm": True},
-        {"architecture": {}},
-        {"architecture": None},
-        {"num_classes": 10**12},
-        {"num_classes": 1.5},
-        {"image_size": 32 * 10**20},
-        {"image_size": "32"},
-        {"width": 1e300},
-        {"width": float("nan")},
-        {"batch_norm": True},
-        {"dropout": "much"},
-        {"head": []},
-        {"dtype": "float64"},
-        {"unknown": 1},
-    ],
-)
-def test_a_header_with_absurd_settings_is_refused(model, change):
-    resaved(model, header={"model": GOOD | change})
-    with pytest.raises(
-        FormatError, match="model.safetensors (has a header that describes no VGG|does not fit)"
-    ):
-        load(model)
-
-
-def test_half_precision_files_load_as_float32(model):
-    net = load(model)
-    resaved(model, {name: array.astype("float16") for name, array in load_file(model).items()})
-    half = load(model)
-    assert half.features[0].weight.dtype == np.float32
-    np.testing.assert_allclose(
-        half.forward(random_images()), net.forward(random_images()), rtol=0.02, atol=0.02
-    )
-
-
-def test_bfloat16_files_are_refused_with_what_to_do(model):
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file as load_torch
-    from safetensors.torch import save_file as save_torch
-
-    save_torch({name: t.to(torch.bfloat16) for name, t in load_torch(model).items()}, model)
-    with pytest.raises(FormatError, match="NumPy has no type for .*bfloat16.*save them as float32"):
-        load(model)
-
-
-# Whole or not at all
-
-
-def entries(folder):
-    return sorted(os.listdir(folder))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_leaves_the_old_file_and_no_other(model, monkeypatch, error):
-    before = model.read_bytes()
-
-    def fill_the_disk(tensors, path, metadata):
-        Path(path).write_bytes(b"the first part")
-        raise error
-
-    monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
-    with pytest.raises(
-        OSError, match="model.safetensors cannot be written: .*No space left on device"
-    ) as caught:
-        save(model, vgg11(**SMALL))
-    assert "partial" not in str(caught.value)
-    assert model.read_bytes() == before
-    assert entries(model.parent) == ["model.safetensors"]
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
-def test_a_failure_at_any_step_leaves_the_old_file_and_no_other(model, monkeypatch, step, error):
-    before = model.read_bytes()
-
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr(checkpoint.os, step, fail)
-    with pytest.raises(type(error)):
-        save(model, vgg11(**SMALL, seed=1))
-    assert model.read_bytes() == before
-    assert entries(model.parent) == ["model.safetensors"]
-
-
-def test_a_folder_that_is_not_there_or_cannot_be_written_to_is_named(tmp_path):
-    with pytest.raises(OSError, match="absent.net.safetensors cannot be written: No such file or directory"):
-        save(tmp_path / "absent" / "net.safetensors", vgg11(**SMALL))
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder cannot be written"):
-        save(tmp_path / "folder", vgg11(**SMALL))
-    assert entries(tmp_path) == ["folder"]
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OSError, match="net.safetensors cannot be written: Permission denied"):
-        save(tmp_path / "net.safetensors", vgg11(**SMALL))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
-def test_files_get_the_permissions_that_the_user_asks_for(tmp_path):
-    old = os.umask(0o027)
-    try:
-        save(tmp_path / "net.safetensors", vgg11(**SMALL))
-    finally:
-        os.umask(old)
-    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is counted in other ways elsewhere")
 def test_loading_takes_no_second_copy_of_the_weights(tmp_path):
     net = vgg11(10, 32, classifier_width=3000)  # 82 MB
@@ -587,7 +328,7 @@ def test_loading_takes_no_second_copy_of_the_weights(tmp_path):
     checkpoint.save(tmp_path / "model", net)
     code = """
 import re, sys
-from scratchnet import checkpoint
+from scratchnet import checkpoint, tensorfile
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
@@ -620,21 +361,3 @@ def test_parameters_of_other_layers_are_loaded_as_they_are(tmp_path, shape):
     load_weights(tmp_path / "model", loaded)
     for a, b in zip(saved.parameters().values(), loaded.parameters().values(), strict=True):
         assert a.shape == b.shape and (a.data == b.data).all()
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs a name for an open file")
-def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(tmp_path, monkeypatch):
-    before, after = (VGG("vgg11", **SMALL, seed=seed) for seed in (1, 2))
-    save(tmp_path / "model", before)
-    save(tmp_path / "newer", after)
-    read = checkpoint.TensorFile.read_rows
-
-    def replace_and_read(self, *arguments):
-        if (tmp_path / "newer").exists():
-            os.replace(tmp_path / "newer", tmp_path / "model")
-        return read(self, *arguments)
-
-    monkeypatch.setattr(checkpoint.TensorFile, "read_rows", replace_and_read)
-    net = load(tmp_path / "model")
-    for a, b in zip(before.parameters().values(), net.parameters().values(), strict=True):
-        assert (a.data == b.data).all()

@@ -41,7 +41,7 @@ def dropout_forward(x: Any, keep: Any, p: float) -> tuple[Any, Any]:
 def dropout_backward(dy: Any, cache: Any) -> Any:
     """Return the gradient with respect to ``x``.
 
-    y = x * keep / (1 - p) elementwise, and ``save_for_backward`` does not depend on x: so dx = dy * keep / (1 - p).
+    y = x * keep / (1 - p) elementwise, and ``keep`` does not depend on x: so dx = dy * keep / (1 - p).
 
     Parameters
     ----------

@@ -20,6 +20,11 @@ class Chain(Layer):
     dtype, rng
         As of every ``Layer``; the layers bring their own.
 
+    Attributes
+    ----------
+    info : dict
+        Of a network that was loaded from a file, what the file says about it, such as ``class_names``.
+
     Examples
     --------
     >>> import numpy as np
@@ -36,6 +41,7 @@ class Chain(Layer):
     """
 
     skips_input_gradient = True
+    info: dict[str, Any]
 
     def chain(self) -> Sequence[Layer]:
         """Return the layers, first to last."""

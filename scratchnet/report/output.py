@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from scratchnet.checkpoint import PARTIAL
+from scratchnet.tensorfile import PARTIAL
 from scratchnet.training.rundir import RunDirectory, RunError
 
 

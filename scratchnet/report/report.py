@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet import checkpoint, data, inspection
+from scratchnet import checkpoint, data, inspection, tensorfile
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.report import page, sections
@@ -128,13 +128,13 @@ class RunReport:
             f"<footer><p>Made {time.strftime('%Y-%m-%d %H:%M:%S')} by examples/report.py.</p></footer>",
         ]
         text = page.page(f"{name}: a run of scratchnet", "\n".join(body), refresh)
-        with checkpoint.replacing(self.target) as temporary:
+        with tensorfile.replacing(self.target) as temporary:
             Path(temporary).write_text(text, encoding="utf-8", errors="replace")
 
     def stop_refreshing(self) -> None:
         """Make browsers that show the page stop reloading it."""
         text = page.without_refresh(self.output.read_text(encoding="utf-8"))
-        with checkpoint.replacing(self.target) as temporary:
+        with tensorfile.replacing(self.target) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
     def _summary(self, rows: list[dict[str, float]], weights: str) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from scratchnet.backend import to_numpy
-from scratchnet.checkpoint import PARTIAL, FormatError, read_tensors, replacing, write_tensors
 from scratchnet.layers import Layer
 from scratchnet.optim import SGD
+from scratchnet.tensorfile import PARTIAL, FormatError, read_tensors, replacing, write_tensors
 
 DIAGNOSES = "diagnosis.json"
 

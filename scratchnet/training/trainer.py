@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from scratchnet import checkpoint
+from scratchnet import checkpoint, tensorfile
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
@@ -115,7 +115,7 @@ class Trainer:
             If the best weights so far are missing or damaged, which the run will need in the end.
         """
         progress = self.run.read_state(self.net, self.optimizer)
-        with checkpoint.open_tensors(self.run.best):
+        with tensorfile.open_tensors(self.run.best):
             pass
         self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
         if epochs is not None and len(self.log) > epochs:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from scratchnet import data
-from scratchnet.checkpoint import read_tensors
 from scratchnet.data import Augmentation, Loader, Normalisation
 from scratchnet.functional import softmax
 from scratchnet.layers import (
@@ -23,6 +22,7 @@ from scratchnet.layers import (
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG, vgg11
 from scratchnet.optim import SGD, Constant, Cosine
+from scratchnet.tensorfile import read_tensors
 from scratchnet.training import RunDirectory, RunError, Trainer
 from scratchnet.training.doctor import Diagnosis, Row, Verdict, diagnose, read
 

@@ -17,12 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scratchnet import checkpoint
-from scratchnet.checkpoint import FormatError, load, read_tensors
+from scratchnet import checkpoint, tensorfile
+from scratchnet.checkpoint import FormatError, load
 from scratchnet.data import Augmentation, Loader, Normalisation
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg11
 from scratchnet.optim import SGD, Constant, Cosine
+from scratchnet.tensorfile import read_tensors, write_tensors
 from scratchnet.training import (
     NotFinite,
     RunDirectory,
@@ -320,13 +321,13 @@ def test_a_state_that_is_missing_damaged_or_of_another_network_is_named(tmp_path
     (run / "state.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(RunError, match="state.safetensors is damaged"):
         fit(run, 2, resume=True)
-    checkpoint.write_tensors(run / "state.safetensors", *read_tensors(run / "last.safetensors"))
+    write_tensors(run / "state.safetensors", *read_tensors(run / "last.safetensors"))
     with pytest.raises(RunError, match="state.safetensors is damaged, or of another network"):
         fit(run, 2, resume=True)
     fit(tmp_path / "other", 1)
     tensors, header = read_tensors(tmp_path / "other" / "state.safetensors")
     for momentum in (tensors["momentum"][:5], tensors["momentum"].astype("int32")):
-        checkpoint.write_tensors(run / "state.safetensors", {**tensors, "momentum": momentum}, header)
+        write_tensors(run / "state.safetensors", {**tensors, "momentum": momentum}, header)
         with pytest.raises(RunError, match="state.safetensors is damaged.*momentum is"):
             fit(run, 2, resume=True)
     (run / "state.safetensors").unlink()
@@ -364,7 +365,7 @@ def test_a_state_whose_header_is_nonsense_is_named(tmp_path, header):
     fit(tmp_path, 1)
     tensors, before = read_tensors(tmp_path / "state.safetensors")
     header = header if isinstance(header, str) else json.dumps(json.loads(before) | header)
-    checkpoint.write_tensors(tmp_path / "state.safetensors", tensors, header)
+    write_tensors(tmp_path / "state.safetensors", tensors, header)
     with pytest.raises(RunError, match="state.safetensors is damaged"):
         fit(tmp_path, 2, resume=True)
 
@@ -444,7 +445,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_epoch_before(tmp_path, mon
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensorfile, "save_file", full)
     with pytest.raises(OSError, match="safetensors cannot be written: No space left on device"):
         trainer.fit(2)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before

@@ -1,0 +1,197 @@
+"""Safetensors files: read a tensor or some rows at a time, written whole or not at all.
+
+They carry no code. One entry of their header, under the key ``scratchnet``, is JSON of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+HEADER = "scratchnet"
+DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # NumPy has them
+PARTIAL = ".partial"  # ends the temporary name of a file that is being written
+
+
+class FormatError(Exception):
+    """A file is not a checkpoint, or not one that fits. The message names the file and says what is wrong."""
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], str]:
+    """Read all tensors of a safetensors file, and the JSON of ours in its header, ``"{}"`` if there is none.
+
+    Parameters
+    ----------
+    path : path
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If it is not one, is cut short, or holds something that NumPy has no type for.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> tensors, header = read_tensors(path)
+    >>> tensors["a"], header
+    (array([0., 1., 2.]), '{"step": 7}')
+    """
+    with open_tensors(path) as file:
+        return {name: file.read(name) for name in file.shapes}, file.metadata.get(HEADER, "{}")
+
+
+class TensorFile:
+    """An open safetensors file. It stays the same one even if its name is given to another in the meantime.
+
+    Parameters
+    ----------
+    path : path
+    stack : ExitStack
+        Closes it.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> with ExitStack() as stack:
+    ...     TensorFile(path, stack).read("a")
+    array([0., 1., 2.])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stack: ExitStack):
+        opened = stack.enter_context(open(path, "rb"))
+        self._same = f"/proc/self/fd/{opened.fileno()}"  # where the system has that
+        self._name = self._same if os.path.exists(self._same) else path
+        self._file = stack.enter_context(safe_open(self._name, framework="numpy"))
+        self.metadata = self._file.metadata() or {}
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        self.shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+        self.dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor."""
+        return self._file.get_tensor(name)
+
+    def read_rows(self, name: str, rows: slice) -> np.ndarray:
+        """Return some rows of a tensor, and leave nothing else in memory.
+
+        What was read of a mapped file stays there until the file is closed, so it is opened once more.
+        """
+        if self._name != self._same:
+            return self._file.get_slice(name)[rows]
+        with safe_open(self._name, framework="numpy") as file:
+            return file.get_slice(name)[rows]
+
+
+@contextmanager
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
+    """Open a safetensors file to read tensors or parts of them, with the checks of ``read_tensors``.
+
+    Parameters
+    ----------
+    path : path
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> with open_tensors(path) as file:
+    ...     file.shapes["b"], file.read_rows("a", slice(1, 3))
+    ((2, 2), array([1., 2.]))
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {os.fspath(path)}")
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise FormatError(f"{path} is {what}, not a safetensors file")
+    with ExitStack() as stack:
+        try:
+            file = TensorFile(path, stack)
+        except (SafetensorError, ValueError, AttributeError) as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
+        for dtype in sorted({*file.dtypes.values()} - DTYPES):
+            dtype = {"BF16": "bfloat16"}.get(dtype, dtype)
+            raise FormatError(
+                f"{path} holds numbers that NumPy has no type for ({dtype}): save them as float32"
+            )
+        try:
+            yield file
+        except SafetensorError as error:
+            raise FormatError(f"{path} cannot be read to its end: {error}") from error
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], header: str) -> None:
+    """Write a safetensors file, whole or not at all, with one entry of JSON in its header.
+
+    One and no more: safetensors writes several in random order, and the same run must leave the same bytes.
+
+    Parameters
+    ----------
+    path : path
+    tensors : mapping from name to array
+    header : str
+        JSON.
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "two.safetensors")
+    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
+    >>> sorted(read_tensors(path)[0])
+    ['a', 'b']
+    """
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, {HEADER: header})
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield a temporary name in the same folder; then rename it to ``path``, or remove it after an error.
+
+    Parameters
+    ----------
+    path : path
+
+    Examples
+    --------
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with replacing(Path(folder.name, "log.csv")) as temporary:
+    ...     _ = Path(temporary).write_text("epoch")
+    >>> os.listdir(folder.name)
+    ['log.csv']
+    """
+    target, temporary = Path(path), None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=PARTIAL)
+        os.close(handle)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # on the disk before it takes the old one's name
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own are for the owner alone
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:  # of the system's, the reason without the temporary name
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
