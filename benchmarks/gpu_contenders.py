@@ -134,7 +134,7 @@ def groups_of(plan: Any) -> list[dict[str, Any]]:
                 "bytes": 4 * floats,
             }
         )
-    return [group for group, g in zip(groups, plan.groups, strict=True) if g.kind != "flatten"]
+    return [group for group, g in zip(groups, plan.groups, strict=True) if g.title != "Flatten"]
 
 
 def speeds(xp: Any, task: Mapping[str, Any]) -> dict[str, float]:

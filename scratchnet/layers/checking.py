@@ -49,13 +49,8 @@ def check_input(layer: Layer, x: Array, axes: tuple[str | int, ...], hint: str =
     """
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(f"{layer.label}: expected an array, got {type(x).__name__}")
-    wrong = len(x.shape) != len(axes) or any(
-        isinstance(axis, int) and axis != size for axis, size in zip(axes, x.shape, strict=True)
-    )
-    if axes and wrong:
-        hint = f": {hint}" if hint else ""
-        wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
-        raise ValueError(f"{layer.label}: expected ({wanted}), got {tuple(x.shape)}{hint}")
+    if axes:
+        check_shape(layer, x.shape, *axes, hint=hint)
     if 0 in x.shape:
         raise ValueError(f"{layer.label}: the input is empty, {tuple(x.shape)}")
     parameter = next((value for value in vars(layer).values() if isinstance(value, Parameter)), None)
@@ -67,6 +62,17 @@ def check_input(layer: Layer, x: Array, axes: tuple[str | int, ...], hint: str =
                 f"{layer.label}: the network is on {parameter.buffer.backend.name}, the input is not: "
                 "use net.backend.asarray(x)"
             )
+
+
+def check_shape(layer: Layer, shape: tuple[int, ...], *axes: str | int, hint: str = "") -> None:
+    """Raise a ValueError if an input of this shape does not fit the layer."""
+    wrong = len(shape) != len(axes) or any(
+        isinstance(axis, int) and axis != size for axis, size in zip(axes, shape, strict=True)
+    )
+    if wrong:
+        hint = f": {hint}" if hint else ""
+        wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
+        raise ValueError(f"{layer.label}: expected ({wanted}), got {tuple(shape)}{hint}")
 
 
 def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: Array) -> Any:

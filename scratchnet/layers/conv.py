@@ -12,6 +12,7 @@ from scratchnet.backend import Array
 from scratchnet.checks import whole
 from scratchnet.initialise import fills
 from scratchnet.layers.base import Layer
+from scratchnet.layers.checking import check_shape
 from scratchnet.layers.tree import assemble
 from scratchnet.parameters import Parameter
 
@@ -88,6 +89,7 @@ class Conv2d(Layer):
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        check_shape(self, shape, "N", "H", "W", self.in_channels)
         N, H, W, _ = shape
         size = [F.conv_output_size(s, self.kernel_size, self.stride, self.padding) for s in (H, W)]
         return (N, *size, self.out_channels)

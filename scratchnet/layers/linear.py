@@ -13,6 +13,7 @@ from scratchnet.backend import Array
 from scratchnet.checks import whole
 from scratchnet.initialise import fills
 from scratchnet.layers.base import Layer
+from scratchnet.layers.checking import check_shape
 from scratchnet.layers.tree import assemble
 from scratchnet.parameters import Parameter
 
@@ -76,6 +77,7 @@ class Linear(Layer):
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        check_shape(self, shape, "N", self.in_features)
         return (shape[0], self.out_features)
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:  # noqa: D102

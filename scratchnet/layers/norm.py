@@ -11,6 +11,7 @@ from scratchnet.backend import Array
 from scratchnet.checks import whole
 from scratchnet.initialise import ones, zeros
 from scratchnet.layers.base import Layer
+from scratchnet.layers.checking import check_shape
 from scratchnet.layers.tree import assemble
 from scratchnet.parameters import Parameter
 
@@ -78,6 +79,10 @@ class BatchNorm2d(Layer):
         """Set the gradients of weight and bias; return dx."""
         dx, self.weight.grad, self.bias.grad = F.batch_norm_backward(dy, self.saved(dy))
         return dx
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        check_shape(self, shape, "N", "H", "W", self.num_features)
+        return shape
 
     def settings(self) -> dict[str, Any]:  # noqa: D102
         return {"num_features": self.num_features, "eps": self.eps, "momentum": self.momentum}

@@ -8,6 +8,7 @@ from scratchnet import functional as F
 from scratchnet.backend import Array
 from scratchnet.checks import whole
 from scratchnet.layers.base import Layer
+from scratchnet.layers.checking import check_shape
 
 
 class MaxPool2d(Layer):
@@ -51,6 +52,7 @@ class MaxPool2d(Layer):
         return F.max_pool2d_backward(dy, self.saved(dy))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        check_shape(self, shape, "N", "H", "W", "C")
         N, H, W, C = shape
         return (N, *(F.conv_output_size(s, self.kernel_size, self.stride) for s in (H, W)), C)
 
@@ -83,4 +85,5 @@ class GlobalAvgPool2d(Layer):
         return F.global_avg_pool2d_backward(dy, self.saved(dy))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        check_shape(self, shape, "N", "H", "W", "C")
         return (shape[0], shape[3])

@@ -1,104 +1,23 @@
 """Grouping: which layers of a network are computed together.
 
-A convolution, the ReLU behind it and the pooling behind that are one group: the result of the product is
-pooled and rectified while it is in the cache, and only the pooled map is ever stored. Batch normalisation
-needs the statistics of the whole batch before the first number can be normalised, so in training it begins
-a group of its own, with the ReLU and pooling behind it; in evaluation, where its statistics are fixed, it is
-part of the convolution before it. A linear layer takes along its ReLU and its dropout.
+A convolution, the following activation and the pooling after it are one group: the result of the product is
+pooled and activated while it is in the cache, and only the pooled map is ever stored. Batch normalisation
+needs the statistics of the whole batch before the first number can be normalised, so in training it begins a
+group of its own, with the activation and pooling after it; in evaluation, where its statistics are fixed, it
+is part of the convolution before it. A linear layer takes along its activation and its dropout.
 
-Nothing here knows how anything is computed, or on what.
+All of that follows from what the registered kernels say of themselves (``takes``, ``role``, ``may_follow``).
+Nothing here knows a layer, how it is computed, or on what.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from scratchnet.layers import (
-    BatchNorm2d,
-    Conv2d,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2d,
-    Layer,
-    Linear,
-    MaxPool2d,
-    ReLU,
-    assemble,
-    leaves,
-)
+from scratchnet.layers import Layer, leaves
+from scratchnet.plans.kernel import ROLES, Group
+from scratchnet.plans.registry import is_known, kernels_for
 
 
-@dataclass
-class Group:
-    """Layers that are computed together.
-
-    Attributes
-    ----------
-    kind : {"conv", "norm", "linear", "flatten", "average", "nothing", "other"}
-        "other" is a layer that a plan does not know, or a ReLU, pooling or dropout that no group took along:
-        it runs by its own forward and backward. "nothing", a
-        dropout that drops nothing, only stands where a network has no other layer.
-    main : Layer
-        The one that gives the group its kind.
-    layers : list of Layer
-        All of them, in order.
-    paths : list of str
-        Where they stand in the network.
-    input_shape, output_shape : tuple of int
-    norm, relu, pool, dropout : Layer or None
-        What was taken along.
-    """
-
-    kind: str
-    main: Layer
-    layers: list[Layer]
-    paths: list[str]
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    norm: Layer | None = None
-    relu: Layer | None = None
-    pool: Layer | None = None
-    dropout: Layer | None = None
-
-    @property
-    def name(self) -> str:
-        """Where the group stands, as in ``features.2-4``."""
-        first, last = self.paths[0], self.paths[-1]
-        return first if first == last else f"{first}-{last.rsplit('.', 1)[-1]}"
-
-    @property
-    def title(self) -> str:
-        """What it is made of, as in ``Conv2d+ReLU+MaxPool2d``."""
-        return "+".join(type(layer).__name__ for layer in self.layers)
-
-    @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of a forward pass, by the definition of its layers."""
-        return self.main.multiply_adds(self.input_shape)
-
-
-KINDS = {
-    Conv2d: "conv",
-    BatchNorm2d: "norm",
-    Linear: "linear",
-    Flatten: "flatten",
-    GlobalAvgPool2d: "average",
-}
-
-
-def is_own(layer: Layer, kind: type[Layer]) -> bool:
-    """Tell whether a layer computes as scratchnet's own does.
-
-    Subclasses may, unless they change a pass, and so may objects, unless a pass of theirs was wrapped.
-    """
-    return isinstance(layer, kind) and all(
-        getattr(type(layer), name) is getattr(kind, name) and name not in vars(layer)
-        for name in ("forward", "backward", "output_shape")
-    )
-
-
-def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
+def group(net: Layer, input_shape: tuple[int, ...], device: str = "cpu") -> list[Group]:
     """Divide a network into groups.
 
     Parameters
@@ -106,6 +25,8 @@ def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
     net : Layer
     input_shape : tuple of int
         Of the batch, (N, H, W, C).
+    device : {"cpu", "cuda", ""}
+        Whose kernels will compute them; "" for none.
 
     Returns
     -------
@@ -128,64 +49,75 @@ def group(net: Layer, input_shape: tuple[int, ...]) -> list[Group]:
     classifier.3-5 Linear+ReLU+Dropout
     classifier.6 Linear
     """
-    rest = [(path or type(layer).__name__, layer) for path, layer in leaves(assemble(net), net.path)]
+    rest = [(path or type(layer).__name__, layer) for path, layer in leaves(net, net.path)]
+    shapes = shapes_along(rest, input_shape)
+    kernels = [kernels_for(layer, device) for _, layer in rest]
     groups: list[Group] = []
-    shape = tuple(input_shape)
-
-    def take(kind: type[Layer], follows: bool = True) -> Layer | None:
-        """Take the next layer into the group that is being made, if it is of that kind."""
-        nonlocal shape
-        if not follows or not rest or not is_own(rest[0][1], kind):
-            return None
-        path, layer = rest.pop(0)
-        groups[-1].layers.append(layer)
-        groups[-1].paths.append(path)
-        groups[-1].output_shape = shape = _after(layer, shape)
-        return layer
-
-    while rest:
-        path, layer = rest.pop(0)
-        kind = next((name for known, name in KINDS.items() if is_own(layer, known)), "other")
-        if is_own(layer, Dropout) and (layer.p == 0.0 or not layer.training):
-            kind = "nothing"
-            if groups or rest:
+    i = 0
+    while i < len(rest):
+        path, layer = rest[i]
+        last = i + 1 == len(rest)
+        if any(kernel.does_nothing(layer) for kernel in kernels[i]) and (groups or not last):
+            i += 1
+            continue
+        g = Group(layer, [layer], [path], shapes[i], shapes[i + 1], kernels[i])
+        groups.append(g)
+        if kernels[i] and kernels[i][0].role == "activation":
+            g.activation, g.activation_kernel = layer, kernels[i][0]
+        takes = {role for kernel in kernels[i] for role in kernel.takes}
+        i += 1
+        for role in ROLES:
+            if role not in takes or i == len(rest) or not kernels[i]:
                 continue
-        after = _after(layer, shape)
-        groups.append(Group(kind, layer, [layer], [path], shape, after))
-        shape = after
-        if kind == "conv" and rest and is_own(rest[0][1], BatchNorm2d):
-            if layer.training or rest[0][1].training:
+            (path, layer), kernel = rest[i], kernels[i][0]
+            if kernel.role != role or not kernel.may_follow(g, layer):
                 continue
-            groups[-1].norm = take(BatchNorm2d)
-        if kind in ("conv", "norm"):
-            groups[-1].relu = take(ReLU)
-            groups[-1].pool = take(MaxPool2d, follows=bool(rest) and _halves(rest[0][1]))
-        if kind == "linear":
-            groups[-1].relu = take(ReLU)
-            groups[-1].dropout = take(Dropout, follows=groups[-1].relu is not None)
+            setattr(g, role, layer)
+            if role == "activation":
+                g.activation_kernel = kernel
+            g.layers.append(layer)
+            g.paths.append(path)
+            g.output_shape = shapes[i + 1]
+            i += 1
     return groups
 
 
-def _halves(layer: Layer) -> bool:
-    return isinstance(layer, MaxPool2d) and layer.kernel_size == layer.stride == 2
+def shapes_along(chain: list[tuple[str, Layer]], input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes before the first layer, between layers, and after the last one.
+
+    Parameters
+    ----------
+    chain : list of (path, Layer)
+        From ``layers.leaves``.
+    input_shape : tuple of int
+
+    Raises
+    ------
+    ValueError
+        If a layer does not fit the shape that reaches it. Where a layer before it has no ``output_shape`` of
+        its own, that one is to blame: its output was taken to be shaped as its input.
+    """
+    shapes = [tuple(input_shape)]
+    for k, (_, layer) in enumerate(chain):
+        try:
+            after = tuple(layer.output_shape(shapes[-1]))
+        except ValueError as error:
+            silent = [other for _, other in chain[:k] if _has_no_output_shape(other)]
+            if not silent:
+                raise
+            name = type(silent[-1]).__name__
+            raise ValueError(
+                f"{silent[-1].label} has no output_shape, so that its output was taken to be shaped as its "
+                f"input, which does not fit: {error}: define output_shape in {name}"
+            ) from error
+        if min(after) < 1:
+            raise ValueError(
+                f"{layer.label}: {shapes[-1]} is too small, nothing would be left of it: {after}"
+            )
+        shapes.append(after)
+    return shapes
 
 
-def _after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape behind a layer, or say what does not fit."""
-    wanted: Any = None
-    if isinstance(layer, (Conv2d, BatchNorm2d)):
-        wanted = (None, None, None, getattr(layer, "in_channels", None) or layer.num_features)
-    elif isinstance(layer, Linear):
-        wanted = (None, layer.in_features)
-    elif isinstance(layer, (MaxPool2d, GlobalAvgPool2d)):
-        wanted = (None, None, None, None)
-    if wanted is not None and (
-        len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True))
-    ):
-        names = ("N", "H", "W", "C")
-        text = ", ".join(names[i] if w is None else str(w) for i, w in enumerate(wanted))
-        raise ValueError(f"{layer.label}: expected ({text}), got {shape}")
-    after = tuple(layer.output_shape(shape))
-    if min(after) < 1:
-        raise ValueError(f"{layer.label}: {shape} is too small, nothing would be left of it: {after}")
-    return after
+def _has_no_output_shape(layer: Layer) -> bool:
+    """Tell whether nobody has said what becomes of a shape: neither the layer nor one that plans know."""
+    return type(layer).output_shape is Layer.output_shape and not is_known(layer)

@@ -2,74 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, ClassVar
 
 import numpy as np
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 from scratchnet.layers import Layer, Parameter, assemble, leaves
-from scratchnet.plans.cpu.calls import Clock
-from scratchnet.plans.grouping import Group, group
+from scratchnet.plans.describe import Clock, describe, fallback_warning
+from scratchnet.plans.grouping import group
+from scratchnet.plans.kernel import Fallback, Group
 from scratchnet.plans.memory import Arena, Buffer, Workspace
-
-ALGORITHMS = ("auto", "im2col", "winograd", "toeplitz", "first_conv")
-
-
-def compile(
-    net: Layer,
-    input_shape: tuple[int, ...],
-    training: bool = False,
-    precision: str = "fp32",
-    algorithm: str = "auto",
-) -> Plan:
-    """Make a network fast for one input shape and one mode.
-
-    Parameters
-    ----------
-    net : Layer
-        Any network of layers; those that are not known here run by their own forward and backward.
-    input_shape : tuple of int
-        Of the batch, (N, H, W, C).
-    training : bool
-        Whether for training, with ``backward``; the network must be in the same mode.
-    precision : {"fp32", "tf32", "bf16"}
-        In which float32 networks multiply: on a CPU always ``"fp32"``. On a GPU ``"tf32"`` and ``"bf16"``
-        round what goes into a product to 11 and 8 significant bits; sums, weights and gradients stay float32.
-        (A float64 network is computed in float64.)
-    algorithm : {"auto", "im2col", "winograd", "toeplitz", "first_conv"}
-        A kernel to use for every convolution that it supports; ``"im2col"``, the numerically plainest,
-        supports all. (On a GPU all are im2col.)
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    ValueError
-        If the network is not in that mode, or does not fit the shape, or an argument is none of the above.
-
-    Examples
-    --------
-    >>> from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
-    >>> net = Sequential(Conv2d(3, 8), ReLU(), Flatten(), Linear(8 * 8 * 8, 10))
-    >>> plan = compile(net, (4, 8, 8, 3), training=True)
-    >>> logits = plan.forward(np.ones((4, 8, 8, 3), "float32"))
-    >>> plan.backward(logits)
-    >>> net[0].weight.grad.shape
-    (3, 3, 3, 8)
-    """
-    if not isinstance(net, Layer):
-        raise ValueError(f"a plan is made of a network of layers, not of {type(net).__name__}")
-    if net.backend.name == "numpy":  # imported here, since both are made of what is in this file
-        from scratchnet.plans.cpu.plan import CpuPlan as Kind
-    else:
-        from scratchnet.plans.cuda.plan import CudaPlan as Kind
-    return Kind(net, input_shape, training, precision, algorithm)
+from scratchnet.plans.registry import algorithms
 
 
 class Plan:
-    """A network compiled for one input shape and one mode. Made by ``compile``.
+    """A network compiled for one input shape and one mode; ``compile`` makes it.
 
     Here is what plans have in common wherever they compute: what they look at, when they are stale, their
     memory, and what they tell. ``cpu/plan.py`` and ``cuda/plan.py`` say how they run.
@@ -91,6 +39,7 @@ class Plan:
     Examples
     --------
     >>> from scratchnet.layers import Flatten, Linear, ReLU, Sequential
+    >>> from scratchnet.plans import compile
     >>> plan = compile(Sequential(Flatten(), Linear(12, 5), ReLU()), (4, 2, 2, 3), training=True)
     >>> plan.forward(np.zeros((4, 2, 2, 3), "float32")).shape
     (4, 5)
@@ -98,7 +47,8 @@ class Plan:
     ['Flatten', 'Linear+ReLU']
     """
 
-    precisions: tuple[str, ...] = ("fp32",)
+    device: ClassVar[str] = ""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     def __init__(
         self, net: Layer, input_shape: tuple[int, ...], training: bool, precision: str, algorithm: str
@@ -109,16 +59,17 @@ class Plan:
         if precision not in self.precisions:
             choice = f"one of {', '.join(self.precisions)}" if len(self.precisions) > 1 else "fp32 on a CPU"
             raise ValueError(f"precision must be {choice}, not {precision!r}")
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
+        known = ["auto", *algorithms(self.device)]
+        if algorithm not in known:
+            raise ValueError(f"algorithm must be one of {', '.join(known)}, not {algorithm!r}")
         self.net, self.input_shape, self.training = net, shape, bool(training)
         self.precision, self.algorithm = precision, algorithm
         self._remember()
-        for path, layer in self._layers:
+        for _, layer in self._layers:
             if layer.training != self.training:
                 word = "training" if self.training else "evaluation"
                 raise ValueError(
-                    f"{path} ({type(layer).__name__}) is not in {word} mode, the plan is to be: call "
+                    f"{layer.label} is not in {word} mode, the plan is to be: call "
                     f"net.{'train' if self.training else 'eval'}() first, or compile with training="
                     f"{not self.training}"
                 )
@@ -134,9 +85,8 @@ class Plan:
         self._block: Any = None
         self._last_forward = 0
         self._derived_from: Any = None
-        self._bind()
 
-    # What a plan consists of; the first three are each kind's own
+    # What a plan consists of; the first three are each device's own
 
     def _compile(self) -> None:
         """Make ``kernels`` and ``maps``."""
@@ -145,12 +95,12 @@ class Plan:
     def _prepare(self) -> None:
         """Do what has to be done once all buffers have their arrays."""
 
-    def _how(self) -> str:
+    def describe_device(self) -> str:
         """Say in a few words on what this plan runs."""
         raise NotImplementedError
 
     def _group(self) -> list[Group]:
-        return group(self.net, self.input_shape)
+        return group(self.net, self.input_shape, self.device)
 
     def _reserve_memory(self) -> None:
         """Give each map, gradient and scratch buffer its steps, and a place."""
@@ -177,14 +127,14 @@ class Plan:
             map.reserve(self.arena, f"map {i}", first_use, last_use)
             if self.training:
                 map.reserve_grad(self.arena, f"gradient {i}", back(last), back(first_use))
-        self._scratch: list[list[Buffer]] = []  # of each kernel
+        self.scratch: list[list[Buffer]] = []  # of each kernel
         for i, kernel in enumerate(self.kernels):
             before = len(self.arena.buffers)
             kernel.reserve(self.arena, i, back(i) if self.training else None)
-            self._scratch.append(self.arena.buffers[before:])
+            self.scratch.append(self.arena.buffers[before:])
         self.arena.assign_offsets()
 
-    def _bind(self) -> None:
+    def bind(self) -> None:
         """Take (or move to) the network's block of memory."""
         self._block = None  # until all is done: whatever interrupts this, it will be done again
         self._derived_from = None
@@ -196,7 +146,7 @@ class Plan:
 
     # Running
 
-    def forward(self, x: Any) -> np.ndarray:
+    def forward(self, x: Array) -> Array:
         """Compute the output, as ``net.forward`` does.
 
         Parameters
@@ -220,12 +170,12 @@ class Plan:
         xp = self.net.backend.xp
         if array_module(x) is not xp or tuple(getattr(x, "shape", ())) != self.input_shape:
             wanted = f"{'NumPy' if xp is np else 'CuPy'} array of shape {self.input_shape}"
-            raise ValueError(f"this plan is for a {wanted}, not {_told(x, xp)}: compile one for each shape")
+            raise ValueError(f"this plan is for a {wanted}, not {_named(x, xp)}: compile one for each shape")
         if x.dtype != self.dtype:
             raise ValueError(f"expected {self.dtype}, got {x.dtype}")
         with self.workspace.lock:
             if self.workspace.block is not self._block:
-                self._bind()
+                self.bind()
             self._last_forward = 0
             mine = self.workspace.take()
             version = self._buffer.version if self._buffer is not None else 0
@@ -233,15 +183,15 @@ class Plan:
             self._derived_from = None
             y = self._run_forward(x, derive)
             self._derived_from = version
-            self.clock.runs["forward"] = self.clock.runs.get("forward", 0) + 1
+            self.clock.count("forward")
             self._last_forward = mine
             return y
 
-    def __call__(self, x: Any) -> np.ndarray:
+    def __call__(self, x: Array) -> Array:
         """Call ``forward``."""
         return self.forward(x)
 
-    def backward(self, dy: Any, need_input_gradient: bool = False) -> np.ndarray | None:
+    def backward(self, dy: Array, need_input_gradient: bool = False) -> Array | None:
         """Set the gradients of all parameters, as ``net.backward`` does.
 
         Parameters
@@ -270,7 +220,7 @@ class Plan:
         with self.workspace.lock:
             return self._backward_of_last(dy, need_input_gradient)
 
-    def _backward_of_last(self, dy: Any, need_input_gradient: bool) -> Any:
+    def _backward_of_last(self, dy: Array, need_input_gradient: bool) -> Array | None:
         if not self._last_forward:
             raise RuntimeError(
                 "backward without a forward before it: call forward first, once for each backward"
@@ -289,9 +239,9 @@ class Plan:
         if self._buffer is not None:
             self._buffer.allocate_grad()
         dx = self._run_backward(dy, need_input_gradient)
-        self.clock.runs["backward"] = self.clock.runs.get("backward", 0) + 1
-        for g in self.groups:
-            if g.kind != "other":
+        self.clock.count("backward")
+        for g, kernel in zip(self.groups, self.kernels, strict=True):
+            if not isinstance(kernel, Fallback):
                 for layer in g.layers:
                     for parameter in layer.parameters().values():
                         parameter.has_grad = True
@@ -305,16 +255,16 @@ class Plan:
         """
         self._derived_from = None
 
-    # How it runs: each kind's own
+    # How it runs: each device's own
 
     # Whether what was derived from the statistics of batch normalisations has to be derived again.
     _statistics_changed = False
 
-    def _run_forward(self, x: Any, derive: bool) -> Any:
-        """Return the output; ``derive`` anew what follows from the parameters, or use what there is."""
+    def _run_forward(self, x: Array, derive: bool) -> Array:
+        """Return the output; ``derive`` what follows from the parameters again, or use what there is."""
         raise NotImplementedError
 
-    def _run_backward(self, dy: Any, need_input_gradient: bool) -> Any:
+    def _run_backward(self, dy: Array, need_input_gradient: bool) -> Array | None:
         """Set the gradients; return the one of the input, or None."""
         raise NotImplementedError
 
@@ -344,7 +294,7 @@ class Plan:
             reason = f"it is no longer in {'training' if self.training else 'evaluation'} mode"
         elif (settings := [_settings(layer) for _, layer in now]) != self._settings:
             k = next(k for k, own in enumerate(settings) if own != self._settings[k])
-            reason = f"{now[k][0]} ({type(now[k][1]).__name__}) has other settings"
+            reason = f"{now[k][1].label} has other settings"
         elif self._parameters and (
             self._buffer.data is not self._values
             or any(p.buffer is not self._buffer for p in self._parameters)
@@ -364,7 +314,7 @@ class Plan:
         Parameters
         ----------
         buffers : bool
-            Whether to list every buffer under its group, too, with the steps of its life and its place in
+            Whether to list every buffer under its group, too, with its first and last use and its place in
             the workspace (``memory.py``).
 
         Returns
@@ -376,64 +326,13 @@ class Plan:
             multiply-add of the layer's definition, and once there was a backward pass three passes (two for
             the first group, whose input gradient is rarely asked for), whatever the algorithm really does.
         """
-        table = [["group", "layers", "algorithm", "input", "map MB", "scratch MB", "M mult-adds",
-                  "forward ms", "backward ms", "GFLOP/s", "share"]]  # fmt: skip
-        runs = self.clock.runs
-        spent = [
-            [
-                sum(s for (g, d, _), s in self.clock.seconds.items() if g == i and d == direction)
-                / max(1, runs.get(direction, 0))
-                for direction in ("forward", "backward")
-            ]
-            for i in range(len(self.kernels))
-        ]
-        total = sum(sum(times) for times in spent) or 1.0
-        lists: list[list[Buffer]] = []
-        for i, (g, kernel, before) in enumerate(zip(self.groups, self.kernels, self.maps, strict=False)):
-            owned = [b for b in (before._data, before._grad) if b is not None]
-            lists.append(owned + self._scratch[i])
-            passes = (3 if i else 2) if runs.get("backward") else 1
-            operations = 2 * passes * g.multiply_adds
-            seconds = sum(spent[i])
-            algorithm = f"{kernel.algorithm} {kernel.describe()}".strip()
-            table.append(
-                [
-                    g.name,
-                    g.title,
-                    algorithm,
-                    f"{' x '.join(str(s) for s in g.input_shape)} {before.layout}",
-                    f"{sum(b.nbytes for b in owned) / 1e6:.1f}",
-                    f"{sum(b.nbytes for b in self._scratch[i]) / 1e6:.1f}",
-                    f"{g.multiply_adds / 1e6:,.0f}",
-                    f"{spent[i][0] * 1e3:.2f}" if self.clock.seconds else "",
-                    f"{spent[i][1] * 1e3:.2f}" if self.clock.seconds else "",
-                    f"{operations / seconds / 1e9:.0f}" if seconds and operations else "",
-                    f"{seconds / total:.1%}" if seconds else "",
-                ]
-            )
-        widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
-        lines = [
-            "  ".join(
-                c.ljust(w) if k < 4 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in table
-        ]
-        mode = "training" if self.training else "inference"
-        asked = sum(b.nbytes for b in self.arena.buffers)
-        head = (
-            f"plan for {mode}, input {self.input_shape}, {self._how()}; "
-            f"{self.arena.size / 1e6:.0f} MB of workspace for {len(self.arena.buffers)} buffers of together "
-            f"{asked / 1e6:.0f} MB"
-        )
-        lines = [line.rstrip() for line in lines]
-        if buffers:
-            for i, own in reversed(list(enumerate(lists))):
-                lines[i + 2 : i + 2] = [
-                    f"    {b.name}: {' x '.join(str(s) for s in b.shape)} {b.dtype}, {b.nbytes:,} bytes at "
-                    f"{b.offset:,}, steps {b.first_use} to {b.last_use}"
-                    for b in own
-                ]
-        return "\n".join([head, *lines])
+        return describe(self, buffers)
+
+    def warn_of_fallback(self, stacklevel: int) -> None:
+        """Warn if layers run by their own forward and backward, and name them with their share."""
+        message = fallback_warning(self.groups, [isinstance(kernel, Fallback) for kernel in self.kernels])
+        if message:
+            warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
     def __repr__(self) -> str:
         return f"Plan({type(self.net).__name__}, {self.input_shape}, training={self.training})"
@@ -446,18 +345,17 @@ def net_dtype(net: Layer) -> Any:
 
 
 def _settings(layer: Layer) -> tuple[Any, ...]:
-    """Return what a plan has built on and somebody may change, but for parameters."""
+    """Return what a plan builds on and may change, but for parameters."""
     own = vars(layer)
-    wrapped = "forward" in own, "backward" in own
-    return (*wrapped, own.get("p"), own.get("stride"), own.get("padding"), own.get("kernel_size"))
+    return "forward" in own, "backward" in own, layer.settings()
 
 
 def _own_parameters(layer: Layer) -> list[Parameter]:
     return [value for value in vars(layer).values() if isinstance(value, Parameter)]
 
 
-def _told(x: Any, xp: Any) -> str:
-    """Say what somebody gave in place of an array of the library ``xp``."""
+def _named(x: Any, xp: Any) -> str:
+    """Say what was given in place of an array of the library ``xp``."""
     if not hasattr(x, "shape"):
         return type(x).__name__
     return str(x.shape) if array_module(x) is xp else f"{array_module(x).__name__}.{type(x).__name__}"

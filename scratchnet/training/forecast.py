@@ -18,12 +18,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from scratchnet import plans
 from scratchnet.data import Loader
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU, leaves
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
-from scratchnet.plans.cpu.plan import memory_budget
-from scratchnet.plans.sizes import sizes
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.log import duration
 from scratchnet.training.trainer import Trainer
@@ -254,7 +253,7 @@ def forecast(
             "activations": activations,
             "workspace": workspace,
             "batches": BATCHES * prod(shape(n)) * net.dtype.itemsize,
-            "validation": memory_budget(weights) if on_cpu and engine != "layers" else 0,
+            "validation": plans.weight_memory_budget(weights) if on_cpu and engine != "layers" else 0,
             "saving": weights if saves and on_cpu else 0,
             "program": max(0, resident) if on_cpu else _pictures_on_device(train),
         }
@@ -309,7 +308,7 @@ def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int
 def _computing(net: Layer, shape: tuple[int, ...], engine: str | None, precision: str) -> tuple[int, int]:
     """Return the bytes of activations and of workspace for a batch of this shape."""
     if engine != "layers":
-        return sizes(net, shape, training=True, precision=precision)
+        return plans.memory(net, shape, training=True, precision=precision)
     return _of_layers(net, shape)
 
 

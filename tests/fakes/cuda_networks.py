@@ -13,7 +13,7 @@ from scratchnet.layers import (
     ReLU,
     Sequential,
 )
-from tests.plans.test_plan import assert_close, away_from_kinks, batch
+from tests.fakes.comparing import assert_close, away_from_kinks, batch
 
 # Largest difference of a result, as a share of its norm: float32 sums in another order; 11 and 8 significant
 # bits in each product, through a few layers.

@@ -8,8 +8,8 @@ import pytest
 from scratchnet import plans
 from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
 from scratchnet.models import vgg11, vgg16
+from scratchnet.plans import memory as sizes
 from scratchnet.plans.memory import Arena
-from scratchnet.plans.sizes import sizes
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

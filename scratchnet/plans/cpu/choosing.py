@@ -22,47 +22,30 @@ What the machine decides, by a measurement, is in ``measuring.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from scratchnet.plans.cpu.calls import split_evenly
-from scratchnet.plans.cpu.kernel import Kernel, PlanContext
-from scratchnet.plans.grouping import Group
 
 # Winograd's transforms want vectors of about this many numbers: long enough for a matrix product with 6 x 6
 # to be fast, short enough for all 36 of a tile to stay in the second-level cache.
 VECTOR = 4096
 
 
-def kernel_for(
-    kernels: Sequence[type[Kernel]],
-    groups: list[Group],
-    i: int,
-    context: PlanContext,
-    algorithm: str = "auto",
-) -> type[Kernel]:
-    """Return the class that computes group i.
+def layouts(kernels: Sequence[Any]) -> list[str]:
+    """Return the layout of each map: of the input of each of these kernel classes, then of the last output.
 
-    Parameters
-    ----------
-    kernels : sequence of kernel classes
-        Those registered for the group's main layer, the most special first.
-    groups : list of Group
-        Of the whole plan.
-    i : int
-    context : PlanContext
-    algorithm : str
-        Prefer the kernel of this name where one supports the group.
-
-    Returns
-    -------
-    type
-        The first of that name that supports the group, otherwise the first that suits.
+    A kernel that reads any layout gets the one that the kernel before it has to write, or else reads, so that
+    nothing is rearranged.
     """
-    named = (k for k in kernels if k.algorithm == algorithm and k.supports(groups, i, context))
-    suited = (k for k in kernels if k.suits(groups, i, context))
-    chosen = next(named, None) or next(suited, None)
-    if chosen is None:
-        raise ValueError(f"{groups[i].name} ({groups[i].title}): no kernel is registered that computes it")
-    return chosen
+    found: list[str] = []
+    for i, kernel in enumerate(kernels):
+        if kernel.input_layout is not None:
+            found.append(kernel.input_layout)
+        elif i > 0 and kernels[i - 1].input_layout is not None:
+            found.append(kernels[i - 1].output_layout or found[i - 1])
+        else:
+            found.append("plain")
+    return [*found, "plain"]
 
 
 def images_per_chunk(N: int, width: int, channels: int, workers: int) -> list[range]:

@@ -1,4 +1,4 @@
-"""What follows a convolution, while its result is still in the cache: max pooling, bias, ReLU, storing.
+"""What follows a convolution, while its result is still in the cache: max pooling, bias, activation, storing.
 
 A kernel computes its output block by block, a few thousand numbers that lie as its algorithm makes them, but
 always with four axes of which the middle ones are rows and columns of pixels::
@@ -17,9 +17,9 @@ Backward, the gradient g of the window is handed down the same way, each time to
 
 A comparison is 0 or 1, so "the rest" is g minus 0 or g minus g: exact, and no case is left out.
 
-Adding a bias and the ReLU preserve order, so they commute with max pooling, and come after it: they work on a
-quarter of the numbers. (Where adding the bias rounds two numbers to one, the larger one before it still
-counts.)
+Adding a bias preserves order, and so does an activation that increases; they commute with max pooling, and
+come after it: they work on a quarter of the numbers. (Where adding the bias rounds two numbers to one, the
+larger one before it still counts.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from math import prod
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Calls, relu_
+from scratchnet.plans.cpu.calls import Calls
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
 from scratchnet.plans.cpu.layouts import as_block
 from scratchnet.plans.memory import Arena, Buffer
@@ -90,19 +90,19 @@ class Block:
 
 
 class Epilogue:
-    """Pooling, bias, ReLU and storing of a kernel's output, and back.
+    """Pooling, bias, activation and storing of a kernel's output, and back.
 
     Parameters
     ----------
     kernel : Kernel
-        Its group says whether there is a ReLU and a pooling.
+        Its group says whether there is an activation and a pooling.
     bias : array, optional
         What to add to the last axis of a block, or to as much of it as a block has.
     """
 
     def __init__(self, kernel: Kernel, bias: np.ndarray | None = None):
         self.kernel, self.output, self.bias = kernel, kernel.output, bias
-        self.relu, self.pool = kernel.group.relu is not None, kernel.group.pool is not None
+        self.activation, self.pool = kernel.activation, kernel.group.pool is not None
         self.right: dict[Block, Buffer] = {}
         self.lower: dict[Block, Buffer] = {}
 
@@ -135,11 +135,11 @@ class Epilogue:
         copy_pairs(do, self.output.pairs(block.images, row, pixels), to_map=True)
 
     def record_activation(self, do: Calls, y: np.ndarray) -> None:
-        """Record y = max(y + bias, 0), as far as there is a bias and a ReLU, in place."""
+        """Record y = f(y + bias), as far as there is a bias and an activation f, in place."""
         if self.bias is not None:
             do(np.add, y, self.bias[: y.shape[-1]], out=y)
-        if self.relu:
-            relu_(do, y)
+        if self.activation is not None:
+            self.activation.record_forward(do, y)
 
     def record_backward(self, do: Calls, worker: int, block: Block, dy: np.ndarray) -> None:
         """Record the gradient ``dy`` with respect to the same block of the convolution's result."""

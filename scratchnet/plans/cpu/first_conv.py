@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, relu_, split_evenly
+from scratchnet.plans.cpu import padding
+from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, is_padded_3x3
 from scratchnet.plans.cpu.kernel import PlanContext, sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
-from scratchnet.plans.cpu.winograd import Winograd
-from scratchnet.plans.grouping import Group
+from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena
+from scratchnet.plans.registry import kernel_for
 
 MAX_FIRST_LAYER_CHANNELS = 4  # those of a photograph, and one more
 
@@ -61,7 +62,9 @@ class FirstConv(Convolution):
     """3 x 3 convolution, stride 1, padding 1, of an image of few channels [+ ReLU], into a map of tiles."""
 
     algorithm = "first_conv"
+    takes = "norm", "activation"
     output_layout = "tiles"
+    writes_whole_tiles = True
     output: Tiles
 
     @classmethod
@@ -69,7 +72,8 @@ class FirstConv(Convolution):
         """Tell whether it is the first of several groups, unpooled, and the next one reads tiles."""
         if i > 0 or len(groups) == 1 or groups[0].pool is not None or not is_padded_3x3(groups[0], context):
             return False
-        return groups[1].kind == "norm" or (groups[1].kind == "conv" and Winograd.suits(groups, 1, context))
+        following: Any = kernel_for(groups, 1, context)
+        return following is not None and following.input_layout in ("tiles", None)
 
     @classmethod
     def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
@@ -80,7 +84,6 @@ class FirstConv(Convolution):
         self.H, self.W = self.input.H, self.input.W
         self.depth = 3 * self.C + 1  # vectors in a row: three shifts of each channel, and the ones
         self.chunks = self.output.chunks
-        self.output.filled = True
         self.parts: list[Part] = []
         start = 0
         for c, images in enumerate(self.chunks):
@@ -146,9 +149,9 @@ class FirstConv(Convolution):
                 step = max(1, BLOCK // y[0].size)
                 for h in range(0, len(y), step):
                     do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
-                    if self.group.relu is not None:
-                        relu_(do, y[h : h + step])
-                self.output.clear_beyond(do, rows, part.rows.start)
+                    if self.activation is not None:
+                        self.activation.record_forward(do, y[h : h + step])
+                padding.clear_beyond(do, self.output, rows, part.rows.start)
         return [phase]
 
     def _shift(self, do: Calls, worker: int, part: Part) -> None:

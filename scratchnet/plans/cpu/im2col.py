@@ -40,6 +40,7 @@ class Im2col(Convolution):
     """Convolution [+ ReLU] [+ 2 x 2 max pooling], from a plain map."""
 
     algorithm = "im2col"
+    takes = "norm", "activation", "pool"
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -89,7 +90,7 @@ class Im2col(Convolution):
             self.dbias = self.per_worker(arena, "db", (2, self.O), backward)
             size = self.n * self.OH * self.O + self.n * self.O
             self.sums = self.per_worker(arena, "sums of dy by row, by image", (size,), backward)
-            self.mask = self.mask_scratch(arena, backward)
+            self.reserve_mask(arena, backward)
 
     def _reserve_scratch(self, arena: Arena, step: int) -> Scratch:
         n, H, W = self.n, self.input.H + 2 * self.P, self.input.W + 2 * self.P
@@ -192,7 +193,7 @@ class Im2col(Convolution):
         images = slice(block.images.start, block.images.stop)
         dx, x = self.input.grad[images], self.input.data[images]
         do.copy(padded[:, P : P + H, P : P + W], out=dx)
-        self.input.mask_gradient(do, dx, x, self.mask[worker].array)
+        self.mask_gradient(do, worker, dx, x)
 
     def _channel_sum(self, do: Calls, worker: int, dy: np.ndarray, out: np.ndarray) -> None:
         """Record the sum of dy (n, OH, OW, O) over all axes but the last, one axis after the other."""

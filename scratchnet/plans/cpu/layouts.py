@@ -10,22 +10,20 @@ Symbols, here and in all files of this folder:
 pixels, where all images' values of one pixel make one matrix (N, C). ``Tiles`` is for Winograd's algorithm,
 which works on tiles of 4 x 4 pixels::
 
-    one chunk:  [ 4*TH + 2 rows,  4 positions,  TW tiles,  n images,  C channels ]
+    one chunk:  [ 4*TH + 2 rows,  4 columns of a tile,  TW tiles,  n images,  C channels ]
 
-    a row of 12 pixels         0 1 2 3 | 4 5 6 7 | 8 9 10 11           column = 4 * tile + position
-    lies in memory as          0 4 8 | 1 5 9 | 2 6 10 | 3 7 11         each of them n * C numbers
-    position in the tile           0 |     1 |      2 |      3
+    a row of 12 pixels         0 1 2 3 | 4 5 6 7 | 8 9 10 11           column 4*t + j of the image is
+    lies in memory as          0 4 8 | 1 5 9 | 2 6 10 | 3 7 11         column j of tile t, n * C numbers
+                               j = 0   j = 1   j = 2    j = 3
 
-So "column 1 of every tile of this row, of all images and channels" is one vector of TW * n * C neighbouring
+So "column 1 of every tile of this row, of all images and channels" is a vector of TW * n * C neighbouring
 numbers, about 4000 of them at every level of VGG, and a transform that combines the columns of a tile is a
-product of a tiny matrix with a few such vectors. Above and below stand a row of zeros, the padding of a 3 x 3
-convolution; left and right need none, see ``winograd/``. Where H or W are no multiples of 4, a kernel that
-writes whole tiles sets to zero what is beyond the image, in a map as in a gradient; the others write pixels
-only, and ``clear`` does the rest, as the memory had served something else.
+product of a tiny matrix with a few such vectors. Above and below stands a row of zeros, the padding of a
+3 x 3 convolution; left and right need none, see ``winograd/``. Which kernel writes these zeros, and those
+beyond the image where H or W are no multiples of 4, is the subject of ``padding.py``.
 
-A gradient lies like the map that it belongs to, without the rows above and below. Where a map is the output
-of a ReLU, whoever writes the map's gradient multiplies it at once by (map > 0), while it is in the cache:
-then what stands there is the gradient with respect to the ReLU's input.
+A gradient lies like the map that it belongs to, without the rows above and below. It is masked where it is
+written, see ``masking.py``.
 
 Kernels that write a map need not know its layout. They hold a block of pixels, as a view with the axes
 
@@ -43,13 +41,13 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Calls, in_blocks
-from scratchnet.plans.memory import Arena, Buffer
+from scratchnet.plans import kernel
+from scratchnet.plans.cpu.masking import Mask
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-class Map:
+class Map(kernel.Map):
     """A feature map and, in training, its gradient.
 
     Parameters
@@ -59,48 +57,26 @@ class Map:
     chunks : list of range
         How kernels divide the batch.
     dtype : dtype
-
-    Attributes
-    ----------
-    rectified : bool
-        Whether it is the output of a ReLU, so that its gradient is masked where it is written.
-    scale : float
-        What that gradient is also multiplied by: 1 / (1 - p) behind a dropout, otherwise 1.
+    mask : Mask, optional
+        What its gradient is multiplied by where it is written.
+    source : Map, optional
+        The map whose memory this is, under another shape.
     """
 
-    layout = ""
-    is_view = False  # whether its memory is another map's
-    border = 0  # rows of zeros above, and below
+    source: Map | None
 
-    def __init__(self, shape: tuple[int, ...], chunks: list[range], dtype: Any):
-        self.shape, self.chunks, self.dtype = tuple(shape), chunks, np.dtype(dtype)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        chunks: list[range],
+        dtype: Any,
+        mask: Mask | None = None,
+        source: Map | None = None,
+    ):
+        super().__init__(shape, dtype, source)
+        self.chunks, self.mask = chunks, mask or Mask()
         self.N = shape[0]
         self.H, self.W, self.C = shape[1:] if len(shape) == 4 else (1, 1, prod(shape[1:]))
-        self.rectified, self.scale = False, 1.0
-        self._data: Buffer | None = None
-        self._grad: Buffer | None = None
-
-    def reserve(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
-        """Ask for memory for the map."""
-        self._data = arena.reserve(name, self.memory_shape(self.border), self.dtype, first_use, last_use)
-
-    def reserve_grad(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
-        """Ask for memory for its gradient."""
-        self._grad = arena.reserve(name, self.memory_shape(0), self.dtype, first_use, last_use)
-
-    @property
-    def data(self) -> Any:
-        """The map's memory."""
-        return self._data.array
-
-    @property
-    def grad(self) -> Any:
-        """Its gradient's memory."""
-        return self._grad.array
-
-    def memory_shape(self, border: int) -> tuple[int, ...]:
-        """Return the shape of the array in memory."""
-        raise NotImplementedError
 
     def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
         """Yield views of the map and of a block of pixels, of equal shapes and together all of its pixels.
@@ -135,26 +111,6 @@ class Map:
             block[...] = own
         return dx
 
-    def mask_gradient(self, do: Calls, gradient: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
-        """Record gradient *= (data > 0) * scale, if this map comes from a ReLU.
-
-        Parameters
-        ----------
-        do : Calls
-        gradient, data : array
-            Views of one shape.
-        mask : bool array
-            Scratch, of BLOCK elements.
-        """
-        if not self.rectified:
-            return
-        for g, x in in_blocks(gradient, data):
-            positive = mask[: g.size].reshape(g.shape)
-            do(np.greater, x, 0, out=positive)
-            do(np.multiply, g, positive, out=g)
-            if self.scale != 1.0:
-                do(np.multiply, g, self.dtype.type(self.scale), out=g)
-
 
 class _Grid(Map):
     """What the layouts have in common in which every pixel has a place of its own on two axes."""
@@ -177,7 +133,7 @@ class Plain(_Grid):
 
     layout = "plain"
 
-    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+    def memory_shape(self, *, grad: bool = False) -> tuple[int, ...]:  # noqa: D102
         return (self.N, self.H, self.W, self.C)
 
     def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:  # noqa: D102
@@ -194,31 +150,12 @@ class Plain(_Grid):
         return self.grad.reshape(self.N, -1)
 
 
-class Reshaped(Plain):
-    """Another map's memory under another shape: what Flatten makes."""
-
-    is_view = True
-
-    def __init__(self, source: Plain, shape: tuple[int, ...]):
-        super().__init__(shape, source.chunks, source.dtype)
-        self.source = source
-        self.rectified, self.scale = source.rectified, source.scale
-
-    @property
-    def data(self) -> Any:  # noqa: D102
-        return self.source.data.reshape(self.memory_shape(0))
-
-    @property
-    def grad(self) -> Any:  # noqa: D102
-        return self.source.grad.reshape(self.memory_shape(0))
-
-
 class Pixels(_Grid):
     """(H, W, N, C)."""
 
     layout = "pixels"
 
-    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+    def memory_shape(self, *, grad: bool = False) -> tuple[int, ...]:  # noqa: D102
         return (self.H, self.W, self.N, self.C)
 
     def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:  # noqa: D102
@@ -229,16 +166,14 @@ class Tiles(Map):
     """One array [4*TH + 2, 4, TW, n, C] for each chunk of the batch, one after the other in one buffer."""
 
     layout = "tiles"
-    border = 1
 
-    def __init__(self, shape: tuple[int, ...], chunks: list[range], dtype: Any):
-        super().__init__(shape, chunks, dtype)
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
         self.TH, self.TW = -(-self.H // 4), -(-self.W // 4)
-        self.filled = False  # whether whoever writes the map writes whole tiles
 
-    def memory_shape(self, border: int) -> tuple[int, ...]:  # noqa: D102
+    def memory_shape(self, *, grad: bool = False) -> tuple[int, ...]:  # noqa: D102
         # Only the size counts: n images' worth of this memory is one chunk, in the chunk's own order.
-        return (self.N, 4 * self.TH + 2 * border, 4, self.TW, self.C)
+        return (self.N, 4 * self.TH + (0 if grad else 2), 4, self.TW, self.C)
 
     def chunk(self, c: int) -> np.ndarray:
         """Return chunk c of the map, [4*TH + 2, 4, TW, n, C]."""
@@ -253,30 +188,6 @@ class Tiles(Map):
         _, rows, _, TW, C = memory.shape
         return memory[images.start : images.stop].reshape(rows, 4, TW, len(images), C)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the tiles hold pixels only."""
-        return self.H % 4 == self.W % 4 == 0
-
-    def clear(self, do: Calls, c: int) -> None:
-        """Record zeros in chunk c of the map, wherever its writer writes nothing."""
-        rows = self.chunk(c)
-        do.copy(0, out=rows[0])
-        do.copy(0, out=rows[-1])
-        if not self.filled:
-            self.clear_beyond(do, rows[1:-1])
-
-    def clear_beyond(self, do: Calls, rows: np.ndarray, first: int = 0) -> None:
-        """Record zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
-
-        ``first`` says which row of the image the first of them is.
-        """
-        inside = min(len(rows), self.H - first)
-        if inside < len(rows):
-            do.copy(0, out=rows[inside:])
-        if self.W % 4:
-            do.copy(0, out=rows[:inside, self.W % 4 :, -1])
-
     def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
         R, S, _, T = block.shape[:4]
         per_tile = 4 // S  # how many columns of the block fall into one tile
@@ -288,7 +199,7 @@ class Tiles(Map):
             rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
             part = block[:, :, :, :, both.start - images.start : both.stop - images.start]
             inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
-            if inside:  # then one pair has it all: column 4*tile + position is S * (per_tile * tile + q) + j
+            if inside:  # then one pair has it all: column 4*tile + phase is S * (per_tile * tile + q) + j
                 own = rows[row : row + S * R]
                 yield (
                     own.reshape(R, S, per_tile, S, self.TW, *own.shape[-2:]),  # [R, i, q, j, tile, n, C]
@@ -296,10 +207,10 @@ class Tiles(Map):
                 )
                 continue
             for i in range(S):
-                for position in range(4):
-                    q, j = divmod(position, S)  # column 4*tile + position = S * (per_tile * tile + q) + j
-                    tiles = min(len(range(q, T, per_tile)), len(range(position, self.W, 4)))
-                    own = rows[row + i :: S, position, :tiles][:R]  # (R, tiles, n, C)
+                for column in range(4):  # of a tile
+                    q, j = divmod(column, S)  # column 4*tile + column = S * (per_tile * tile + q) + j
+                    tiles = min(len(range(q, T, per_tile)), len(range(column, self.W, 4)))
+                    own = rows[row + i :: S, column, :tiles][:R]  # (R, tiles, n, C)
                     yield own, part[: own.shape[0], i, j, q::per_tile][:, :tiles]
 
 

@@ -32,6 +32,7 @@ class Linear(Kernel):
     """Linear [+ ReLU [+ Dropout]], from a plain map."""
 
     algorithm = "product"
+    takes = "activation", "dropout"
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         I, O, N = self.group.main.in_features, self.group.main.out_features, self.input.N
@@ -54,7 +55,7 @@ class Linear(Kernel):
             shape = (self.input.N, self.group.main.out_features)
             self.kept = arena.reserve("kept", shape, np.bool_, forward, forward)
         if backward is not None:
-            self.mask = self.mask_scratch(arena, backward)
+            self.reserve_mask(arena, backward)
             self.in_blocks = self.context.block_limit > 0 and N <= FEW_FOR_DX
             if not self.in_blocks:
                 tallest = max(len(rows) for rows in split_evenly(I, self.context.workers))
@@ -83,12 +84,12 @@ class Linear(Kernel):
                 continue
             if linear.bias is not None:
                 do(np.add, y[:, part], linear.bias.data[part], out=y[:, part])
-            if self.group.relu is not None:
-                do(np.maximum, y[:, part], 0, out=y[:, part])
+            if self.activation is not None:
+                self.activation.record_forward(do, y[:, part])
             if self._drops:
                 do = drop.workers[worker]
                 do(np.multiply, y[:, part], self.kept.array[:, part], out=y[:, part])
-                do(np.multiply, y[:, part], y.dtype.type(self.output.scale), out=y[:, part])
+                do(np.multiply, y[:, part], y.dtype.type(self.output.mask.scale), out=y[:, part])
         return [phase for phase in (multiply, total, drop) if any(phase.workers)]
 
     def _product(self, do: Calls, worker: int, out: np.ndarray) -> None:
@@ -132,5 +133,5 @@ class Linear(Kernel):
                 transposed = first_of(self.dx[worker], len(rows), self.input.N)  # (i, N) = (i, O) (O, N)
                 do(np.matmul, weight[part], dy.T, out=transposed)
                 do.copy(transposed.T, out=g)
-            self.input.mask_gradient(do, g, x[:, part], self.mask[worker].array)
+            self.mask_gradient(do, worker, g, x[:, part])
         return [phase, dx] if self.first else [phase]

@@ -1,4 +1,4 @@
-"""Layers with little arithmetic, and layers that a plan does not know."""
+"""Kernels with little arithmetic, and layers without a kernel."""
 
 from __future__ import annotations
 
@@ -6,22 +6,90 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Phase, split_evenly
+from scratchnet.backend import Array
+from scratchnet.layers import Layer
+from scratchnet.plans import kernel
+from scratchnet.plans.cpu.by_images import ByImages
+from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel
+from scratchnet.plans.kernel import Group, PlanContext
 from scratchnet.plans.memory import Arena
 
 
-class View(Kernel):
-    """Flatten, and a dropout that drops nothing: the same numbers under another shape, so nothing to do."""
-
-    algorithm = "view"
-    is_view = True
+class View(kernel.View, Kernel):
+    """Flatten: the same numbers under another shape, so nothing to do."""
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         return []
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
         return []
+
+
+class Identity(View):
+    """A dropout that drops nothing: it only stands where a network has no other layer."""
+
+    algorithm = "identity"
+
+    @classmethod
+    def does_nothing(cls, layer: Any) -> bool:  # noqa: D102
+        return layer.p == 0.0 or not layer.training
+
+    @classmethod
+    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
+        return cls.does_nothing(groups[i].main)
+
+
+class Dropout(ByImages):
+    """Dropout on its own: y = x * kept / (1 - p), and dx = dy * kept / (1 - p)."""
+
+    algorithm = "dropout"
+    role = "dropout"
+
+    @classmethod
+    def may_follow(cls, group: Group, layer: Layer) -> bool:
+        """Tell whether the output of the group can tell what was kept: it is zero where it was not."""
+        return group.activation_kernel is not None and group.activation_kernel.zero_derivative_at_zero
+
+    @classmethod
+    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
+        return not Identity.does_nothing(groups[i].main)
+
+    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
+        super().reserve(arena, forward, backward)
+        last_use = forward if backward is None else backward
+        self.kept = arena.reserve("kept", self.input.memory_shape(), np.bool_, forward, last_use)
+
+    def record_forward(self) -> list[Phase]:  # noqa: D102
+        draw = self.phase("draw")
+        draw.workers[0].call(self._draw)
+        return [draw, *super().record_forward()]
+
+    def record_images(self, calls: Calls, worker: int, n: slice, x: Array, y: Array) -> None:  # noqa: D102
+        calls(np.multiply, x, self.kept.array[n], out=y)
+        calls(np.multiply, y, y.dtype.type(dropout_scale(self.group.main)), out=y)
+
+    def record_images_backward(  # noqa: D102
+        self,
+        calls: Calls,
+        worker: int,
+        n: slice,
+        x: Array,
+        y: Array,
+        dy: Array,
+        dx: Array,
+    ) -> None:
+        calls(np.multiply, dy, self.kept.array[n], out=dx)
+        calls(np.multiply, dx, dx.dtype.type(dropout_scale(self.group.main)), out=dx)
+
+    def _draw(self) -> None:
+        layer: Any = self.group.main
+        self.kept.array[...] = layer.draw(self.group.input_shape).reshape(self.kept.array.shape)
+
+
+def dropout_scale(layer: Any) -> float:
+    """Return what a dropout multiplies by what it keeps."""
+    return 1.0 / (1.0 - layer.p) if layer.p < 1.0 else 0.0
 
 
 class Average(Kernel):
@@ -32,8 +100,7 @@ class Average(Kernel):
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         shape = (self.input.N, self.input.H, self.input.C)
         self.rows = arena.reserve("sums of rows", shape, self.context.dtype, forward, forward)
-        if backward is not None:
-            self.mask = self.mask_scratch(arena, backward)
+        self.reserve_mask(arena, backward)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("mean")
@@ -55,42 +122,23 @@ class Average(Kernel):
             if images:
                 dx, dy = self.input.grad[n], self.output.grad_rows[n]
                 do(np.divide, dy[:, None, None], pixels, out=dx)
-                self.input.mask_gradient(do, dx, self.input.data[n], self.mask[worker].array)
+                self.mask_gradient(do, worker, dx, self.input.data[n])
         return [phase]
 
 
-class Fallback(Kernel):
-    """A layer that is not known here: its own forward and backward, on the calling thread."""
-
-    algorithm = "fallback"
+class Fallback(kernel.Fallback, Kernel):
+    """A layer without a kernel: its own forward and backward, on the calling thread."""
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        if backward is not None:
-            self.mask = self.mask_scratch(arena, backward)
+        self.reserve_mask(arena, backward)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("layer.forward")
-        phase.workers[0].call(self._forward)
+        phase.workers[0].call(self.run_forward)
         return [phase]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        phases = [self.phase("layer.backward")]
-        phases[0].workers[0].call(self._backward)
-        mask = self.phase("mask")
-        self.input.mask_gradient(mask.workers[0], self.input.grad, self.input.data, self.mask[0].array)
-        return [*phases, mask]
-
-    def _forward(self) -> None:
-        layer, group = self.group.main, self.group
-        # The layer gets an array of its own, and may keep it: this memory is soon used for something else.
-        y = layer.forward(self.input.data.reshape(group.input_shape).copy())
-        if tuple(y.shape) != group.output_shape:
-            raise ValueError(
-                f"{layer.label}: forward returned {tuple(y.shape)}, output_shape() promised "
-                f"{group.output_shape}: define output_shape in {type(layer).__name__}"
-            )
-        self.output.put(y)
-
-    def _backward(self) -> None:
-        dx: Any = self.group.main.backward(self.output.take_gradient())
-        self.input.grad[...] = dx.reshape(self.input.grad.shape)
+        phase, mask = self.phase("layer.backward"), self.phase("mask")
+        phase.workers[0].call(self.run_backward)
+        self.mask_gradient(mask.workers[0], 0, self.input.grad, self.input.data)
+        return [phase, mask]

@@ -26,10 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.layers import Layer
+from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.cpu.layouts import Map, Tiles
+from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena
 
 
@@ -37,6 +40,14 @@ class Norm(Kernel):
     """BatchNorm2d [+ ReLU] [+ 2 x 2 max pooling], from a map of any layout."""
 
     algorithm = "normalise"
+    takes = "activation", "pool"
+    role = "norm"
+    input_layout = None
+
+    @classmethod
+    def may_follow(cls, group: Group, layer: Layer) -> bool:
+        """Tell whether it can be folded into the convolution before it: where its statistics are fixed."""
+        return not (group.main.training or layer.training)
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -49,8 +60,7 @@ class Norm(Kernel):
         self.epilogue = Epilogue(self)
         # Direct: y lies as z does, so y is made, and dy is read, where it belongs.
         self.direct = isinstance(z, Tiles) and isinstance(self.output, Tiles) and self.group.pool is None
-        if self.direct:
-            self.output.filled = True
+        self.writes_whole_tiles = self.direct
         if isinstance(z, Tiles):
             parts = [
                 [z.chunks[c] for c in some] for some in split_evenly(len(z.chunks), self.context.workers)
@@ -99,7 +109,7 @@ class Norm(Kernel):
         """Record zeros where a block of tiles has no pixels: there nothing may be counted."""
         if isinstance(self.input, Tiles):
             rows = reshaped(x, 4 * block.shape[0], 4, self.input.TW, -1)
-            self.input.clear_beyond(do, rows, 4 * block.row)
+            padding.clear_beyond(do, self.input, rows, 4 * block.row)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         size = max(block.size for block in self.every)
@@ -110,7 +120,7 @@ class Norm(Kernel):
             self.dy = self.per_worker(arena, "dy", (size,), backward)
             self.h = self.per_worker(arena, "h", (size,), backward)
             self.back_sums = arena.reserve("sums", (2, blocks, C), self.context.dtype, backward, backward)
-            self.mask = self.mask_scratch(arena, backward)
+            self.reserve_mask(arena, backward)
         self.epilogue.reserve(arena, self.every, forward, backward)
 
     def _add_up(self, do: Calls, x: np.ndarray, out: np.ndarray) -> None:
@@ -123,12 +133,6 @@ class Norm(Kernel):
         for name, vector in vectors.items():
             row = ("mean", "scale", "shift", "slope", "rest").index(name)
             self.tiled[row].reshape(-1, self.input.C)[...] = vector
-
-    def borders(self) -> Phase | None:
-        """Return zeros for what is beside the image: there nothing may be counted."""
-        if isinstance(self.input, Tiles) and (self.input.whole or self.input.filled):
-            return None
-        return super().borders()
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift, _, _ = self.tiled
@@ -223,7 +227,7 @@ class Norm(Kernel):
                 do(np.subtract, dz, rest[:L], out=dz)
                 do(np.multiply, dz, scale[:L], out=dz)
                 self._clear(do, block, dz)
-                self.input.mask_gradient(do, dz, z, self.mask[worker].array)
+                self.mask_gradient(do, worker, dz, z)
                 k += 1
         return phases
 

@@ -43,7 +43,7 @@ from scratchnet.plans.cpu.convolution import Convolution, column_blocks, is_padd
 from scratchnet.plans.cpu.epilogue import Block, Epilogue
 from scratchnet.plans.cpu.kernel import PlanContext, first_of
 from scratchnet.plans.cpu.planes import in_planes, room_for
-from scratchnet.plans.grouping import Group
+from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena
 
 K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
@@ -89,6 +89,7 @@ class Toeplitz(Convolution):
     """3 x 3 convolution, stride 1, padding 1, of 2 x 2 pixels [+ ReLU] [+ 2 x 2 max pooling], by pixels."""
 
     algorithm = "toeplitz"
+    takes = "norm", "activation", "pool"
     input_layout = "pixels"
 
     @classmethod
@@ -133,7 +134,7 @@ class Toeplitz(Convolution):
         self.back_w = self.per_worker(arena, "w", (room_for(9, O * COLUMNS),), backward)
         self.UT = self.per_worker(arena, "UT", (room_for(9, O * COLUMNS),), backward)
         self.dU = self.per_worker(arena, "dU", (room_for(9, O * COLUMNS),), backward)
-        self.mask = self.mask_scratch(arena, backward)
+        self.reserve_mask(arena, backward)
 
     @property
     def weight_bytes(self) -> int:  # noqa: D102
@@ -200,7 +201,7 @@ class Toeplitz(Convolution):
 
             do, dx = fourth.workers[worker], self.input.grad[:, :, n]
             expand_adjoint(do, V[:, :, n], half.reshape(2, 3, len(images), self.C), out=dx)
-            self.input.mask_gradient(do, dx, x, self.mask[worker].array)
+            self.mask_gradient(do, worker, dx, x)
 
         dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)
         for b, c in enumerate(self.back_columns):

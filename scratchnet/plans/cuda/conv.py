@@ -45,6 +45,7 @@ class Convolution(Kernel):
     """Conv2d [+ BatchNorm2d, in evaluation] [+ ReLU] [+ 2 x 2 max pooling]."""
 
     algorithm = "im2col"
+    takes = "norm", "activation", "pool"
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -56,7 +57,7 @@ class Convolution(Kernel):
         most = max(1, COLUMN_BYTES // (4 * self.OH * self.OW * self.row))
         self.n = -(-self.N // -(-self.N // most))  # images at a time: in as few chunks, but of like size
         self.pools = self.group.pool is not None
-        self.keeps_output = self.group.relu is not None and not self.pools
+        self.keeps_output = self.group.activation is not None and not self.pools
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         rows, operand = self.n * self.OH * self.OW, self.context.operand
@@ -71,7 +72,7 @@ class Convolution(Kernel):
         if self.pools:
             self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
         self.columns_again = arena.reserve("columns", (rows, self.row), np.float32, backward, backward)
-        if self.pools or self.group.relu is not None or operand != np.float32:
+        if self.pools or self.group.activation is not None or operand != np.float32:
             self.dz = arena.reserve("dz", (rows, self.O), operand, backward, backward)
         else:
             self.dz = None  # dy itself
@@ -89,7 +90,7 @@ class Convolution(Kernel):
 
     def forward(self) -> None:  # noqa: D102
         bias = None if self.conv.bias is None else self.conv.bias.data
-        relu = self.group.relu is not None
+        relu = self.group.activation is not None
         follows: dict[str, Any] = {"shift": bias, "relu": relu}
         if (norm := self.group.norm) is not None:
             mean, scale = self.mean.array, self.scale.array

@@ -10,64 +10,20 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from scratchnet.backend import Array
+from scratchnet.plans import kernel
 from scratchnet.plans.cuda.matmul import Matmul
 from scratchnet.plans.cuda.weights import LowPrecisionWeights
-from scratchnet.plans.grouping import Group
-from scratchnet.plans.memory import Arena, Buffer
-
-
-class Map:
-    """A feature map (N, H, W, C), or features (N, C), and in training its gradient: with respect to all of
-    it, so before any mask.
-
-    Parameters
-    ----------
-    shape : tuple of int
-    dtype : dtype
-    source : Map, optional
-        Whose memory this is, under another shape.
-    """
-
-    layout = ""
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any, source: Map | None = None):
-        self.shape, self.dtype, self.source = tuple(shape), np.dtype(dtype), source
-        self._data: Buffer | None = None
-        self._grad: Buffer | None = None
-
-    @property
-    def is_view(self) -> bool:
-        """Whether its memory is another map's."""
-        return self.source is not None
-
-    def reserve(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
-        """Ask for memory for the map."""
-        self._data = arena.reserve(name, self.shape, self.dtype, first_use, last_use)
-
-    def reserve_grad(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
-        """Ask for memory for its gradient."""
-        self._grad = arena.reserve(name, self.shape, self.dtype, first_use, last_use)
-
-    @property
-    def data(self) -> Any:
-        """The map."""
-        return self._data.array if self.source is None else self.source.data.reshape(self.shape)
-
-    @property
-    def grad(self) -> Any:
-        """Its gradient."""
-        return self._grad.array if self.source is None else self.source.grad.reshape(self.shape)
+from scratchnet.plans.memory import Buffer
 
 
 @dataclass(frozen=True)
-class PlanContext:
-    """What all kernels of a plan have in common.
+class PlanContext(kernel.PlanContext):
+    """What all kernels of a plan on a GPU have in common.
 
     Attributes
     ----------
     xp : module
         CuPy.
-    training : bool
     matmul : Matmul
     operand : numpy.dtype
         Of what products read.
@@ -76,41 +32,20 @@ class PlanContext:
     """
 
     xp: Any
-    training: bool
     matmul: Matmul
     operand: np.dtype
     weights: LowPrecisionWeights | None
 
 
-class Kernel:
-    """One group of layers, on given maps.
+class Kernel(kernel.Kernel):
+    """One group of layers, on given maps, whose gradients are those before any mask.
 
-    First ``reserve`` asks for memory; when it is there, ``forward`` and ``backward`` launch, as often as one
-    likes.
-
-    Parameters
-    ----------
-    group : Group
-        The layers.
-    input, output : Map
-    setting : Setting
-    first : bool
-        Whether the map before it is the network's input, whose gradient is rarely asked for.
+    First ``reserve`` asks for memory; when it is there, ``forward`` and ``backward`` launch, any number of
+    times.
     """
 
-    algorithm = ""
-    is_view = False  # whether its output is its input, under another shape
-    keeps_output = False  # whether backward needs the output map, too
     replayable = True  # whether all that it does is launching, so that a graph can record it
-
-    def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
-        self.group, self.input, self.output, self.context, self.first = group, input, output, context, first
-
-    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
-        """Ask for buffers that live at the step (see ``memory.py``) of the forward or the backward pass.
-
-        For inference ``backward`` is None.
-        """
+    context: PlanContext
 
     def forward(self) -> None:
         """Launch the forward pass: input.data to output.data."""
@@ -129,10 +64,6 @@ class Kernel:
         (Not parameters and probabilities: a plan whose parameters move is stale.)
         """
         return ()
-
-    def describe(self) -> str:
-        """Say in a few words how this kernel works on its map."""
-        return ""
 
 
 def front(buffer: Buffer, dtype: DTypeLike, *shape: int) -> Array:

@@ -31,13 +31,14 @@ class Linear(Kernel):
     """
 
     algorithm = "product"
+    takes = "activation", "dropout"
     counter: Any = None
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         dropout = self.group.dropout
         self.drops = dropout is not None and self.context.training and dropout.p > 0.0
-        self.keeps_output = self.group.relu is not None
+        self.keeps_output = self.group.activation is not None
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         operand = self.context.operand
@@ -48,7 +49,7 @@ class Linear(Kernel):
             return
         if operand != np.float32:
             self.x_again = arena.reserve("x", self.input.shape, operand, backward, backward)
-        if self.group.relu is not None or operand != np.float32:
+        if self.group.activation is not None or operand != np.float32:
             self.dz = arena.reserve("dz", self.output.shape, operand, backward, backward)
         if self.group.main.bias is not None:
             shape = sums_shape(*self.output.shape)
@@ -58,7 +59,7 @@ class Linear(Kernel):
         linear, y = self.group.main, self.output.data
         x = self.input.data if self.x is None else self._cast(self.x)
         self.context.matmul(x, self.context.weights.matrix(linear.weight), out=y)
-        bias, relu = None if linear.bias is None else linear.bias.data, self.group.relu is not None
+        bias, relu = None if linear.bias is None else linear.bias.data, self.group.activation is not None
         if relu or bias is not None:
             epilogue(y, y, bias, relu=relu)
         if self.drops:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.layers import Layer
 from scratchnet.plans.cuda.conv import statistics_of
 from scratchnet.plans.cuda.kernel import Kernel
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
@@ -24,6 +25,7 @@ from scratchnet.plans.cuda.launch.norm import (
     norm_statistics,
 )
 from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
+from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena
 
 
@@ -31,12 +33,19 @@ class Norm(Kernel):
     """BatchNorm2d [+ ReLU] [+ 2 x 2 max pooling]."""
 
     algorithm = "normalise"
+    takes = "activation", "pool"
+    role = "norm"
+
+    @classmethod
+    def may_follow(cls, group: Group, layer: Layer) -> bool:
+        """Tell whether a convolution can take it along: where its statistics are fixed."""
+        return not (group.main.training or layer.training)
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self.norm, self.rows = self.group.main, prod(self.input.shape[:3])
         self.pools = self.group.pool is not None
-        self.keeps_output = self.group.relu is not None and not self.pools
+        self.keeps_output = self.group.activation is not None and not self.pools
         if self.context.training and self.rows == 1:
             raise ValueError(
                 f"{self.norm.label}: one value per channel has no variance to train with: {self.input.shape}"
@@ -71,7 +80,7 @@ class Norm(Kernel):
             code = self.code.array if self.pools else None
         else:
             norm_fold(norm.weight.data, *running, None, mean, scale, norm.eps)
-        follows = {"mean": mean, "scale": scale, "relu": self.group.relu is not None}
+        follows = {"mean": mean, "scale": scale, "relu": self.group.activation is not None}
         if self.pools:
             epilogue_pool(x, y, code, norm.bias.data, **follows)
         else:

@@ -8,30 +8,36 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet import layers
 from scratchnet.backend import BackendError
-from scratchnet.layers import leaves
+from scratchnet.plans.cuda import misc_kernels
 from scratchnet.plans.cuda.conv import Convolution
 from scratchnet.plans.cuda.graphs import Replayed
-from scratchnet.plans.cuda.kernel import Kernel, Map, PlanContext
+from scratchnet.plans.cuda.kernel import PlanContext
 from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.operands import operand_dtype
 from scratchnet.plans.cuda.linear import Linear
 from scratchnet.plans.cuda.matmul import Matmul
-from scratchnet.plans.cuda.misc_kernels import Average, Fallback, View
 from scratchnet.plans.cuda.norm import Norm
 from scratchnet.plans.cuda.weights import low_precision_weights
-from scratchnet.plans.grouping import Group, group
+from scratchnet.plans.grouping import group
+from scratchnet.plans.kernel import Group, Map
 from scratchnet.plans.plan import Plan
+from scratchnet.plans.registry import kernel_for, register
 
-KERNELS: dict[str, type[Kernel]] = {
-    "conv": Convolution,
-    "norm": Norm,
-    "linear": Linear,
-    "average": Average,
-    "flatten": View,
-    "nothing": View,
-    "other": Fallback,
-}
+for _layer, _kernels in {
+    layers.Conv2d: [Convolution],
+    layers.BatchNorm2d: [Norm],
+    layers.Linear: [Linear],
+    layers.ReLU: [misc_kernels.ReLU],
+    layers.MaxPool2d: [misc_kernels.MaxPool],
+    layers.GlobalAvgPool2d: [misc_kernels.Average],
+    layers.Flatten: [misc_kernels.View],
+    layers.Dropout: [misc_kernels.Identity, misc_kernels.Dropout],
+}.items():
+    for _kernel in _kernels:
+        register(_layer, cuda=_kernel)
+
 AMPERE = 80  # the first architecture with tensor cores for tf32 and bf16, and the oldest that CI compiles for
 
 
@@ -44,22 +50,15 @@ class CudaPlan(Plan):
         Set it to False and all launches are made one by one, as they are before they are recorded.
     """
 
+    device = "cuda"
     precisions = ("fp32", "tf32", "bf16")
     graphs = True
 
     # What it consists of
 
     def _group(self) -> list[Group]:
-        if self.dtype == np.float32:
-            return group(self.net, self.input_shape)
         # The kernels compute in float32: in any other dtype each layer runs by itself.
-        groups, shape = [], self.input_shape
-        group(self.net, shape)  # checks that everything fits
-        for path, layer in leaves(self.net):
-            after = tuple(layer.output_shape(shape))
-            groups.append(Group("other", layer, [layer], [path], shape, after))
-            shape = after
-        return groups
+        return group(self.net, self.input_shape, self.device if self.dtype == np.float32 else "")
 
     def _compile(self) -> None:
         xp = self.net.backend.xp
@@ -68,17 +67,18 @@ class CudaPlan(Plan):
         self.weights = None
         if self._buffer is not None and self.dtype == np.float32:
             self.weights = low_precision_weights(self._buffer, operand)
-        context = PlanContext(xp, self.training, Matmul(xp, self.precision), operand, self.weights)
+        common = self.training, self.dtype, self.algorithm
+        context = PlanContext(*common, xp, Matmul(xp, self.precision), operand, self.weights)
         self.kernels, self.maps = [], [Map(self.input_shape, self.dtype)]
         for i, g in enumerate(self.groups):
-            before, kind = self.maps[-1], KERNELS[g.kind]
-            self.maps.append(Map(g.output_shape, self.dtype, before if kind.is_view else None))
-            self.kernels.append(kind(g, before, self.maps[-1], context, first=i == 0))
+            before, kernel = self.maps[-1], kernel_for(self.groups, i, context) or misc_kernels.Fallback
+            self.maps.append(Map(g.output_shape, self.dtype, before if kernel.is_view else None))
+            self.kernels.append(kernel.build(g, before, self.maps[-1], context, first=i == 0))
         self.dropping = [k for k in self.kernels if isinstance(k, Linear) and k.drops]
 
-    def _bind(self) -> None:
+    def bind(self) -> None:  # noqa: D102  (see Plan)
         try:
-            super()._bind()
+            super().bind()
         except MemoryError as error:
             raise BackendError(self._too_large()) from error
 
@@ -92,7 +92,7 @@ class CudaPlan(Plan):
             for need in (False, True)
         }
 
-    def _how(self) -> str:
+    def describe_device(self) -> str:  # noqa: D102
         return f"{self.precision}, {self.dtype}"
 
     # Running. The first three are also what a whole training step consists of, see ``training_step.py``.
@@ -125,7 +125,7 @@ class CudaPlan(Plan):
         """Check that this plan is current, and take over the workspace, as ``forward`` does by itself."""
         self._check_current()
         if self.workspace.block is not self._block:
-            self._bind()
+            self.bind()
         self.workspace.take()
         self._last_forward = 0
         self.derive()

@@ -28,6 +28,7 @@ from scratchnet.backend import Array
 from scratchnet.layers import Dropout, Layer, assemble
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
+from scratchnet.plans.compile import compile
 from scratchnet.plans.cuda.graphs import Replayed
 from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.images import advance, prepare_images
@@ -36,7 +37,6 @@ from scratchnet.plans.cuda.launch.sgd import sgd
 from scratchnet.plans.cuda.launch.softmax import add_up, softmax_cross_entropy
 from scratchnet.plans.cuda.plan import CudaPlan
 from scratchnet.plans.cuda.weights import low_precision_weights
-from scratchnet.plans.plan import compile
 
 
 class EpochTotals(NamedTuple):

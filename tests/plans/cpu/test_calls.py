@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Calls, in_blocks, relu_
+from scratchnet.plans.cpu.calls import Calls, in_blocks
+from scratchnet.plans.cpu.elementwise import relu_
 
 
 def test_rectify_and_blocks_cover_everything():

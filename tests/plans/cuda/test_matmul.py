@@ -9,7 +9,7 @@ from scratchnet import backend
 from scratchnet.plans.cuda import matmul
 from scratchnet.plans.cuda.launch.operands import cast, operand_dtype
 from tests.fakes import cublas_stand_in
-from tests.plans.test_plan import assert_close, batch
+from tests.fakes.comparing import assert_close, batch
 
 real_load = matmul.load  # the stand-in puts its own in its place
 

@@ -8,8 +8,8 @@ from scratchnet.data import Augmentation, Loader, Normalisation
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from scratchnet.plans.cuda.training_step import DeviceImages, TrainingSteps
 from tests.fakes import cuda_runtime
+from tests.fakes.comparing import assert_close, batch
 from tests.fakes.cuda_networks import TOLERANCE, copy_of, normalised, plain
-from tests.plans.test_plan import assert_close, batch
 
 
 def some_images(n=11, side=8):

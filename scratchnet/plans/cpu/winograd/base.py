@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, column_blocks
@@ -83,7 +84,9 @@ class WinogradBase(Convolution):
     """
 
     algorithm = "winograd"
+    takes = "norm", "activation", "pool"
     input_layout = "tiles"
+    reads_border = True
     input: Tiles
 
     def __init__(self, *arguments: Any, **settings: Any):
@@ -96,8 +99,7 @@ class WinogradBase(Convolution):
         self.dV_width = WINDOW if x.TW == 1 else WINDOW + 2
         y = self.output
         self.tiles_out = y if isinstance(y, Tiles) and self.group.pool is None else None
-        if self.tiles_out is not None:
-            self.tiles_out.filled = True
+        self.writes_whole_tiles = self.tiles_out is not None
         longest = max(part.T // part.R for part in self.parts) * self.O
         self.bias = None if self.fold.bias is None else np.zeros(longest, np.float32)  # of a whole vector
         self.epilogue = Epilogue(self, self.bias)
@@ -165,7 +167,7 @@ class WinogradBase(Convolution):
         longest = max(self.input.TW * len(images) * C for images in self.input.chunks)
         shape = (WINDOW * self.input.TH + 2, TILE * longest)
         self.half_dx = self.per_worker(arena, "half dx", shape, backward)
-        self.mask = self.mask_scratch(arena, backward)
+        self.reserve_mask(arena, backward)
 
     def _reserve_half_V(self, arena: Arena, step: int) -> list[Buffer]:
         """Ask for B^T x, transformed along the rows of pixels: for each worker and part (R, 6, 6, L)."""
@@ -194,7 +196,7 @@ class WinogradBase(Convolution):
         y = reshaped(rows, *shape)
         transforms.output_transform(do, M, self.half_y[worker].array, y)
         self.epilogue.record_activation(do, y)
-        self.tiles_out.clear_beyond(do, rows, TILE * part.row)
+        padding.clear_beyond(do, self.tiles_out, rows, TILE * part.row)
 
     def transform_dy(self, do: Calls, worker: int, part: Part, dM: np.ndarray) -> None:
         """Record dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, L)."""
@@ -240,9 +242,9 @@ class WinogradBase(Convolution):
         x = self.input.chunk(part.chunk)[1 + TILE * first : 1 + TILE * stop]
         transforms.dV_rows(do, half_dx[WINDOW * first : WINDOW * stop + 2], dx)
         flat = reshaped(dx, -1, TILE * L), reshaped(x, -1, TILE * L)
-        self.input.mask_gradient(do, *flat, self.mask[worker].array)
-        if stop == TH and not self.input.rectified:  # a mask would have set to zero what is not in the image
-            self.input.clear_beyond(do, self.input.grad_chunk(part.chunk))
+        self.mask_gradient(do, worker, *flat)
+        if stop == TH:
+            padding.clear_gradient_beyond(do, self.input, self.input.grad_chunk(part.chunk))
 
     # The weights
 

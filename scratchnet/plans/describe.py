@@ -1,0 +1,120 @@
+"""The description of a plan: a table of its groups, their times, and what runs without a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from scratchnet.layers import Layer
+from scratchnet.plans.kernel import Group
+from scratchnet.tables import aligned
+
+DIRECTIONS = "forward", "backward"
+TITLES = [
+    "group", "layers", "algorithm", "input", "map MB", "scratch MB", "M mult-adds", "forward ms",
+    "backward ms", "GFLOP/s", "share",
+]  # fmt: skip
+
+
+@dataclass
+class Clock:
+    """How long the phases of each group took, in seconds, since the last ``reset``.
+
+    Attributes
+    ----------
+    seconds : dict from (group, pass, phase) to float
+    runs : dict from pass ("forward" or "backward") to int
+    """
+
+    seconds: dict[tuple[int, str, str], float] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Forget everything, as after a change of the machine's load."""
+        self.seconds.clear()
+        self.runs.clear()
+
+    def count(self, direction: str) -> None:
+        """Count one run of a pass."""
+        self.runs[direction] = self.runs.get(direction, 0) + 1
+
+    def of_group(self, i: int) -> list[float]:
+        """Return the mean seconds of a group's forward and backward pass."""
+        return [
+            sum(s for (g, d, _), s in self.seconds.items() if (g, d) == (i, direction))
+            / max(1, self.runs.get(direction, 0))
+            for direction in DIRECTIONS
+        ]
+
+
+def describe(plan: Any, buffers: bool = False) -> str:
+    """Return the table that ``Plan.describe`` documents."""
+    clock, rows, owned = plan.clock, [TITLES], []
+    seconds = [clock.of_group(i) for i in range(len(plan.groups))]
+    total = sum(map(sum, seconds)) or 1.0
+    for i, (g, kernel) in enumerate(zip(plan.groups, plan.kernels, strict=True)):
+        before, scratch = plan.maps[i], plan.scratch[i]
+        own = list(before.buffers.values())
+        owned.append(own + scratch)
+        passes = (3 if i else 2) if clock.runs.get("backward") else 1
+        operations, spent = 2 * passes * g.multiply_adds, sum(seconds[i])
+        rows.append(
+            [
+                g.name,
+                g.title,
+                f"{kernel.algorithm} {kernel.describe()}".strip(),
+                f"{' x '.join(str(s) for s in g.input_shape)} {before.layout}".strip(),
+                *(f"{sum(b.nbytes for b in some) / 1e6:.1f}" for some in (own, scratch)),
+                f"{g.multiply_adds / 1e6:,.0f}",
+                *(f"{s * 1e3:.2f}" if clock.seconds else "" for s in seconds[i]),
+                f"{operations / spent / 1e9:.0f}" if spent and operations else "",
+                f"{spent / total:.1%}" if spent else "",
+            ]
+        )
+    lines = aligned(rows, left=4, gap="  ")
+    if buffers:
+        for i, own in reversed(list(enumerate(owned))):
+            lines[i + 2 : i + 2] = [
+                f"    {b.name}: {' x '.join(str(s) for s in b.shape)} {b.dtype}, {b.nbytes:,} bytes at "
+                f"{b.offset:,}, steps {b.first_use} to {b.last_use}"
+                for b in own
+            ]
+    arena = plan.arena
+    head = (
+        f"plan for {'training' if plan.training else 'inference'}, input {plan.input_shape}, "
+        f"{plan.describe_device()}; {arena.size / 1e6:.0f} MB of workspace for {len(arena.buffers)} buffers "
+        f"of together {sum(b.nbytes for b in arena.buffers) / 1e6:.0f} MB"
+    )
+    return "\n".join([head, *lines])
+
+
+def fallback_warning(groups: list[Group], fallbacks: list[bool]) -> str:
+    """Return what to warn of: layers that run by their own passes, with their share; "" if there are none.
+
+    Parameters
+    ----------
+    groups : list of Group
+    fallbacks : list of bool
+        Which groups have no kernel.
+    """
+    slow = [g for g, fallback in zip(groups, fallbacks, strict=True) if fallback]
+    if not slow:
+        return ""
+    total = sum(g.multiply_adds for g in groups)
+    named = ", ".join(f"{g.main.label} with {_share(g, total, len(slow) == len(groups))}" for g in slow)
+    return (
+        f"no kernel is registered for these layers, which run by their own forward and backward: {named} of "
+        "the network's multiply-adds. A composite is planned if it defines chain(), and plans.register() "
+        "teaches plans a layer"
+    )
+
+
+def _share(group: Group, total: int, alone: bool) -> str:
+    """Return a layer's share of the network's multiply-adds, as far as it tells."""
+    layer = group.main
+    if group.multiply_adds:
+        return f"{group.multiply_adds / total:.1%}"
+    if alone:
+        return "100.0%"
+    silent = type(layer).multiply_adds is Layer.multiply_adds and layer.parameters()
+    return "an unknown share" if silent else "0.0%"
