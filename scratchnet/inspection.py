@@ -11,7 +11,6 @@ Sources: Zeiler and Fergus, "Visualizing and understanding convolutional network
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from scratchnet.backend import to_numpy
 from scratchnet.layers import Conv2d, Layer, MaxPool2d, ReLU, leaves
+from scratchnet.state import preserved
 
 # From cold to hot, each colour brighter than the one before: it also reads without colours.
 RAMP = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
@@ -81,7 +81,8 @@ def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
     [('features.1', (1, 32, 32, 8)), ('features.2', (1, 16, 16, 8))]
     """
     found = {}
-    with _evaluating(net):
+    with preserved(net):
+        net.eval()
         x = net.backend.asarray(x)
         for path, layer in in_order(net):
             x = layer.forward(x)
@@ -152,7 +153,7 @@ def logit_gradient(
     array([0.  , 0.25], dtype=float32)
     """
     layers = in_order(net)
-    with _evaluating(net), net.recording(), _gradients_restored(net):
+    with preserved(net), net.eval().recording():
         y, outputs = net.backend.asarray(x), []
         for _, each in layers:
             y = each.forward(y)
@@ -368,25 +369,3 @@ def _one_hot(classes: int | Sequence[int] | None, logits: np.ndarray) -> np.ndar
     if not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0 or classes.max() >= K:
         raise ValueError(f"classes must be whole numbers from 0 to {K - 1}")
     return np.eye(K, dtype=logits.dtype)[classes]
-
-
-@contextmanager
-def _evaluating(net: Layer) -> Iterator[None]:
-    was_training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(was_training)
-
-
-@contextmanager
-def _gradients_restored(net: Layer) -> Iterator[None]:
-    """Afterwards the parameters' gradients are what they were, which may be none at all."""
-    parameters = list(net.parameters().values())
-    before = [None if p.grad is None else p.grad.copy() for p in parameters]
-    try:
-        yield
-    finally:
-        for p, grad in zip(parameters, before, strict=True):
-            p.grad = grad

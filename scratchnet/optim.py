@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from scratchnet import checks, workers
-from scratchnet.backend import Array
+from scratchnet.backend import Array, Backend
 from scratchnet.parameters import FlatBuffer, Parameter
 
 # Numbers that one call updates: their values, gradients, momentum and scratch together stay in the cache.
@@ -121,12 +121,17 @@ class SGD:
         self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
         self.no_decay = no_decay or (lambda name, parameter: False)
         self.momentum_buffer: Array | None = None
+        self._momentum_names: list[str] | None = None
         _lay_together(list(self.parameters.values()))
+
+    def trainable(self) -> dict[str, Parameter]:
+        """Return the parameters that are not frozen, in order: ``momentum_buffer`` is laid out as these."""
+        return {name: p for name, p in self.parameters.items() if p.trainable}
 
     def step(self) -> None:
         """Change the parameters by one step against their gradients.
 
-        Parameters whose ``.grad`` is None are left alone, as in PyTorch.
+        Parameters whose ``.grad`` is None are left alone, as in PyTorch, and so are frozen ones.
 
         Raises
         ------
@@ -134,13 +139,8 @@ class SGD:
             If no parameter has a gradient: backward has not been run.
         """
         first = next(iter(self.parameters.values()))
-        xp = first.buffer.backend.xp
-        if self.momentum and self.momentum_buffer is None:
-            size = sum(p.size for p in self.parameters.values())
-            self.momentum_buffer = xp.zeros(size, dtype=first.dtype)
-        elif self.momentum:  # the network may have moved since
-            self.momentum_buffer = first.buffer.backend.asarray(self.momentum_buffer)
-
+        if self.momentum:
+            self._lay_out_momentum(first.buffer.backend)
         spans = self._spans()
         if not spans:
             raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
@@ -156,6 +156,25 @@ class SGD:
             self._update_all(spans)
         for buffer in buffers:
             buffer.version += 1
+
+    def _lay_out_momentum(self, backend: Backend) -> None:
+        """Make the momentum buffer, or move it to where the network is and to what it trains by now."""
+        trainable = self.trainable()
+        if self.momentum_buffer is None:
+            size, dtype = sum(p.size for p in trainable.values()), next(iter(self.parameters.values())).dtype
+            self.momentum_buffer = backend.xp.zeros(size, dtype=dtype)
+        elif self._momentum_names not in (None, list(trainable)):  # frozen or unfrozen since: starts at zero
+            before, start = {}, 0
+            for name in self._momentum_names or ():
+                before[name] = self.momentum_buffer[start : start + self.parameters[name].size]
+                start += self.parameters[name].size
+            missing = backend.xp.zeros(
+                max(p.size for p in self.parameters.values()), self.momentum_buffer.dtype
+            )
+            parts = [before.get(name, missing[: p.size]) for name, p in trainable.items()]
+            self.momentum_buffer = backend.xp.concatenate(parts or [missing[:0]])
+        self.momentum_buffer = backend.asarray(self.momentum_buffer)
+        self._momentum_names = list(trainable)
 
     def _update_all(self, spans: list[_Span]) -> None:
         xp = spans[0].buffer.backend.xp
@@ -192,7 +211,7 @@ class SGD:
         """Join the parameters that have a gradient into spans; in a plain network there is one."""
         spans: list[_Span] = []
         momentum_start = 0
-        for name, p in self.parameters.items():
+        for name, p in self.trainable().items():
             if p.has_grad:
                 decay = 0.0 if self.no_decay(name, p) else self.weight_decay
                 span = _Span(p.buffer, p.span.start, p.span.stop, momentum_start, decay)

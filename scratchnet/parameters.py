@@ -20,8 +20,10 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from scratchnet import backend as backends
+from scratchnet.backend import Array
 from scratchnet.initialise import Fill, zeros
 
 
@@ -38,6 +40,13 @@ class Parameter:
     fill : callable, optional
         ``fill(array)`` writes the first values in place, when they are first asked for. Zeros by default.
 
+    Attributes
+    ----------
+    buffer : FlatBuffer
+        What holds it, and ``span``, a slice, where.
+    trainable : bool
+        False for a frozen parameter: it gets no gradient and no step. See ``Layer.freeze``.
+
     Examples
     --------
     >>> weight = Parameter([1.0, 2.0], dtype="float32")
@@ -48,8 +57,16 @@ class Parameter:
     array([0.5, 1.5], dtype=float32)
     """
 
+    buffer: FlatBuffer
+    span: slice
+
     def __init__(
-        self, data: Any = None, *, shape: tuple[int, ...] | None = None, dtype: Any = None, fill: Fill = zeros
+        self,
+        data: ArrayLike | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        dtype: DTypeLike = None,
+        fill: Fill = zeros,
     ):
         if data is not None:
             values = np.array(data, dtype=dtype)
@@ -65,6 +82,7 @@ class Parameter:
         self.size = prod(self.shape)
         self.fill: Fill | None = fill
         self.has_grad = False
+        self.trainable = True
         FlatBuffer([self])
 
     @property
@@ -73,25 +91,23 @@ class Parameter:
         return len(self.shape)
 
     @property
-    def data(self) -> Any:
+    def data(self) -> Array:
         """The values, a view into the network's buffer: write into it, or assign an array to copy it in."""
         if not self.buffer.filled:
             self.buffer.fill()
-        return self.view(self.buffer.data)
-
-    def view(self, flat: Any) -> Any:
-        """Return this parameter's part of a flat array that is laid out as its buffer."""
-        return flat[self.span].reshape(self.shape)
+        return self.view(self.buffer.allocate())
 
     @data.setter
-    def data(self, values: Any) -> None:
-        values = self._fitting(values)
-        self.buffer.allocate()
-        self.view(self.buffer.data)[...] = values
+    def data(self, values: ArrayLike) -> None:
+        self.view(self.buffer.allocate())[...] = self._fitting(values)
         self.fill = None  # so that weights which are loaded are never drawn first
         self.buffer.version += 1
 
-    def assign(self, where: Any, values: Any) -> None:
+    def view(self, flat: Array) -> Array:
+        """Return this parameter's part of a flat array that is laid out as its buffer."""
+        return flat[self.span].reshape(self.shape)
+
+    def assign(self, where: Any, values: Array) -> None:
         """Copy an array into a part of the values: what is assigned in parts is never drawn first, either.
 
         Examples
@@ -103,42 +119,42 @@ class Parameter:
         array([[1., 3.],
                [2., 4.]], dtype=float32)
         """
-        self.buffer.allocate()
-        self.view(self.buffer.data)[where] = values
+        self.view(self.buffer.allocate())[where] = values
         self.fill = None
         self.buffer.version += 1
 
     @property
-    def grad(self) -> Any:
+    def grad(self) -> Array | None:
         """The gradient of the loss, a view into the network's second buffer; None before the first backward.
 
-        Assigning an array copies it in; assigning None forgets it.
+        Assigning an array copies it in; assigning None forgets it. A frozen parameter has none.
         """
-        return self.grad_view if self.has_grad else None
+        return self.grad_view if self.has_grad and self.trainable else None
 
     @grad.setter
-    def grad(self, values: Any) -> None:
-        if values is None:
+    def grad(self, values: ArrayLike | None) -> None:
+        if values is None or not self.trainable:
             self.has_grad = False
             return
         values = self._fitting(values)
         self.buffer.allocate_grad()
         self.has_grad = True
-        self.grad[...] = values
+        self.grad_view[...] = values
 
     @property
-    def grad_view(self) -> Any:
+    def grad_view(self) -> Array:
         """Where the gradient lies, whether or not there is one yet: a view into the second buffer."""
+        assert self.buffer.grad is not None, "allocate_grad() comes first"
         return self.view(self.buffer.grad)
 
-    def _fitting(self, values: Any) -> Any:
+    def _fitting(self, values: ArrayLike) -> Array:
         """Refuse what NumPy would stretch to fit, or CuPy would silently convert."""
-        values = values if hasattr(values, "shape") else np.asarray(values)
-        if tuple(values.shape) != self.shape:
-            raise ValueError(f"this parameter has the shape {self.shape}, the array {tuple(values.shape)}")
-        if backends.array_module(values) is not self.buffer.backend.xp:
+        array: Array = values if hasattr(values, "shape") else np.asarray(values)  # type: ignore[assignment]
+        if tuple(array.shape) != self.shape:
+            raise ValueError(f"this parameter has the shape {self.shape}, the array {tuple(array.shape)}")
+        if backends.array_module(array) is not self.buffer.backend.xp:
             raise ValueError(f"this parameter is on {self.buffer.backend.name}, the array is not")
-        return values
+        return array
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.shape}, dtype={self.dtype}, backend={self.buffer.backend.name})"
@@ -175,7 +191,8 @@ class FlatBuffer:
 
     def __init__(self, parameters: Iterable[Parameter]):
         self.parameters = list(parameters)
-        self.data = self.grad = None
+        self.data: Array | None = None
+        self.grad: Array | None = None
         self.filled = False
         self.version = 0
         self.size = 0
@@ -201,8 +218,7 @@ class FlatBuffer:
             p.buffer, p.span = self, slice(self.size, self.size + p.size)
             self.size += p.size
         for p, data, grad in values:
-            self.allocate()
-            p.view(self.data)[...] = data
+            p.view(self.allocate())[...] = data
             if grad is not None:
                 p.grad = grad
 
@@ -212,38 +228,39 @@ class FlatBuffer:
         buffers = {id(p.buffer): p.buffer for p in parameters}
         return next(iter(buffers.values())) if len(buffers) == 1 else cls(parameters)
 
-    def allocate(self) -> None:
-        """Make the array of values, not yet filled."""
+    def allocate(self) -> Array:
+        """Return the array of values, made now, and not yet filled, if there is none."""
         if self.data is None:
             self.data = self.backend.xp.empty(self.size, dtype=self.dtype)
+        return self.data
 
     def fill(self) -> None:
         """Give first values to all parameters that have none yet."""
         if self.filled:
             return
-        self.allocate()
+        flat = self.allocate()
         for p in self.parameters:
             if p.fill is None:
                 continue
             if self.backend.name == "numpy":
-                p.fill(p.view(self.data))
+                p.fill(p.view(flat))
             else:  # random numbers are drawn on the host
                 values = np.empty(p.shape, p.dtype)
                 p.fill(values)
-                p.view(self.data)[...] = self.backend.asarray(values)
+                p.view(flat)[...] = self.backend.asarray(values)
             p.fill = None
         self.filled = True
 
     def allocate_grad(self) -> None:
-        """Make the array of gradients."""
+        """Make the array of gradients. What is never written, as of frozen parameters, takes no memory."""
         if self.grad is None:
             self.grad = self.backend.xp.zeros(self.size, dtype=self.dtype)
 
-    def cast(self, dtype: Any) -> None:
+    def cast(self, dtype: DTypeLike) -> None:
         """Give both arrays, and with them all parameters, another element type."""
         self.fill()
         self.dtype = np.dtype(dtype)
-        self.data = self.data.astype(self.dtype)
+        self.data = self.allocate().astype(self.dtype)
         self.grad = None if self.grad is None else self.grad.astype(self.dtype)
         for p in self.parameters:
             p.dtype = self.dtype
@@ -254,7 +271,7 @@ class FlatBuffer:
         if backend.xp is self.backend.xp:
             return
         self.fill()
-        self.data = backend.asarray(self.data)
+        self.data = backend.asarray(self.allocate())
         self.grad = None if self.grad is None else backend.asarray(self.grad)
         self.backend = backend
         self.version += 1

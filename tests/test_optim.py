@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scratchnet import optim
-from scratchnet.layers import BatchNorm2d, Conv2d, Linear, Parameter, ReLU, Sequential
+from scratchnet.layers import BatchNorm2d, Conv2d, Flatten, Linear, Parameter, ReLU, Sequential
 from scratchnet.optim import SGD, Constant, Cosine, OneCycle, Step
 
 VARIANTS = [
@@ -229,3 +229,61 @@ def test_parameters_of_different_precision_are_updated_in_their_own(monkeypatch)
     single.grad, double.grad = np.ones(3, "float32"), np.full(3, 1 / 7)
     sgd.step()
     assert (double.data == 1 / 3 - 0.1 * (1 / 7)).all() and single.data.dtype == np.float32
+
+
+# Frozen parameters
+
+
+def frozen_network():
+    """Return a network whose convolution and normalisation are frozen."""
+    net = Sequential(Conv2d(3, 4), BatchNorm2d(4), ReLU(), Flatten(), Linear(64, 8), ReLU(), Linear(8, 2))
+    return net.freeze("0").freeze("1")
+
+
+def train(net, optimizer, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        y = net.forward(rng.standard_normal((4, 4, 4, 3)).astype("float32"))
+        net.backward(y - 1, need_input_gradient=False)
+        optimizer.step()
+
+
+def test_frozen_weights_and_statistics_keep_their_bits_and_take_no_momentum():
+    net = frozen_network()
+    before = {name: p.data.copy() for name, p in net.parameters().items()}
+    statistics = {name: array.copy() for name, array in net.buffers().items()}
+    optimizer = SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.1, nesterov=True)
+    train(net, optimizer, 3)
+    for name, p in net.parameters().items():
+        frozen = name[0] in "01"
+        assert (p.data == before[name]).all() == frozen and (p.grad is None) == frozen
+    assert all((array == statistics[name]).all() for name, array in net.buffers().items())
+    assert list(optimizer.trainable()) == ["4.weight", "4.bias", "6.weight", "6.bias"]
+    assert optimizer.momentum_buffer.size == 64 * 8 + 8 + 8 * 2 + 2
+
+
+def test_the_others_take_the_steps_of_an_optimizer_that_was_given_them_alone():
+    net, other = frozen_network(), frozen_network()
+    rest = {name: p for name, p in other.parameters().items() if name[0] in "46"}
+    train(net, SGD(net.parameters(), 0.1, momentum=0.9), 3)
+    train(other, SGD(rest, 0.1, momentum=0.9), 3)
+    assert all((p.data == other.parameters()[name].data).all() for name, p in net.parameters().items())
+
+
+def test_momentum_stays_with_its_parameter_when_others_are_frozen_or_unfrozen():
+    net = frozen_network().freeze("4")
+    optimizer = SGD(net.parameters(), 0.1, momentum=0.5)
+    train(net, optimizer, 2)
+    before = optimizer.momentum_buffer[-2:].copy()  # of 6.bias
+    net.unfreeze("4").freeze("6.weight")
+    train(net, optimizer, 1)
+    grads = [net.parameters()[name].grad.ravel() for name in ("4.weight", "4.bias", "6.bias")]
+    expected = np.concatenate([*grads[:2], before * np.float32(0.5) + grads[2]])
+    assert (optimizer.momentum_buffer == expected).all()
+
+
+def test_a_frozen_network_has_no_step_and_no_gradients():
+    net = frozen_network().freeze()
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        train(net, SGD(net.parameters(), 0.1, momentum=0.9), 1)
+    assert net.parameters()["0.weight"].buffer.grad is None

@@ -6,12 +6,13 @@ from scratchnet.layers.container import Chain, Sequential
 from scratchnet.layers.conv import Conv2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.layers.linear import Flatten, Linear
-from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.layers.norm import BatchNorm1d, BatchNorm2d
 from scratchnet.layers.pool import GlobalAvgPool2d, MaxPool2d
 from scratchnet.layers.tree import assemble, chain_of, leaves
 from scratchnet.parameters import Parameter
 
 __all__ = [
+    "BatchNorm1d",
     "BatchNorm2d",
     "Chain",
     "Conv2d",

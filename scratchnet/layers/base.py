@@ -1,7 +1,4 @@
-"""The base of all layers: a forward and a backward pass, and what the one saves for the other.
-
-The mathematics is in ``functional/``, and the walks through whole networks are in ``tree.py``.
-"""
+"""What every layer has: a forward and a backward pass, and what the one saves for the other."""
 
 from __future__ import annotations
 
@@ -40,8 +37,6 @@ class Layer:
 
     Examples
     --------
-    A layer of your own needs no more than a forward and a backward pass:
-
     >>> class Scale(Layer):
     ...     def __init__(self, channels):
     ...         super().__init__()
@@ -54,8 +49,8 @@ class Layer:
     ...         x = self.saved(dy)
     ...         self.weight.grad = (dy * x).sum(axis=(0, 1, 2))
     ...         return dy * self.weight.data
-    >>> Scale(2).forward(np.ones((1, 1, 1, 2), "float32"))
-    array([[[[1., 1.]]]], dtype=float32)
+    >>> Scale(2).forward(np.ones((8, 4, 4, 2), "float32")).shape
+    (8, 4, 4, 2)
     """
 
     training = True
@@ -92,17 +87,13 @@ class Layer:
         return cache
 
     def check_input(self, x: Array, *axes: str | int, hint: str = "") -> None:
-        """Raise a ValueError that names this layer, what was expected and what came, and ends with ``hint``.
-
-        For each axis ``axes`` has the size that it must have, or a letter where any size will do.
-        """
+        """Refuse an input that has not these axes, each a size or a letter; the error ends with ``hint``."""
         checking.check_input(self, x, axes, hint)
 
     @property
     def label(self) -> str:
         """The layer's name in messages: ``features.0 (Conv2d)``."""
-        name = type(self).__name__
-        return f"{self.path} ({name})" if self.path else name
+        return f"{self.path} ({type(self).__name__})" if self.path else type(self).__name__
 
     # What a layer says about itself
 
@@ -116,17 +107,11 @@ class Layer:
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the output for an input of this shape: the chain's, or else the same."""
-        for layer in self.chain() or ():
-            shape = layer.output_shape(shape)
-        return shape
+        return tree.output_shape(self, shape)
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
         """Return how many multiplications and additions a forward pass needs for an input of this shape."""
-        total = 0
-        for layer in self.chain() or ():
-            total += layer.multiply_adds(shape)
-            shape = layer.output_shape(shape)
-        return total
+        return tree.multiply_adds(self, shape)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Yield the layers that are attributes of this one, or in a list that is, with their names."""
@@ -136,7 +121,7 @@ class Layer:
             elif isinstance(value, (list, tuple)):
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Layer))
 
-    # This layer and all layers within it. Asking changes nothing.
+    # What concerns this layer and all within it is in tree.py. Asking changes nothing.
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield this layer and all layers within it, each with its path, in the order they were made."""
@@ -170,6 +155,14 @@ class Layer:
     def eval(self) -> Self:
         """Switch to evaluation: nothing random, running statistics, and nothing saved for backward."""
         return self.train(False)
+
+    def freeze(self, prefix: str = "") -> Self:
+        """Train the parameters within ``prefix`` no more: no gradients, no steps, no new statistics."""
+        return tree.set_trainable(self, prefix, False)
+
+    def unfreeze(self, prefix: str = "") -> Self:
+        """Train the parameters within ``prefix`` again."""
+        return tree.set_trainable(self, prefix, True)
 
     def recording(self) -> AbstractContextManager[Self]:
         """Within this context ``backward`` is possible in evaluation too."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from scratchnet.backend import Array
 from scratchnet.layers.base import Layer
-from scratchnet.layers.tree import assemble
+from scratchnet.layers.tree import assemble, learns
 
 
 class Chain(Layer):
@@ -65,7 +65,7 @@ class Chain(Layer):
         layers = self.chain()
         first = 0
         if not need_input_gradient:
-            first = next((i for i, layer in enumerate(layers) if layer.parameters()), len(layers))
+            first = next((i for i, layer in enumerate(layers) if learns(layer)), len(layers))
         for i in reversed(range(len(layers))):
             layer = layers[i]
             if i < first:

@@ -16,8 +16,73 @@ from scratchnet.layers.tree import assemble
 from scratchnet.parameters import Parameter
 
 
-class BatchNorm2d(Layer):
-    """Batch normalisation (``functional/norm.py``).
+class BatchNorm(Layer):
+    """What batch normalisation of any array (..., num_features) is, whatever its other axes.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, dtype, rng
+        As of ``BatchNorm2d``.
+
+    Examples
+    --------
+    >>> isinstance(BatchNorm2d(3), BatchNorm)
+    True
+    """
+
+    buffer_names = ("running_mean", "running_var")
+    axes: tuple[str, ...] = ()  # all but the last
+    hint = ""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **common: Any):
+        super().__init__(**common)
+        whole(num_features=num_features)
+        self.num_features, self.eps, self.momentum = int(num_features), eps, momentum
+        self.weight = Parameter(shape=(num_features,), dtype=self.dtype, fill=ones)
+        self.bias = Parameter(shape=(num_features,), dtype=self.dtype, fill=zeros)
+        self.running_mean = np.zeros(num_features, self.dtype)
+        self.running_var = np.ones(num_features, self.dtype)
+        assemble(self)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether neither weight nor bias is trained: then training uses and keeps the statistics, too."""
+        return not (self.weight.trainable or self.bias.trainable)
+
+    def forward(self, x: Array) -> Array:
+        """Normalise (..., num_features), channel by channel."""
+        self.check_input(x, *self.axes, self.num_features, hint=self.hint)
+        if not self.training or self.frozen:
+            statistics = self.running_mean, self.running_var
+            return self.save_for_backward(
+                *F.batch_norm_forward(x, self.weight.data, self.bias.data, *statistics, eps=self.eps)
+            )
+        M = x.size // self.num_features
+        if M == 1:
+            raise ValueError(
+                f"{self.label}: one value per channel has no variance to train with: {tuple(x.shape)}"
+            )
+        y, cache = F.batch_norm_forward(x, self.weight.data, self.bias.data, eps=self.eps)
+        self.running_mean += self.momentum * (cache.mean - self.running_mean)
+        self.running_var += self.momentum * (cache.var * (M / (M - 1)) - self.running_var)
+        self.weight.buffer.version += 1  # plans fold the statistics into weights
+        return self.save_for_backward(y, cache)
+
+    def backward(self, dy: Array) -> Array:
+        """Set the gradients of weight and bias; return dx."""
+        dx, self.weight.grad, self.bias.grad = F.batch_norm_backward(dy, self.saved(dy))
+        return dx
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        check_shape(self, shape, *self.axes, self.num_features)
+        return shape
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"num_features": self.num_features, "eps": self.eps, "momentum": self.momentum}
+
+
+class BatchNorm2d(BatchNorm):
+    """Batch normalisation of feature maps (N, H, W, num_features).
 
     In training it normalises with the batch's own mean and (biased) variance, and tracks both for evaluation:
     running = (1 - momentum) * running + momentum * batch, with the unbiased variance, as PyTorch does.
@@ -44,45 +109,33 @@ class BatchNorm2d(Layer):
     (8, 4, 4, 64)
     """
 
-    buffer_names = ("running_mean", "running_var")
+    axes = ("N", "H", "W")
+    hint = "images are channels last"
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **common: Any):
-        super().__init__(**common)
-        whole(num_features=num_features)
-        self.num_features, self.eps, self.momentum = int(num_features), eps, momentum
-        self.weight = Parameter(shape=(num_features,), dtype=self.dtype, fill=ones)
-        self.bias = Parameter(shape=(num_features,), dtype=self.dtype, fill=zeros)
-        self.running_mean = np.zeros(num_features, self.dtype)
-        self.running_var = np.ones(num_features, self.dtype)
-        assemble(self)
 
-    def forward(self, x: Array) -> Array:
-        """Normalise (N, H, W, num_features), channel by channel."""
-        self.check_input(x, "N", "H", "W", self.num_features, hint="images are channels last")
-        if not self.training:
-            statistics = self.running_mean, self.running_var
-            return self.save_for_backward(
-                *F.batch_norm_forward(x, self.weight.data, self.bias.data, *statistics, eps=self.eps)
-            )
-        M = x.size // self.num_features
-        if M == 1:
-            raise ValueError(
-                f"{self.label}: one value a channel has no variance to train with: {tuple(x.shape)}"
-            )
-        y, cache = F.batch_norm_forward(x, self.weight.data, self.bias.data, eps=self.eps)
-        self.running_mean += self.momentum * (cache.mean - self.running_mean)
-        self.running_var += self.momentum * (cache.var * (M / (M - 1)) - self.running_var)
-        self.weight.buffer.version += 1  # plans fold the statistics into weights
-        return self.save_for_backward(y, cache)
+class BatchNorm1d(BatchNorm):
+    """Batch normalisation of rows (N, num_features), as after a linear layer; see ``BatchNorm2d``.
 
-    def backward(self, dy: Array) -> Array:
-        """Set the gradients of weight and bias; return dx."""
-        dx, self.weight.grad, self.bias.grad = F.batch_norm_backward(dy, self.saved(dy))
-        return dx
+    Parameters
+    ----------
+    num_features : int
+        C.
+    eps : float
+        Added to the variance.
+    momentum : float
+        How much of each batch goes into the running statistics.
+    dtype, rng
+        As of every ``Layer``.
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
-        check_shape(self, shape, "N", "H", "W", self.num_features)
-        return shape
+    Attributes
+    ----------
+    weight, bias : Parameter (num_features,)
+    running_mean, running_var : array (num_features,)
 
-    def settings(self) -> dict[str, Any]:  # noqa: D102
-        return {"num_features": self.num_features, "eps": self.eps, "momentum": self.momentum}
+    Examples
+    --------
+    >>> BatchNorm1d(64).forward(np.zeros((8, 64), "float32")).shape
+    (8, 64)
+    """
+
+    axes = ("N",)

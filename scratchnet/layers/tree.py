@@ -164,6 +164,22 @@ def generators(net: Layer) -> dict[str, np.random.Generator]:
     }
 
 
+def output_shape(net: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the output of a chain; of any other layer, unless it says more, the input's."""
+    for layer in net.chain() or ():
+        shape = layer.output_shape(shape)
+    return shape
+
+
+def multiply_adds(net: Layer, shape: tuple[int, ...]) -> int:
+    """Return the multiply-adds of a chain; of any other layer, unless it says more, none."""
+    total = 0
+    for layer in net.chain() or ():
+        total += layer.multiply_adds(shape)
+        shape = layer.output_shape(shape)
+    return total
+
+
 def backend_of(net: Layer) -> Backend:
     """Return the backend of the parameters; NumPy if there are none."""
     for _, layer in net.walk():
@@ -204,6 +220,31 @@ def set_training(net: L, mode: bool) -> L:
     if not mode:
         net.clear_saved()
     return net
+
+
+def set_trainable(net: L, prefix: str, trainable: bool) -> L:
+    """Freeze or unfreeze the parameters whose names begin with ``prefix``, a layer's path; "" takes all.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    found = [
+        p for name, p in parameters(net).items() if f"{name}.".startswith(f"{prefix}." if prefix else "")
+    ]
+    if prefix and not found:
+        raise ValueError(f"{net.label} has no parameters in {prefix!r}: give a path, as in 'features.0'")
+    for p in found:
+        p.trainable = trainable
+        if not trainable:
+            p.grad = None
+    return net
+
+
+def learns(net: Layer) -> bool:
+    """Tell whether anything in a layer is trained: whether it has parameters, and not all are frozen."""
+    return any(p.trainable for p in parameters(net).values())
 
 
 @contextmanager

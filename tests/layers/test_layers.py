@@ -9,15 +9,14 @@ import pytest
 
 from scratchnet.gradcheck import check_layer
 from scratchnet.layers import (
+    BatchNorm1d,
     BatchNorm2d,
     Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
-    Layer,
     Linear,
     MaxPool2d,
-    Parameter,
     ReLU,
     Sequential,
 )
@@ -32,6 +31,7 @@ LAYERS = {
     "Flatten": (lambda **k: Flatten(**k), (2, 5, 4, 2)),
     "Dropout": (lambda **k: Dropout(0.4, **k), (2, 5, 4, 2)),
     "BatchNorm2d": (lambda **k: BatchNorm2d(2, **k), (2, 5, 4, 2)),
+    "BatchNorm1d": (lambda **k: BatchNorm1d(4, **k), (6, 4)),
     "Sequential": (
         lambda **k: Sequential(Conv2d(2, 3, **k), ReLU(), Flatten(), Linear(60, 2, **k)),
         (2, 5, 4, 2),
@@ -268,182 +268,6 @@ def test_the_gradient_has_to_have_the_shape_of_the_output(name):
     layer.backward(y)  # the mistake has lost nothing
 
 
-# Networks
-
-
-def test_without_need_of_the_input_gradient_the_parameters_get_the_same():
-    def net():
-        return Sequential(Dropout(0.0), ReLU(), Sequential(Conv2d(2, 3), ReLU()), Flatten(), Linear(60, 2))
-
-    one, other, x = net(), net(), normal(2, 5, 4, 2)
-    y = one.forward(x)
-    other.forward(x)
-    assert one.backward(y).shape == x.shape
-    assert other.backward(y, need_input_gradient=False) is None
-    for p, q in zip(one.parameters().values(), other.parameters().values(), strict=True):
-        assert (p.grad == q.grad).all()
-    assert all(part._saved is None for _, part in other.walk())
-
-
-def test_without_need_of_the_input_gradient_it_is_not_computed(monkeypatch):
-    from scratchnet.functional import conv
-
-    def refuse(*arguments):
-        raise AssertionError("col2im was called")
-
-    monkeypatch.setattr(conv, "col2im", refuse)
-    net, x = Sequential(ReLU(), Conv2d(2, 3), ReLU()), normal(2, 5, 4, 2)
-    net.backward(net.forward(x), need_input_gradient=False)
-    with pytest.raises(AssertionError, match="col2im"):
-        net.backward(net.forward(x))
-
-
-@pytest.mark.parametrize(
-    "layers", [(), (ReLU(),), (BatchNorm2d(2), ReLU()), (Sequential(), Sequential(BatchNorm2d(2)))]
-)
-def test_without_need_of_the_input_gradient_any_network_returns_none(layers):
-    net, x = Sequential(*layers), normal(2, 5, 4, 2)
-    assert net.backward(net.forward(x), need_input_gradient=False) is None
-    for p in net.parameters().values():
-        assert p.grad is not None
-
-
-def test_a_layer_of_ones_own_works_first_in_a_network():
-    class Scale(Layer):
-        def __init__(self, channels):
-            super().__init__()
-            self.weight = Parameter(np.ones(channels, "float32"))
-
-        def forward(self, x):
-            return self.save_for_backward(x * self.weight.data, x)
-
-        def backward(self, dy):
-            x = self.saved(dy)
-            self.weight.grad = (dy * x).sum(axis=(0, 1, 2))
-            return dy * self.weight.data
-
-    net, x = Sequential(Scale(2), Conv2d(2, 3)), normal(2, 5, 4, 2)
-    assert net.backward(net.forward(x), need_input_gradient=False) is None
-    assert list(net.parameters()) == ["0.weight", "1.weight", "1.bias"]
-    assert net[0].weight.grad is not None
-    check_layer(net, x).raise_for_failure()
-
-
-def test_a_sequential_is_a_list_of_its_layers():
-    relu, flatten = ReLU(), Flatten()
-    net = Sequential(relu, flatten)
-    assert len(net) == 2 and net[0] is relu and net[-1] is flatten and list(net) == [relu, flatten]
-    assert repr(net) == "Sequential(\n  (0): ReLU()\n  (1): Flatten()\n)"
-
-
-def test_train_and_eval_reach_every_layer_and_return_the_network():
-    net = Sequential(Sequential(Dropout()), BatchNorm2d(2))
-    assert all(part.training for _, part in net.walk())
-    assert net.eval() is net and not any(part.training for _, part in net.walk())
-    assert net.train() is net and all(part.training for _, part in net.walk())
-
-
-def test_to_numpy_changes_nothing_and_returns_the_network():
-    net, x = make("Sequential")
-    y = net.forward(x)
-    place = net[0].weight.data.__array_interface__["data"]
-    assert net.to("numpy") is net and net.backend.name == "numpy"
-    assert net[0].weight.data.__array_interface__["data"] == place and (net.forward(x) == y).all()
-
-
-def test_a_part_of_a_network_cannot_be_moved_alone():
-    net = Sequential(Sequential(Linear(2, 2)), Linear(2, 2))
-    with pytest.raises(
-        ValueError, match="0 \\(Sequential\\) is part of a network: call to\\(\\) of the whole"
-    ):
-        net[0].to("numpy")
-
-
-# Batch normalisation
-
-
-def test_running_statistics_follow_the_batches_with_the_unbiased_variance():
-    layer = BatchNorm2d(2, momentum=0.3, dtype="float64")
-    mean, var = np.zeros(2), np.ones(2)
-    for seed in range(3):
-        x = normal(2, 3, 4, 2, seed=seed, dtype="float64") * 2 + 5
-        layer.forward(x)
-        mean += 0.3 * (x.mean(axis=(0, 1, 2)) - mean)
-        var += 0.3 * (x.var(axis=(0, 1, 2), ddof=1) - var)
-    np.testing.assert_allclose(layer.running_mean, mean)
-    np.testing.assert_allclose(layer.running_var, var)
-
-
-def test_running_statistics_are_tracked_once_a_forward_and_never_in_evaluation_or_backward():
-    layer, x = make("BatchNorm2d")
-    y = layer.forward(x)
-    before = layer.running_mean.copy()
-    layer.backward(y)
-    layer.eval().forward(x)
-    with layer.recording():
-        layer.backward(layer.forward(x))
-    assert (layer.running_mean == before).all()
-
-
-def test_running_statistics_are_updated_in_place_and_listed_as_buffers():
-    net = Sequential(ReLU(), BatchNorm2d(2))
-    mean = net[1].running_mean
-    assert list(net.buffers()) == ["1.running_mean", "1.running_var"]
-    net.forward(normal(2, 3, 3, 2))
-    assert net.buffers()["1.running_mean"] is mean and mean.any()
-    assert not any("running" in name for name in net.parameters())
-
-
-def test_evaluation_uses_the_running_statistics():
-    layer = BatchNorm2d(1, eps=0.0).eval()
-    layer.running_mean[...], layer.running_var[...] = 3, 4
-    assert layer.forward(np.full((1, 1, 1, 1), 7, "float32")) == 2
-
-
-def test_one_value_a_channel_is_refused_in_training_only():
-    layer, x = BatchNorm2d(3), normal(1, 1, 1, 3)
-    with pytest.raises(ValueError, match="one value a channel has no variance to train with"):
-        layer.forward(x)
-    assert (layer.running_mean == 0).all()
-    layer.eval().forward(x)
-
-
-# Dropout
-
-
-def test_dropout_draws_anew_in_every_forward_and_again_the_same_from_the_same_state():
-    layer, x = Dropout(0.5, rng=np.random.default_rng(3)), np.ones((50, 20), "float32")
-    state = layer.rng.bit_generator.state
-    first, second = layer.forward(x), layer.forward(x)
-    assert (first != second).any()
-    layer.rng.bit_generator.state = state
-    assert (layer.forward(x) == first).all()
-    assert set(np.unique(first)) == {0.0, 2.0}
-
-
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_dropout_drops_its_share_and_scales_the_rest(p):
-    y = Dropout(p).forward(np.ones((200, 200), "float32"))
-    assert (y == 0).mean() == pytest.approx(p, abs=0.01)
-    assert p == 1 or y.max() == pytest.approx(1 / (1 - p), rel=1e-6)
-
-
-def test_dropout_in_evaluation_is_the_identity_and_draws_nothing():
-    layer, x = Dropout(0.5).eval(), normal(3, 4)
-    state = layer.rng.bit_generator.state
-    assert (layer.forward(x) == x).all() and layer.rng.bit_generator.state == state
-
-
-def test_dropout_masks_do_not_depend_on_the_dtype():
-    masks = [Dropout(0.5).forward(np.ones((20, 20), dtype)) > 0 for dtype in ("float32", "float64")]
-    assert (masks[0] == masks[1]).all()
-
-
-def test_generators_are_listed_by_path():
-    net = Sequential(ReLU(), Sequential(Dropout()), Dropout())
-    assert list(net.generators()) == ["1.0", "2"] and net.generators()["2"] is net[2].rng
-
-
 # What is refused, and how
 
 
@@ -471,6 +295,7 @@ def test_errors_name_the_path_the_layer_what_was_expected_and_what_came():
         (Conv2d(3, 4), normal(4, 4, 3), "expected \\(N, H, W, 3\\), got \\(4, 4, 3\\)"),
         (Linear(3, 4), normal(2, 4, 4, 3), "got \\(2, 4, 4, 3\\): put Flatten\\(\\) before it"),
         (Linear(3, 4), normal(3), "expected \\(N, 3\\), got \\(3,\\)"),
+        (BatchNorm1d(3), normal(2, 4, 4, 3), "BatchNorm1d: expected \\(N, 3\\), got \\(2, 4, 4, 3\\)"),
         (MaxPool2d(), normal(2, 4), "MaxPool2d: expected \\(N, H, W, C\\), got \\(2, 4\\)"),
         (GlobalAvgPool2d(), normal(2, 4), "expected \\(N, H, W, C\\), got \\(2, 4\\)"),
         (Flatten(), np.float32(1.0), "Flatten: expected \\(N, ...\\), got \\(\\)"),

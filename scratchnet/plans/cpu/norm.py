@@ -55,7 +55,7 @@ class Norm(Kernel):
         self.M = z.N * z.H * z.W
         if self.context.training and self.M == 1:
             raise ValueError(
-                f"{self.norm.label}: one value a channel has no variance to train with: {z.shape}"
+                f"{self.norm.label}: one value per channel has no variance to train with: {z.shape}"
             )
         self.epilogue = Epilogue(self)
         # Direct: y lies as z does, so y is made, and dy is read, where it belongs.
