@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet import checkpoint, data, inspection, tensorfile
-from scratchnet.layers import Layer
+from scratchnet.layers import Chain
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.report import page, sections
 from scratchnet.report.output import writable_path
@@ -162,7 +162,7 @@ class RunReport:
             yield sections.absent("weights", "Weights", f"there is no {weights}")
         yield sections.settings(self.config, self.options)
 
-    def _load_net(self, weights: Path) -> Layer:
+    def _load_net(self, weights: Path) -> Chain:
         """Return the network, if it is the one in the configuration."""
         net, config = checkpoint.load(weights), self.run.config
         settings, differ = net.settings(), ""
@@ -175,7 +175,7 @@ class RunReport:
             raise RunError(f"{weights} {differ}: one of them is damaged, or of another run")
         return net
 
-    def _doctor(self, net: Layer, rows: list[dict[str, float]]) -> Section:
+    def _doctor(self, net: Chain, rows: list[dict[str, float]]) -> Section:
         """Return the last diagnosis of training or, without any, one made now."""
         diagnoses = doctor.read(self.run.path)
         if diagnoses:
@@ -188,7 +188,7 @@ class RunReport:
         found = doctor.diagnose(net, x, labels, loss=loss, epochs=rows)
         return sections.diagnosis(found, f"now, with the weights shown here and {len(x)} training images")
 
-    def _mistakes(self, net: Layer) -> Iterator[Section]:
+    def _mistakes(self, net: Chain) -> Iterator[Section]:
         """Yield the confusions and mistakes on the validation images."""
         if self.images is None:
             yield sections.absent("confusions", "Confusions and mistakes", self.no_images)
@@ -205,7 +205,7 @@ class RunReport:
         images = self.images.images[validation]
         yield sections.mistakes(probabilities, labels, images, self.class_names)
 
-    def _inside(self, net: Layer) -> Iterator[Section]:
+    def _inside(self, net: Chain) -> Iterator[Section]:
         """Yield the feature maps of one image, and where the network looks in several."""
         images = [] if self.given is None else [self.given]
         if self.images is not None:

@@ -54,7 +54,7 @@ def curves(rows: Sequence[Mapping[str, float]], options: Mapping[str, Any], clas
             "Loss: where validation rises while training still falls, the network memorises."
         ),
         charts.curves("accuracy", epochs, lines("accuracy", 100), "accuracy, %"): (
-            f"Accuracy: the share of images classified correctly; guessing would get {100 / classes:g}\u00a0%."
+            f"Accuracy: the share of images classified correctly; guessing gets {100 / classes:g}\u00a0%."
         ),
         charts.curves("rate", epochs, {"learning rate": [row["lr"] for row in rows]}, "learning rate"): (
             f"Learning rate at the end of each epoch: schedule {escape(str(options['schedule']))}, "
