@@ -22,35 +22,16 @@ TOLERANCE = {"fp32": 2e-5, "tf32": 1e-2, "bf16": 6e-2}
 
 def plain():
     return Sequential(
-        Conv2d(3, 8),
-        ReLU(),
-        Conv2d(8, 8),
-        ReLU(),
-        MaxPool2d(2),
-        Conv2d(8, 5),
-        ReLU(),
-        MaxPool2d(2),
-        Flatten(),
-        Linear(20, 12),
-        ReLU(),
-        Linear(12, 10),
-    )
+        Conv2d(3, 8), ReLU(), Conv2d(8, 8), ReLU(), MaxPool2d(2), Conv2d(8, 5), ReLU(), MaxPool2d(2),
+        Flatten(), Linear(20, 12), ReLU(), Linear(12, 10),
+    )  # fmt: skip
 
 
 def normalised():
     return Sequential(
-        Conv2d(3, 8, bias=False),
-        BatchNorm2d(8),
-        ReLU(),
-        Conv2d(8, 6),
-        BatchNorm2d(6),
-        ReLU(),
-        MaxPool2d(2),
-        Conv2d(6, 8, kernel_size=1, padding=0),
-        BatchNorm2d(8),
-        GlobalAvgPool2d(),
-        Linear(8, 10, bias=False),
-    )
+        Conv2d(3, 8, bias=False), BatchNorm2d(8), ReLU(), Conv2d(8, 6), BatchNorm2d(6), ReLU(), MaxPool2d(2),
+        Conv2d(6, 8, kernel_size=1, padding=0), BatchNorm2d(8), GlobalAvgPool2d(), Linear(8, 10, bias=False),
+    )  # fmt: skip
 
 
 def copy_of(net, make):

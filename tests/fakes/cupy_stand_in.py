@@ -49,26 +49,14 @@ from tests.fakes.cuda_runtime import refuse_while_recording, traffic
 
 SCALARS = (bool, int, float, complex, np.generic)
 BINARY = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "truediv": np.true_divide,
-    "floordiv": np.floor_divide,
-    "mod": np.remainder,
-    "pow": np.power,
-    "matmul": np.matmul,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-}
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
+    "floordiv": np.floor_divide, "mod": np.remainder, "pow": np.power, "matmul": np.matmul,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+}  # fmt: skip
 COMPARISONS = {
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal,
-}
+}  # fmt: skip
 UNARY = {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}
 
 # Looked up in CuPy's sources: what stands here is there, under the same name and with the same meaning. The
@@ -121,7 +109,7 @@ free_memory = 80 << 30
 
 
 class ndarray:  # noqa: N801  (CuPy's name)
-    """A device array: a NumPy array that nobody outside can reach by accident."""
+    """A device array: a NumPy array that cannot be reached from outside by accident."""
 
     __slots__ = ("_host",)
     __hash__ = None

@@ -71,7 +71,7 @@ def test_every_launch_has_another_order_and_a_seed_gives_it_again(stand_in):
 
 
 def test_shared_memory_is_empty_before_every_block(stand_in):
-    """What an earlier block left there would hide that nobody has written it."""
+    """What an earlier block left there would hide that it was never written."""
     text = """float* out) {
         __shared__ float met[1];
         out[blockIdx.x] = met[0];

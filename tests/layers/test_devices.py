@@ -53,38 +53,30 @@ def loss_forward(logits, labels):
 
 OPERATORS = {
     "conv2d": (
-        partial(F.conv2d_forward, stride=1, padding=1),
-        F.conv2d_backward,
+        partial(F.conv2d_forward, stride=1, padding=1), F.conv2d_backward,
         (IMAGE, normal(3, 3, 4, 5), normal(5)),
     ),
     "conv2d, stride 2": (
-        partial(F.conv2d_forward, stride=2, padding=2),
-        F.conv2d_backward,
-        (IMAGE, normal(3, 3, 4, 5)),
+        partial(F.conv2d_forward, stride=2, padding=2), F.conv2d_backward, (IMAGE, normal(3, 3, 4, 5)),
     ),
     "conv2d, 1 x 1": (F.conv2d_forward, F.conv2d_backward, (IMAGE, normal(1, 1, 4, 5), normal(5))),
     "linear": (F.linear_forward, F.linear_backward, (normal(6, 5), normal(5, 4), normal(4))),
     "relu": (F.relu_forward, F.relu_backward, (IMAGE,)),
     "max_pool2d": (F.max_pool2d_forward, F.max_pool2d_backward, (np.maximum(IMAGE, 0.0),)),
     "max_pool2d, overlapping": (
-        partial(F.max_pool2d_forward, kernel_size=3, stride=2),
-        F.max_pool2d_backward,
-        (IMAGE,),
+        partial(F.max_pool2d_forward, kernel_size=3, stride=2), F.max_pool2d_backward, (IMAGE,),
     ),
     "global_avg_pool2d": (F.global_avg_pool2d_forward, F.global_avg_pool2d_backward, (IMAGE,)),
     "batch_norm": (F.batch_norm_forward, F.batch_norm_backward, (IMAGE, normal(4), normal(4))),
     "batch_norm, given statistics": (
-        F.batch_norm_forward,
-        F.batch_norm_backward,
-        (IMAGE, normal(4), normal(4), normal(4), normal(4) ** 2),
+        F.batch_norm_forward, F.batch_norm_backward, (IMAGE, *(normal(4) for _ in range(3)), normal(4) ** 2),
     ),
     "dropout": (partial(F.dropout_forward, p=0.3), F.dropout_backward, (IMAGE, IMAGE > 0.0)),
     "softmax_cross_entropy": (
-        loss_forward,
-        lambda dy, cache: F.softmax_cross_entropy_backward(cache),
+        loss_forward, lambda dy, cache: F.softmax_cross_entropy_backward(cache),
         (normal(6, 10), np.arange(6)),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -124,36 +116,30 @@ def test_conv2d_in_several_chunks(device, monkeypatch):
 # Layers
 
 LAYERS = {
-    "Conv2d": (lambda dtype: L.Conv2d(4, 5, dtype=dtype), IMAGE),
+    "Conv2d": (lambda **common: L.Conv2d(4, 5, **common), IMAGE),
     "Conv2d without bias": (
-        lambda dtype: L.Conv2d(4, 5, 5, stride=2, padding=2, bias=False, dtype=dtype),
-        IMAGE,
+        lambda **common: L.Conv2d(4, 5, 5, stride=2, padding=2, bias=False, **common), IMAGE,
     ),
-    "Linear": (lambda dtype: L.Linear(5, 4, dtype=dtype), normal(6, 5)),
-    "ReLU": (lambda dtype: L.ReLU(dtype=dtype), IMAGE),
-    "MaxPool2d": (lambda dtype: L.MaxPool2d(3, 2, dtype=dtype), IMAGE),
-    "GlobalAvgPool2d": (lambda dtype: L.GlobalAvgPool2d(dtype=dtype), IMAGE),
-    "Flatten": (lambda dtype: L.Flatten(dtype=dtype), IMAGE),
-    "Dropout": (lambda dtype: L.Dropout(0.4, dtype=dtype, rng=np.random.default_rng(1)), IMAGE),
-    "BatchNorm2d": (lambda dtype: L.BatchNorm2d(4, dtype=dtype), IMAGE),
+    "Linear": (lambda **common: L.Linear(5, 4, **common), normal(6, 5)),
+    "ReLU": (L.ReLU, IMAGE),
+    "MaxPool2d": (partial(L.MaxPool2d, 3, 2), IMAGE),
+    "GlobalAvgPool2d": (L.GlobalAvgPool2d, IMAGE),
+    "Flatten": (L.Flatten, IMAGE),
+    "Dropout": (lambda **common: L.Dropout(0.4, rng=np.random.default_rng(1), **common), IMAGE),
+    "BatchNorm2d": (partial(L.BatchNorm2d, 4), IMAGE),
     "Sequential": (
-        lambda dtype: L.Sequential(
-            L.Conv2d(4, 6, dtype=dtype),
-            L.BatchNorm2d(6, dtype=dtype),
-            L.ReLU(),
-            L.GlobalAvgPool2d(),
-            dtype=dtype,
-        ),
-        IMAGE,
+        lambda **common: L.Sequential(
+            L.Conv2d(4, 6, **common), L.BatchNorm2d(6, **common), L.ReLU(), L.GlobalAvgPool2d(), **common
+        ), IMAGE,
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(device, name, dtype):
     make, x = LAYERS[name]
-    here, there = make("float64"), make(dtype)
+    here, there = make(dtype="float64"), make(dtype=dtype)
     for ours, theirs in zip(here.parameters().values(), there.parameters().values(), strict=True):
         theirs.data = ours.data.astype(dtype)
     there.to(device)
@@ -205,17 +191,12 @@ def state(net):
     return {name: get("numpy").to_numpy(array).copy() for name, array in arrays.items()}
 
 
+MOMENTUM = {"lr": 0.02, "momentum": 0.9}
 OPTIMIZERS = {
     "plain": {"lr": 0.05},
-    "momentum": {"lr": 0.02, "momentum": 0.9},
-    "momentum and decay": {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-2},
-    "nesterov": {
-        "lr": 0.02,
-        "momentum": 0.9,
-        "nesterov": True,
-        "weight_decay": 1e-2,
-        "no_decay": is_bias_or_norm,
-    },
+    "momentum": MOMENTUM,
+    "momentum and decay": {**MOMENTUM, "weight_decay": 1e-2},
+    "nesterov": {**MOMENTUM, "nesterov": True, "weight_decay": 1e-2, "no_decay": is_bias_or_norm},
 }
 
 

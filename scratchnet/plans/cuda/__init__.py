@@ -18,6 +18,10 @@
 Maps lie as everywhere else in scratchnet, (N, H, W, C) in float32. Nothing adds up with atomics, so that the
 same input gives the same bits, every time.
 
+Layers that no group takes along are planned too: ReLU, Dropout, GlobalAvgPool2d, Flatten, BatchNorm2d, and
+MaxPool2d with windows of 2 x 2 side by side. Other windows, other people's layers without a CUDA kernel, and
+all layers of a float64 network run by their own forward and backward, and ``compile`` warns of it.
+
 None of this has run on a GPU yet. The kernels are compiled for one by NVRTC, and run on an emulator; the rest
 runs on a stand-in for CuPy (see ``tests/``).
 """

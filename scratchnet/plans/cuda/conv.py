@@ -23,11 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from scratchnet.backend import Array
+from scratchnet.layers import BatchNorm2d, Conv2d
 from scratchnet.plans.cuda.kernel import Kernel, front
 from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.conv import col2im, im2col
@@ -35,7 +36,7 @@ from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
 from scratchnet.plans.cuda.launch.mask import mask, unpool
 from scratchnet.plans.cuda.launch.norm import norm_fold
 from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
-from scratchnet.plans.memory import Arena
+from scratchnet.plans.memory import Arena, Buffer
 
 # Large enough for products that fill the GPU, small compared with its memory. Not yet measured on one.
 COLUMN_BYTES = 256 << 20
@@ -46,25 +47,30 @@ class Convolution(Kernel):
 
     algorithm = "im2col"
     takes = "norm", "activation", "pool"
+    z: Buffer | None = None  # the product, where it is pooled
+    code: Buffer | None = None  # which pixel of each window won
+    dz: Buffer | None = None  # the gradient of the product; None: it is that of the output
+    partial: Buffer | None = None  # sums of the bias's gradient, those of all chunks one after the other
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        conv = self.conv = self.group.main
+        conv = self.conv = cast(Conv2d, self.group.main)
+        self.norm = cast("BatchNorm2d | None", self.group.norm)
         self.N = self.input.shape[0]
         _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
         self.size = conv.kernel_size, conv.stride, conv.padding
         self.row = prod(conv.weight.shape[:-1])  # numbers in a row of the column matrix
         most = max(1, COLUMN_BYTES // (4 * self.OH * self.OW * self.row))
-        self.n = -(-self.N // -(-self.N // most))  # images at a time: in as few chunks, but of like size
-        self.pools = self.group.pool is not None
-        self.keeps_output = self.group.activation is not None and not self.pools
+        self.n = -(-self.N // -(-self.N // most))  # images per chunk: few chunks, of similar size
+        self.relu, self.pools = self.group.activation is not None, self.group.pool is not None
+        self.keeps_output = self.relu and not self.pools
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         rows, operand = self.n * self.OH * self.OW, self.context.operand
         self.columns = arena.reserve("columns", (rows, self.row), operand, forward, forward)
         if self.pools:
             self.z = arena.reserve("z", (rows, self.O), np.float32, forward, forward)
-        if self.group.norm is not None:
+        if self.norm is not None:
             self.mean = arena.reserve("mean", (self.O,), np.float32, forward, forward)
             self.scale = arena.reserve("scale", (self.O,), np.float32, forward, forward)
         if backward is None:
@@ -72,60 +78,54 @@ class Convolution(Kernel):
         if self.pools:
             self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
         self.columns_again = arena.reserve("columns", (rows, self.row), np.float32, backward, backward)
-        if self.pools or self.group.activation is not None or operand != np.float32:
+        if self.pools or self.relu or operand != np.float32:
             self.dz = arena.reserve("dz", (rows, self.O), operand, backward, backward)
-        else:
-            self.dz = None  # dy itself
         if self.conv.bias is not None:
-            self.parts = [sums_shape(self._summed(images), self.O)[0] for images in self._chunks()]
-            self.partial = arena.reserve("partial", (sum(self.parts), self.O), np.float32, backward, backward)
+            sums = sum(self._sums(images) for images in self._chunks())
+            self.partial = arena.reserve("partial", (sums, self.O), np.float32, backward, backward)
 
     def _chunks(self) -> Iterator[slice]:
         for start in range(0, self.N, self.n):
             yield slice(start, min(start + self.n, self.N))
 
-    def _summed(self, images: slice) -> int:
-        """Count the rows that are summed for db: of pooled maps, since no other pixel has a gradient."""
-        return (images.stop - images.start) * prod(self.output.shape[1:3])
+    def _sums(self, images: slice) -> int:
+        """Count the partial sums for db: over pooled maps, since no other pixel has a gradient."""
+        return sums_shape((images.stop - images.start) * prod(self.output.shape[1:3]), self.O)[0]
 
     def forward(self) -> None:  # noqa: D102
         bias = None if self.conv.bias is None else self.conv.bias.data
-        relu = self.group.activation is not None
-        follows: dict[str, Any] = {"shift": bias, "relu": relu}
-        if (norm := self.group.norm) is not None:
-            mean, scale = self.mean.array, self.scale.array
-            statistics = norm.running_mean, norm.running_var
-            norm_fold(norm.weight.data, *statistics, bias, mean, scale, norm.eps)
-            follows = {"shift": norm.bias.data, "mean": mean, "scale": scale, "relu": relu}
-        weight = self.context.weights.matrix(self.conv.weight)  # (KH*KW*C, O)
+        shift, affine = bias, {}
+        if (norm := self.norm) is not None:
+            affine = {"mean": self.mean.array, "scale": self.scale.array}
+            norm_fold(norm.weight.data, norm.running_mean, norm.running_var, bias, **affine, eps=norm.eps)
+            shift = norm.bias.data
+        weight = self.matrix(self.conv.weight)  # (KH*KW*C, O)
         for images in self._chunks():
             n = images.stop - images.start
             rows = n * self.OH * self.OW
             columns = front(self.columns, self.context.operand, rows, self.row)
             im2col(self.input.data[images], columns, *self.size)
             y = self.output.data[images]
-            if self.pools:
+            if self.z is not None:
                 z = front(self.z, np.float32, n, self.OH, self.OW, self.O)
                 self.context.matmul(columns, weight, out=z.reshape(rows, self.O))
-                code = self.code.array[images] if self.context.training else None
-                epilogue_pool(z, y, code, **follows)
+                code = None if self.code is None else self.code.array[images]
+                epilogue_pool(z, y, code, shift, relu=self.relu, **affine)
             else:
                 self.context.matmul(columns, weight, out=y.reshape(rows, self.O))
-                if relu or follows["shift"] is not None:
-                    epilogue(y, y, **follows)
+                if self.relu or shift is not None:
+                    epilogue(y, y, shift, relu=self.relu, **affine)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        weight, matmul = self.conv.weight, self.context.matmul
+        weight, bias, matmul = self.conv.weight, self.conv.bias, self.context.matmul
         dweight = weight.grad_view.reshape(self.row, self.O)
-        with_bias = self.conv.bias is not None
-        first_part = 0
+        done = 0  # partial sums
         for k, images in enumerate(self._chunks()):
-            n = images.stop - images.start
-            rows = n * self.OH * self.OW
+            rows = (images.stop - images.start) * self.OH * self.OW
             partial = None
-            if with_bias:
-                partial = self.partial.array[first_part : first_part + self.parts[k]]
-                first_part += self.parts[k]
+            if self.partial is not None:
+                partial = self.partial.array[done : done + self._sums(images)]
+                done += len(partial)
             dz = self._dz(images, partial).reshape(rows, self.O)
 
             columns = front(self.columns_again, self.context.operand, rows, self.row)
@@ -133,32 +133,30 @@ class Convolution(Kernel):
             matmul(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
             if need_input_gradient:
                 dcolumns = front(self.columns_again, np.float32, rows, self.row)
-                matmul(dz, self.context.weights.matrix(weight), out=dcolumns, transpose_b=True)
+                matmul(dz, self.matrix(weight), out=dcolumns, transpose_b=True)
                 col2im(dcolumns, self.input.grad[images], *self.size)
-        if with_bias:
-            finish_sums(self.partial.array, self.conv.bias.grad_view)
+        if self.partial is not None and bias is not None:
+            finish_sums(self.partial.array, bias.grad_view)
 
     def _dz(self, images: slice, partial: Array | None) -> Array:
-        """Return the gradient of z for some images, and launch the sums of its rows, if there is a bias."""
+        """Return the gradient of z for a chunk, and launch the sums of its rows, if there is a bias."""
         dy = self.output.grad[images]
         shape = images.stop - images.start, self.OH, self.OW, self.O
         dz = dy if self.dz is None else front(self.dz, self.context.operand, *shape)
-        if self.pools:
+        if self.code is not None:
             unpool(dy, self.code.array[images], dz, partial)
         elif self.dz is not None or partial is not None:
             y = self.output.data[images] if self.keeps_output else None
             mask(dy, y, None if self.dz is None else dz, partial)
         return dz
 
-    def constants(self) -> tuple:  # noqa: D102
-        return statistics_of(self.group.norm)
+    def constants(self) -> tuple[Any, ...]:  # noqa: D102
+        return () if self.norm is None else statistics_of(self.norm)
 
     def describe(self) -> str:  # noqa: D102
         return f"{self.n} images at a time" if self.n < self.N else ""
 
 
-def statistics_of(norm: Any) -> tuple:
-    """Return what a batch normalisation's launches depend on, besides its parameters."""
-    if norm is None:
-        return ()
-    return address(norm.running_mean), address(norm.running_var), norm.eps, norm.momentum
+def statistics_of(norm: BatchNorm2d) -> tuple[Any, ...]:
+    """Return what a batch normalisation's launches depend on, besides its parameters and settings."""
+    return address(norm.running_mean), address(norm.running_var)

@@ -1,15 +1,18 @@
-"""What computes a group on a GPU, and the maps between groups."""
+"""The base of all kernels of a plan on a GPU, and what they have in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from scratchnet.backend import Array
+from scratchnet.layers import Dropout
+from scratchnet.parameters import Parameter
 from scratchnet.plans import kernel
 from scratchnet.plans.cuda.matmul import Matmul
 from scratchnet.plans.cuda.weights import LowPrecisionWeights
@@ -28,23 +31,34 @@ class PlanContext(kernel.PlanContext):
     operand : numpy.dtype
         Of what products read.
     weights : LowPrecisionWeights or None
-        The parameters in that form; None for a network without any.
+        The parameters in that form; None if there are none, or they are not float32.
     """
 
-    xp: Any
+    xp: ModuleType
     matmul: Matmul
-    operand: np.dtype
+    operand: np.dtype[Any]
     weights: LowPrecisionWeights | None
 
 
 class Kernel(kernel.Kernel):
-    """One group of layers, on given maps, whose gradients are those before any mask.
+    """One group of layers, on given maps in float32, whose gradients are those before any mask.
 
     First ``reserve`` asks for memory; when it is there, ``forward`` and ``backward`` launch, any number of
     times.
+
+    Attributes
+    ----------
+    replayable : bool
+        Whether all that it does is launching, so that a graph can record it.
+    dropout : Dropout or None
+        The layer for which it drops numbers.
+    counter : int64 (1,)
+        In device memory, set by the plan where there is a ``dropout``: which numbers it drops next.
     """
 
-    replayable = True  # whether all that it does is launching, so that a graph can record it
+    replayable = True
+    dropout: Dropout | None = None
+    counter: Array
     context: PlanContext
 
     def forward(self) -> None:
@@ -58,10 +72,15 @@ class Kernel(kernel.Kernel):
         """
         raise NotImplementedError
 
-    def constants(self) -> tuple:
+    def matrix(self, weight: Parameter) -> Array:
+        """Return a weight as products read it, (everything before, outputs)."""
+        assert self.context.weights is not None  # since there is a parameter
+        return self.context.weights.matrix(weight)
+
+    def constants(self) -> tuple[Any, ...]:
         """Return the numbers and arrays among a launch's arguments that may be exchanged later.
 
-        (Not parameters and probabilities: a plan whose parameters move is stale.)
+        (Not parameters and a layer's settings: a plan is stale after they have changed.)
         """
         return ()
 

@@ -9,11 +9,12 @@ where no convolution before it takes it along, it is an epilogue on a map.
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from scratchnet.layers import Layer
+from scratchnet.backend import Array
+from scratchnet.layers import BatchNorm2d, Layer
 from scratchnet.plans.cuda.conv import statistics_of
 from scratchnet.plans.cuda.kernel import Kernel
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
@@ -26,7 +27,7 @@ from scratchnet.plans.cuda.launch.norm import (
 )
 from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
 from scratchnet.plans.kernel import Group
-from scratchnet.plans.memory import Arena
+from scratchnet.plans.memory import Arena, Buffer
 
 
 class Norm(Kernel):
@@ -35,6 +36,7 @@ class Norm(Kernel):
     algorithm = "normalise"
     takes = "activation", "pool"
     role = "norm"
+    code: Buffer | None = None  # which pixel of each window won
 
     @classmethod
     def may_follow(cls, group: Group, layer: Layer) -> bool:
@@ -43,16 +45,16 @@ class Norm(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self.norm, self.rows = self.group.main, prod(self.input.shape[:3])
-        self.pools = self.group.pool is not None
-        self.keeps_output = self.group.activation is not None and not self.pools
+        self.norm, self.rows = cast(BatchNorm2d, self.group.main), prod(self.input.shape[:-1])
+        self.relu, self.pools = self.group.activation is not None, self.group.pool is not None
+        self.keeps_output = self.relu and not self.pools
         if self.context.training and self.rows == 1:
             raise ValueError(
                 f"{self.norm.label}: one value per channel has no variance to train with: {self.input.shape}"
             )
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        C, last_use = self.input.shape[3], forward if backward is None else backward
+        C, last_use = self.input.shape[-1], forward if backward is None else backward
         self.mean, self.inv_std, self.scale = (
             arena.reserve(name, (C,), np.float32, forward, last_use) for name in ("mean", "inv_std", "scale")
         )
@@ -60,45 +62,40 @@ class Norm(Kernel):
             return
         shape = 2, *sums_shape(self.rows, C)
         self.partial = arena.reserve("partial", shape, np.float32, forward, forward)
-        shape = 2, *sums_shape(prod(self.output.shape[:3]), C)
+        shape = 2, *sums_shape(prod(self.output.shape[:-1]), C)
         self.sums = arena.reserve("partial", shape, np.float32, backward, backward)
-        self.code = None
         if self.pools:
             self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
 
     def forward(self) -> None:  # noqa: D102
         norm, x, y = self.norm, self.input.data, self.output.data
+        weight, bias = norm.weight.data, norm.bias.data
         mean, inv_std, scale = self.mean.array, self.inv_std.array, self.scale.array
         running = norm.running_mean, norm.running_var
-        code = None
         if self.context.training:
             partial = self.partial.array
             norm_statistics(x, partial)
-            norm_finish(
-                partial, self.rows, norm.weight.data, mean, inv_std, scale, *running, norm.eps, norm.momentum
-            )
-            code = self.code.array if self.pools else None
+            norm_finish(partial, self.rows, weight, mean, inv_std, scale, *running, norm.eps, norm.momentum)
         else:
-            norm_fold(norm.weight.data, *running, None, mean, scale, norm.eps)
-        follows = {"mean": mean, "scale": scale, "relu": self.group.activation is not None}
+            norm_fold(weight, *running, None, mean, scale, norm.eps)
         if self.pools:
-            epilogue_pool(x, y, code, norm.bias.data, **follows)
+            code = None if self.code is None else self.code.array
+            epilogue_pool(x, y, code, bias, mean=mean, scale=scale, relu=self.relu)
         else:
-            epilogue(x, y, norm.bias.data, **follows)
+            epilogue(x, y, bias, mean=mean, scale=scale, relu=self.relu)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
         norm, x, dy = self.norm, self.input.data, self.output.grad
         mean, inv_std, sums = self.mean.array, self.inv_std.array, self.sums.array
         dweight, dbias = norm.weight.grad_view, norm.bias.grad_view
-        through: dict[str, Any] = {"y": self.output.data} if self.keeps_output else {}
-        if self.pools:
-            through = {"code": self.code.array}
-        norm_backward_sums(dy, x, mean, inv_std, sums, **through)
+        passed: dict[str, Array] = {"y": self.output.data} if self.keeps_output else {}
+        if self.code is not None:
+            passed = {"code": self.code.array}
+        norm_backward_sums(dy, x, mean, inv_std, sums, **passed)
         finish_sums(sums[0], dbias)
         finish_sums(sums[1], dweight)
         if need_input_gradient:
-            dx, scale = self.input.grad, self.scale.array
-            norm_backward(dy, x, mean, inv_std, scale, dweight, dbias, dx, **through)
+            norm_backward(dy, x, mean, inv_std, self.scale.array, dweight, dbias, self.input.grad, **passed)
 
-    def constants(self) -> tuple:  # noqa: D102
+    def constants(self) -> tuple[Any, ...]:  # noqa: D102
         return statistics_of(self.norm)

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 
 from scratchnet import layers
-from scratchnet.backend import BackendError
-from scratchnet.plans.cuda import misc_kernels
-from scratchnet.plans.cuda.conv import Convolution
+from scratchnet.backend import Array, BackendError
+from scratchnet.plans.cuda import conv, linear, misc_kernels, norm
 from scratchnet.plans.cuda.graphs import Replayed
-from scratchnet.plans.cuda.kernel import PlanContext
+from scratchnet.plans.cuda.kernel import Kernel, PlanContext
 from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.operands import operand_dtype
-from scratchnet.plans.cuda.linear import Linear
 from scratchnet.plans.cuda.matmul import Matmul
-from scratchnet.plans.cuda.norm import Norm
 from scratchnet.plans.cuda.weights import low_precision_weights
 from scratchnet.plans.grouping import group
 from scratchnet.plans.kernel import Group, Map
 from scratchnet.plans.plan import Plan
-from scratchnet.plans.registry import kernel_for, register
+from scratchnet.plans.registry import kernel_for, kernels_for, register
 
-for _layer, _kernels in {
-    layers.Conv2d: [Convolution],
-    layers.BatchNorm2d: [Norm],
-    layers.Linear: [Linear],
-    layers.ReLU: [misc_kernels.ReLU],
-    layers.MaxPool2d: [misc_kernels.MaxPool],
-    layers.GlobalAvgPool2d: [misc_kernels.Average],
-    layers.Flatten: [misc_kernels.View],
-    layers.Dropout: [misc_kernels.Identity, misc_kernels.Dropout],
+for _layer, _kernel in {
+    layers.Conv2d: conv.Convolution,
+    layers.BatchNorm2d: norm.Norm,
+    layers.Linear: linear.Linear,
+    layers.ReLU: misc_kernels.ReLU,
+    layers.MaxPool2d: misc_kernels.MaxPool,
+    layers.GlobalAvgPool2d: misc_kernels.Average,
+    layers.Flatten: misc_kernels.View,
+    layers.Dropout: misc_kernels.Dropout,
 }.items():
-    for _kernel in _kernels:
-        register(_layer, cuda=_kernel)
+    register(_layer, cuda=_kernel)
 
 AMPERE = 80  # the first architecture with tensor cores for tf32 and bf16, and the oldest that CI compiles for
 
@@ -57,7 +56,7 @@ class CudaPlan(Plan):
     # What it consists of
 
     def _group(self) -> list[Group]:
-        # The kernels compute in float32: in any other dtype each layer runs by itself.
+        # The kernels compute in float32: in any other dtype each layer runs by its own passes.
         return group(self.net, self.input_shape, self.device if self.dtype == np.float32 else "")
 
     def _compile(self) -> None:
@@ -74,9 +73,10 @@ class CudaPlan(Plan):
             before, kernel = self.maps[-1], kernel_for(self.groups, i, context) or misc_kernels.Fallback
             self.maps.append(Map(g.output_shape, self.dtype, before if kernel.is_view else None))
             self.kernels.append(kernel.build(g, before, self.maps[-1], context, first=i == 0))
-        self.dropping = [k for k in self.kernels if isinstance(k, Linear) and k.drops]
+        self.dropping: list[Kernel] = [kernel for kernel in self.kernels if kernel.dropout is not None]
 
-    def bind(self) -> None:  # noqa: D102  (see Plan)
+    def bind(self) -> None:
+        """Take (or move to) the network's block of memory; say how many images fit if it is too large."""
         try:
             super().bind()
         except MemoryError as error:
@@ -88,7 +88,7 @@ class CudaPlan(Plan):
         graphs = self.graphs and all(kernel.replayable for kernel in self.kernels)
         self._forward = Replayed(xp, self.launch_forward, self.constants, graphs)
         self._backward = {
-            need: Replayed(xp, lambda need=need: self.launch_backward(need), self.constants, graphs)
+            need: Replayed(xp, partial(self.launch_backward, need), self.constants, graphs)
             for need in (False, True)
         }
 
@@ -99,7 +99,7 @@ class CudaPlan(Plan):
 
     def derive(self) -> None:
         """Bring what products read of the parameters up to date, unless it is."""
-        if self.weights is not None:
+        if self.weights is not None and self._buffer is not None:
             self.weights.derive(self._buffer)
 
     def launch_forward(self) -> None:
@@ -112,7 +112,7 @@ class CudaPlan(Plan):
         for i, kernel in reversed(list(enumerate(self.kernels))):
             kernel.backward(need_input_gradient or i > 0)
 
-    def count_dropouts(self, counters: Any) -> None:
+    def count_dropouts(self, counters: Array) -> None:
         """Let dropouts read from these counters, int64 (as many,), which numbers they drop.
 
         They need a fresh number for each forward pass.
@@ -130,26 +130,27 @@ class CudaPlan(Plan):
         self._last_forward = 0
         self.derive()
 
-    def constants(self) -> tuple:
-        """Return what a recorded graph contains and might have to be recorded anew for."""
+    def constants(self) -> tuple[Any, ...]:
+        """Return what a recorded graph contains and would have to be recorded again for, if it changes."""
         grad = None if self._buffer is None or self._buffer.grad is None else address(self._buffer.grad)
         block = address(self.workspace.block)
         return grad, block, address(self.counters), *(kernel.constants() for kernel in self.kernels)
 
-    def _run_forward(self, x: Any, derive: bool) -> Any:
-        self.maps[0].data[...] = x
+    def _run_forward(self, x: Array, derive: bool) -> Array:
+        self.maps[0].put(x)
         self.derive()
         if self.dropping:
-            draws = [kernel.group.dropout.rng.integers(2**62) for kernel in self.dropping]
-            self.counters.set(np.array(draws, np.int64))
+            draws = [kernel.dropout.rng.integers(2**62) for kernel in self.dropping if kernel.dropout]
+            counters: Any = self.counters  # CuPy has no types
+            counters.set(np.array(draws, np.int64))
         self._forward()
-        return self.maps[-1].data.copy()
+        return self.maps[-1].take()
 
-    def _run_backward(self, dy: Any, need_input_gradient: bool) -> Any:
+    def _run_backward(self, dy: Array, need_input_gradient: bool) -> Array | None:
         last = self.maps[-1]
         last.grad[...] = self.net.backend.asarray(dy, dtype=self.dtype).reshape(last.shape)
         self._backward[need_input_gradient]()
-        return self.maps[0].grad.copy() if need_input_gradient else None
+        return self.maps[0].take_gradient() if need_input_gradient else None
 
     def refresh(self) -> None:  # noqa: D102  (see Plan)
         super().refresh()
@@ -170,23 +171,29 @@ class CudaPlan(Plan):
         """
         cuda = self.net.backend.xp.cuda
         self.clock.reset()
-        passes = {"forward": lambda kernel, i: kernel.forward()}
-        if self.training:
+        if self._buffer is not None and self.training:
             self._buffer.allocate_grad()
-            passes["backward"] = lambda kernel, i: kernel.backward(i > 0)
-        for direction, launch in passes.items():
+        for direction in ("forward", "backward") if self.training else ("forward",):
             for i, kernel in enumerate(self.kernels):
                 if not kernel.replayable:
                     continue
-                launch(kernel, i)  # compiled, loaded
+                launch = kernel.forward if direction == "forward" else partial(kernel.backward, i > 0)
+                launch()  # compiled, loaded
                 start, end = cuda.Event(), cuda.Event()
                 start.record()
                 for _ in range(repeats):
-                    launch(kernel, i)
+                    launch()
                 end.record()
                 end.synchronize()
                 self.clock.seconds[i, direction, ""] = cuda.get_elapsed_time(start, end) / 1e3
             self.clock.runs[direction] = repeats
+
+    def warn_of_fallback(self, stacklevel: int) -> None:  # noqa: D102  (see Plan)
+        if self.dtype == np.float32:
+            super().warn_of_fallback(stacklevel + 1)
+            return
+        message = f"kernels on a GPU compute in float32: this network of {self.dtype} runs layer by layer"
+        warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
     # Errors
 
@@ -221,7 +228,7 @@ class CudaPlan(Plan):
 
 
 def _halving(count: int) -> Iterator[int]:
-    """Yield powers of two, from the largest that is at most ``count`` down to 1: any number is a sum of some.
+    """Yield the powers of two from the largest that is at most ``count`` down to 1, of which sums are made.
 
     Examples
     --------
@@ -232,7 +239,16 @@ def _halving(count: int) -> Iterator[int]:
         yield 1 << k
 
 
-def require_ampere(xp: Any) -> None:
+def dropping_layers(net: layers.Layer) -> list[layers.Dropout]:
+    """Return the dropouts for which kernels drop numbers, in the order of ``CudaPlan.dropping``."""
+    return [
+        cast(layers.Dropout, layer)
+        for _, layer in layers.leaves(net)
+        if misc_kernels.Dropout in kernels_for(layer, "cuda") and not misc_kernels.Dropout.does_nothing(layer)
+    ]
+
+
+def require_ampere(xp: ModuleType) -> None:
     """Raise BackendError on a GPU that is too old for a plan."""
     capability = xp.cuda.Device().compute_capability
     if int(capability) < AMPERE:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet.backend import Array
-from scratchnet.layers import Dropout, Layer, assemble
+from scratchnet.layers import Layer, assemble
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.plans.compile import compile
@@ -35,7 +35,7 @@ from scratchnet.plans.cuda.launch.images import advance, prepare_images
 from scratchnet.plans.cuda.launch.operands import operand_dtype
 from scratchnet.plans.cuda.launch.sgd import sgd
 from scratchnet.plans.cuda.launch.softmax import add_up, softmax_cross_entropy
-from scratchnet.plans.cuda.plan import CudaPlan
+from scratchnet.plans.cuda.plan import CudaPlan, dropping_layers
 from scratchnet.plans.cuda.weights import low_precision_weights
 
 
@@ -133,7 +133,7 @@ class TrainingSteps:
             self.choices = self._upload(self.choices, np.asarray(choices, np.int32))
         # Each dropout begins with a random number and counts on from there. The number comes from its
         # generator, which a checkpoint saves.
-        dropouts = [layer.rng.integers(2**62) for _, layer in self.net.walk() if isinstance(layer, Dropout)]
+        dropouts = [layer.rng.integers(2**62) for layer in dropping_layers(self.net)]
         self.counters = self._upload(self.counters, np.array([0, *dropouts], np.int64))
         self.totals_on_device.fill(0)
 
@@ -236,8 +236,8 @@ class _Step:
         for buffer, start, stop, momentum_start, decay in optimizer._spans():
             velocity = None if momentum is None else momentum[momentum_start:][: stop - start]
             sgd(
-                buffer.data[start:stop],
-                buffer.grad[start:stop],
+                cast(Array, buffer.data)[start:stop],
+                cast(Array, buffer.grad)[start:stop],
                 velocity,
                 steps.rates,
                 steps.counters[:1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import cast as typed
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -36,7 +37,9 @@ class LowPrecisionWeights:
     def __init__(self, buffer: FlatBuffer, dtype: DTypeLike):
         self.version: int | None = None
         self.separate = np.dtype(dtype) != buffer.dtype
-        self.flat: Array = buffer.backend.xp.empty(buffer.size, dtype) if self.separate else buffer.data
+        self.flat: Array = (
+            buffer.backend.xp.empty(buffer.size, dtype) if self.separate else typed(Array, buffer.data)
+        )
 
     def matrix(self, parameter: Parameter) -> Array:
         """Return the matrix of a weight, (everything before, outputs)."""
@@ -47,7 +50,7 @@ class LowPrecisionWeights:
         if self.version == buffer.version:
             return
         if self.separate:
-            cast(buffer.data, self.flat)
+            cast(typed(Array, buffer.data), self.flat)
         self.version = buffer.version
 
 

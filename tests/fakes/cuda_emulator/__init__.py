@@ -1,9 +1,9 @@
 """Kernels on the CPU: ``cupy.RawModule`` for the stand-in, made with a C++ compiler in place of NVRTC.
 
-The very source that NVRTC compiles for a GPU is compiled here behind ``cuda_emu.h``, which says what this
+The very source that NVRTC compiles for a GPU is compiled here after ``cuda_emu.h``, which says what this
 can and cannot show, and run by ``cuda_emu.cpp``. Arguments are checked as strictly as a GPU is blind: CuPy
-passes on whatever bytes it gets, so a Python integer where a kernel takes an int would be an error that
-nobody sees.
+passes on whatever bytes it gets, so a Python integer where a kernel takes an int would be a silent
+error.
 
 Compiled kernels are kept in ``__pycache__`` under the hash of all that went into them. With
 ``EMULATOR_SANITIZE=1`` in the environment they are compiled with the address and undefined-behaviour
@@ -141,16 +141,8 @@ def _parameters(text):
 def _build(code, options, kernels):
     """Compile, unless that was done before; return the path of the library."""
     sanitize = os.environ.get("EMULATOR_SANITIZE") == "1"
-    flags = [
-        "-std=c++17",
-        "-O1",
-        "-fPIC",
-        "-ffp-contract=off",
-        "-fno-strict-aliasing",
-        "-fvisibility=hidden",
-        "-w",
-        f"-I{HERE}",
-    ]
+    flags = "-std=c++17 -O1 -fPIC -ffp-contract=off -fno-strict-aliasing -fvisibility=hidden -w".split()
+    flags.append(f"-I{HERE}")
     if sanitize:
         flags += ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     macros = [option for option in options if option.startswith("-D")]

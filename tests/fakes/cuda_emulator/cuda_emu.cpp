@@ -8,7 +8,7 @@
 // far ahead of another, as far as the barriers let it; a seed gives the same order again. When every warp waits at the
 // barrier, it opens.
 //
-// A kernel without barriers needs no fibers: where the first block met nobody, the others run as plain calls.
+// A kernel without barriers needs no fibers: where the first block met no barrier, the others run as plain calls.
 #include "cuda_emu.h"
 
 #include <stdio.h>
@@ -44,7 +44,7 @@ Fiber fibers[MOST];
 char* stacks;
 ucontext_t scheduler;
 int running;        // which fiber, or -1 while a block runs as plain calls
-bool somebody_met;  // since the launch began
+bool any_met;  // since the launch began
 double exchanged[MOST / 32][32];
 void (*kernel)(const void*);
 const void* kernel_arguments;
@@ -133,7 +133,7 @@ const char* run_block_as_calls(unsigned threads, std::mt19937* random) {
 
 void meet(Meeting meeting) {
     if (running < 0) throw meeting;
-    somebody_met = true;
+    any_met = true;
     int me = running;
     fibers[me].state = meeting == BARRIER ? AT_BARRIER : IN_COLLECTIVE;
     swapcontext(&fibers[me].context, &scheduler);
@@ -160,13 +160,13 @@ const char* launch(const unsigned* g, const unsigned* b, unsigned seed, long lon
     std::vector<unsigned> order((size_t)grid.x * grid.y * grid.z);
     std::iota(order.begin(), order.end(), 0);
     if (random) std::shuffle(order.begin(), order.end(), generator);
-    somebody_met = false;
+    any_met = false;
     bool first = true;
     for (unsigned k : order) {
         block_index = {k % grid.x, k / grid.x % grid.y, k / grid.x / grid.y};
         if (only_block >= 0 && block_index.x != only_block) continue;
         if (__start_emu_shared) memset(__start_emu_shared, 0xff, __stop_emu_shared - __start_emu_shared);
-        const char* wrong = first || somebody_met ? run_block_as_fibers(threads, random)
+        const char* wrong = first || any_met ? run_block_as_fibers(threads, random)
                                                   : run_block_as_calls(threads, random);
         if (wrong) return wrong;
         first = false;

@@ -56,7 +56,7 @@ const char* launch(const unsigned* grid, const unsigned* block, unsigned seed, l
 #define __syncthreads() emu::meet(emu::BARRIER)
 #define __syncwarp() emu::meet(emu::COLLECTIVE)
 
-// Every lane leaves its value, waits, reads another's, and waits again, so that the places can be used anew. (A double
+// Every lane leaves its value, waits, reads another's, and waits again, so that the places can be used again. (A double
 // holds every float and every int.)
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int other) {
     emu::slots()[emu::lane()] = value;

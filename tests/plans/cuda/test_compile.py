@@ -156,7 +156,7 @@ def chain(node):
 
 
 def chains(tree):
-    """Yield every chain of names behind CuPy, as ["cuda", "Stream"], as far as a source tells."""
+    """Yield every chain of names within CuPy, as ["cuda", "Stream"], as far as a source tells."""
     nodes = list(ast.walk(tree))
     aliases = {}  # runtime = cupy.cuda.runtime
     for node in nodes:
@@ -183,7 +183,7 @@ def used_names():
 
 
 def is_there(module, names):
-    """Tell whether a chain of names is there; what is behind a function or a number is not looked at."""
+    """Tell whether a chain of names is there; what follows a function or a number is not looked at."""
     for name in names:
         if not hasattr(module, name):
             return False

@@ -114,8 +114,8 @@ def assert_same_bits(device, first, second):
 
 def dropout_net():
     return Sequential(
-        Conv2d(3, 8), BatchNorm2d(8), ReLU(), MaxPool2d(2), Flatten(), Linear(128, 16), ReLU(), Dropout(0.4),
-        Linear(16, 10),
+        Conv2d(3, 8), BatchNorm2d(8), ReLU(), MaxPool2d(2), Dropout(0.1), Flatten(), Linear(128, 16), ReLU(),
+        Dropout(0.4), Linear(16, 10),
     )  # fmt: skip
 
 
@@ -126,6 +126,18 @@ def test_a_replayed_graph_equals_eager_launches_bit_for_bit(device, precision):
         for graphs in (True, False)
     ]
     assert_same_bits(device, *run)
+
+
+def test_each_dropout_begins_an_epoch_with_a_number_of_its_own_generator(device):
+    rngs = [np.random.default_rng(seed) for seed in range(3)]
+    nothing, alone, after_relu = (Dropout(p, rng=rng) for p, rng in zip((0.0, 0.5, 0.5), rngs, strict=True))
+    net = Sequential(nothing, Linear(4, 4), alone, Linear(4, 4), ReLU(), after_relu).to(device)
+    steps = TrainingSteps(net, optim.SGD(net.parameters(), 0.1), losses.SoftmaxCrossEntropy(), 2)
+    steps.begin(np.zeros(1))
+    drawn = [int(np.random.default_rng(seed).integers(2**62)) for seed in (1, 2)]
+    assert device.to_numpy(steps.counters).tolist() == [0, *drawn]
+    steps.step(2, device.asarray(batch(2, 4)), device.asarray(np.array([0, 1])))
+    assert [kernel.dropout for kernel in steps.plan(2).dropping] == [alone, after_relu]
 
 
 def test_the_same_seed_gives_the_same_bits(device):

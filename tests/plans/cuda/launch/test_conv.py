@@ -140,24 +140,18 @@ def test_too_many_pixels_for_a_kernels_counter(k):
 
 FAULTS = {
     "im2col reads a column beyond the border": (
-        "conv.cu",
-        "0 <= w && w < W) value",
-        "0 <= w && w <= W) value",
-        lambda k: check_im2col(k, (2, 5, 4, 8), 3, 1, 1),
+        "conv.cu", "0 <= w && w < W) value",
+        "0 <= w && w <= W) value", lambda k: check_im2col(k, (2, 5, 4, 8), 3, 1, 1),
     ),
     "col2im forgets the last row of patches": (
-        "conv.cu",
-        "oh >= OH ||",
-        "oh >= OH - 1 ||",
-        lambda k: check_col2im(k, (2, 5, 4, 8), 3, 1, 1),
+        "conv.cu", "oh >= OH ||",
+        "oh >= OH - 1 ||", lambda k: check_col2im(k, (2, 5, 4, 8), 3, 1, 1),
     ),
     "strides of rows and columns swapped": (
-        "conv.cu",
-        "image[((long long)h * W + w) * packs]",
-        "image[((long long)w * H + h) * packs]",
-        lambda k: check_im2col(k, (2, 5, 4, 8), 3, 1, 1),
+        "conv.cu", "image[((long long)h * W + w) * packs]",
+        "image[((long long)w * H + h) * packs]", lambda k: check_im2col(k, (2, 5, 4, 8), 3, 1, 1),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

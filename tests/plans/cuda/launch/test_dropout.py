@@ -47,7 +47,7 @@ def test_dropout(k, size, p):
         assert (keep == (p == 0.0)).all()
 
 
-def test_dropout_keeps_the_share_that_it_shall_and_draws_anew_for_each_step_and_seed(k):
+def test_dropout_keeps_its_share_and_draws_other_numbers_for_each_step_and_seed(k):
     masks = []
     for seed, step in [(1, 0), (1, 1), (2, 0)]:
         y = k.put(np.ones(4096, "float32"))
@@ -60,12 +60,10 @@ def test_dropout_keeps_the_share_that_it_shall_and_draws_anew_for_each_step_and_
 
 FAULTS = {
     "a round of Philox less": (
-        "dropout.cu",
-        "round < 10",
-        "round < 9",
-        lambda k: check_dropout(k, 7, 0.5),
+        "dropout.cu", "round < 10",
+        "round < 9", lambda k: check_dropout(k, 7, 0.5),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

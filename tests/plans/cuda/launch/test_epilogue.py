@@ -103,18 +103,14 @@ def test_pooling_without_codes_as_in_inference(k):
 
 FAULTS = {
     "a tie in pooling goes to the last": (
-        "epilogue.cu",
-        "candidate > best.at[i]",
-        "candidate >= best.at[i]",
-        lambda k: check_epilogue_pool(k, (2, 4, 4, 8)),
+        "epilogue.cu", "candidate > best.at[i]",
+        "candidate >= best.at[i]", lambda k: check_epilogue_pool(k, (2, 4, 4, 8)),
     ),
     "odd rows keep what was there": (
-        "mask.cu",
-        "int down = oh == OH - 1 ? H - 2 * oh : 2",
-        "int down = 2",
-        lambda k: check_unpool(k, (1, 5, 7, 3)),
+        "mask.cu", "int down = oh == OH - 1 ? H - 2 * oh : 2",
+        "int down = 2", lambda k: check_unpool(k, (1, 5, 7, 3)),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

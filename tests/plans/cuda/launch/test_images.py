@@ -44,12 +44,10 @@ def test_advance(k):
 
 FAULTS = {
     "mirrored the wrong way": (
-        "images.cu",
-        "W - 1 - w : w",
-        "W - w : w",
-        lambda k: check_images(k, "flip"),
+        "images.cu", "W - 1 - w : w",
+        "W - w : w", lambda k: check_images(k, "flip"),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

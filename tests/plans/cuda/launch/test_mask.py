@@ -27,7 +27,7 @@ def test_mask_and_column_sums(k, rows, C, relu, operand):
     check_mask(k, rows, C, relu, operand)
 
 
-def test_mask_behind_dropout(k):
+def test_mask_after_dropout(k):
     check_mask(k, 9, 8, factor=2.0)
 
 
@@ -66,12 +66,10 @@ def test_sums_have_the_same_bits_in_whatever_order_warps_run(k):
 
 FAULTS = {
     "barrier missing before threads of a block are added": (
-        "sums.cuh",
-        "        __syncthreads();\n        if (threadIdx.y < half)",
-        "        if (threadIdx.y < half)",
-        lambda k: check_mask(k, 700, 12),
+        "sums.cuh", "        __syncthreads();\n        if (threadIdx.y < half)",
+        "        if (threadIdx.y < half)", lambda k: check_mask(k, 700, 12),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

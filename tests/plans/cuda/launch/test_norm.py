@@ -109,7 +109,7 @@ def test_norm_backward_in_place(k):
 
 
 @pytest.mark.parametrize("C", [1, 8, 300])
-def test_norm_folded_behind_a_convolution(k, C):
+def test_norm_folded_into_a_convolution(k, C):
     z, conv_bias, weight, bias, running_mean = (
         numbers(*s, C, seed=i) for i, s in enumerate([(6,), (), (), (), ()])
     )
@@ -126,24 +126,18 @@ def test_norm_folded_behind_a_convolution(k, C):
 
 FAULTS = {
     "barrier missing between the channels of a pack": (
-        "norm.cu",
-        "        __syncthreads();  // the channel before this one may still be read\n",
-        "",
-        lambda k: check_norm_statistics(k, (700, 12)),
+        "norm.cu", "        __syncthreads();  // the channel before this one may still be read\n",
+        "", lambda k: check_norm_statistics(k, (700, 12)),
     ),
-    "barrier missing where parts are joined": (
-        "norm.cu",
-        "met[threadIdx.y][threadIdx.x] = mine;\n    __syncthreads();",
-        "met[threadIdx.y][threadIdx.x] = mine;",
-        lambda k: check_norm_statistics(k, (700, 12)),
+    "barrier missing where partial statistics are joined": (
+        "norm.cu", "met[threadIdx.y][threadIdx.x] = mine;\n    __syncthreads();",
+        "met[threadIdx.y][threadIdx.x] = mine;", lambda k: check_norm_statistics(k, (700, 12)),
     ),
     "the gradient does not flow through the variance": (
-        "norm.cu",
-        "- slope.at[i] * (x - mean.at[i])",
-        "",
-        lambda k: check_norm(k, (2, 4, 4, 8)),
+        "norm.cu", "- slope.at[i] * (x - mean.at[i])",
+        "", lambda k: check_norm(k, (2, 4, 4, 8)),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

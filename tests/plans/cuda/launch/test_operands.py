@@ -18,17 +18,8 @@ def test_cast(k, size, operand):
 
 def test_cast_of_ties_infinities_and_the_smallest_and_largest_numbers(k):
     bits = [
-        0x3F808000,
-        0x3F818000,
-        0x3F808001,
-        0x3F807FFF,
-        0,
-        0x80000000,
-        1,
-        0x7F800000,
-        0xFF800000,
-        0x7F7FFFFF,
-    ]
+        0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0, 0x80000000, 1, 0x7F800000, 0xFF800000, 0x7F7FFFFF,
+    ]  # fmt: skip
     x = np.array(bits, "uint32").view("float32")
     out = k.empty(len(x), "uint16")
     cast(k.put(x), out)
