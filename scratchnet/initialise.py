@@ -1,11 +1,11 @@
-"""How weights begin. Whether VGG16 learns at all is decided here.
+"""Weight initialisation. Whether VGG16 learns at all is decided here.
 
 A layer computes z = sum of ``fan_in`` products x w. With independent weights of mean 0 the variance of z is
 fan_in * Var(w) * E[x^2], and after a ReLU, which halves the second moment, E[x^2] = Var(z_previous) / 2. So
 every layer multiplies the variance of the signal by fan_in * Var(w) / 2 (He et al. 2015, eq. 7 to 10):
 
 ===========  ============  ==================================================================================
-name         Var(w)        factor a layer
+name         Var(w)        factor per layer
 ===========  ============  ==================================================================================
 ``he``       2 / fan_in    1: the signal arrives at layer 16 as strong as it began
 ``pytorch``  1/(3 fan_in)  1/6: after 13 convolutions the signal is 10^-10 of what it was, and what reaches
@@ -17,10 +17,10 @@ name         Var(w)        factor a layer
 two differ only where the number of channels doubles, by that factor of two, and it is the forward signal that
 sets the scale of the logits, and so the first loss, which should be near log(number of classes).
 
-The last layer has no ReLU behind it and no layer to pass a signal to. If it begins with ``he`` all the same,
+The last layer has no ReLU after it and no layer to pass a signal to. If it begins with ``he`` all the same,
 the first logits are of size one, most images are wrong with some confidence, and the gradients of the first
 steps are large. Convolutions with batch normalisation shrug that off, and take learning rates that the two
-hidden linear layers behind them do not survive: VGG16-BN of half the width, at rate 0.05, has 88 % dead units
+hidden linear layers after them do not survive: VGG16-BN of half the width, at rate 0.05, has 88 % dead units
 there after 40 steps, and after 150 steps 13 % right; with a last layer of a tenth the size it has 46 %
 (``VGG(..., output_scale=0.1)``; Zhang, Dauphin and Ma 2019, "Fixup", begin it with zeros).
 """

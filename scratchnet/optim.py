@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from math import cos, pi
 from types import ModuleType
 from typing import NamedTuple
@@ -139,11 +140,11 @@ class SGD:
             If no parameter has a gradient: backward has not been run.
         """
         first = next(iter(self.parameters.values()))
-        if self.momentum:
-            self._lay_out_momentum(first.buffer.backend)
         spans = self._spans()
         if not spans:
             raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
+        if self.momentum:
+            self._lay_out_momentum(first.buffer.backend)
         buffers = {id(span.buffer): span.buffer for span in spans}.values()
         for buffer in buffers:
             buffer.fill()
@@ -158,23 +159,28 @@ class SGD:
             buffer.version += 1
 
     def _lay_out_momentum(self, backend: Backend) -> None:
-        """Make the momentum buffer, or move it to where the network is and to what it trains by now."""
-        trainable = self.trainable()
+        """Make the momentum buffer, or move it with the network, and lay it out as what is trained now.
+
+        Momentum of what was frozen is dropped; of what was unfrozen, it is zero at first.
+        """
+        trainable, zeros = self.trainable(), backend.xp.zeros
         if self.momentum_buffer is None:
-            size, dtype = sum(p.size for p in trainable.values()), next(iter(self.parameters.values())).dtype
-            self.momentum_buffer = backend.xp.zeros(size, dtype=dtype)
-        elif self._momentum_names not in (None, list(trainable)):  # frozen or unfrozen since: starts at zero
-            before, start = {}, 0
-            for name in self._momentum_names or ():
-                before[name] = self.momentum_buffer[start : start + self.parameters[name].size]
-                start += self.parameters[name].size
-            missing = backend.xp.zeros(
-                max(p.size for p in self.parameters.values()), self.momentum_buffer.dtype
-            )
-            parts = [before.get(name, missing[: p.size]) for name, p in trainable.items()]
-            self.momentum_buffer = backend.xp.concatenate(parts or [missing[:0]])
-        self.momentum_buffer = backend.asarray(self.momentum_buffer)
+            dtype = next(iter(trainable.values())).dtype
+            self.momentum_buffer = zeros(sum(p.size for p in trainable.values()), dtype=dtype)
+        flat = self.momentum_buffer = backend.asarray(self.momentum_buffer)
+        names = self._momentum_names or list(trainable)
         self._momentum_names = list(trainable)
+        if names != self._momentum_names:
+            stops = list(accumulate(self.parameters[name].size for name in names))
+            parts = {
+                name: flat[stop - self.parameters[name].size : stop]
+                for name, stop in zip(names, stops, strict=True)
+            }
+            own = [
+                parts[name] if name in parts else zeros(p.size, dtype=flat.dtype)
+                for name, p in trainable.items()
+            ]
+            self.momentum_buffer = backend.xp.concatenate(own)
 
     def _update_all(self, spans: list[_Span]) -> None:
         xp = spans[0].buffer.backend.xp
@@ -185,7 +191,8 @@ class SGD:
             v = None
             if self.momentum_buffer is not None:
                 v = self.momentum_buffer[momentum_start : momentum_start + size]
-            w, g = buffer.data[start:stop], buffer.grad[start:stop]
+            assert buffer.grad is not None  # there is no span without a gradient
+            w, g = buffer.allocate()[start:stop], buffer.grad[start:stop]
             self._update(w, g, v, decay, scratch[buffer.dtype][:size], xp)
 
     def _update(

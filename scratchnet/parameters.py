@@ -65,7 +65,7 @@ class Parameter:
         data: ArrayLike | None = None,
         *,
         shape: tuple[int, ...] | None = None,
-        dtype: DTypeLike = None,
+        dtype: DTypeLike | None = None,
         fill: Fill = zeros,
     ):
         if data is not None:

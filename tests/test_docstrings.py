@@ -13,7 +13,8 @@ import scratchnet
 # Modules that a user does not import: what a plan, a page or a program is made of. Their names are read where
 # they are used, and one sentence will do.
 INTERNAL = re.compile(
-    r"scratchnet\.(plans\.(?!sizes$).*|explain\..*|report\..*|training\.(cli|device|examination)|data\.(download|_.*))"
+    r"scratchnet\.(layers\.(checking|summary)|"
+    r"plans\.(?!sizes$).*|explain\..*|report\..*|training\.(cli|device|examination)|data\.(download|_.*))"
 )
 
 

@@ -25,8 +25,7 @@ class Layer:
     dtype : {"float32", "float64"}
         Of the parameters. Inputs must have it too, where there are any.
     rng : numpy.random.Generator, optional
-        The source of random numbers; by default a new generator with a fixed seed. A layer whose ``forward``
-        draws keeps it as an attribute, and then it is saved and resumed with a run.
+        For layers that draw: they keep it as an attribute, and so a run saves and resumes it.
 
     Attributes
     ----------
@@ -46,8 +45,7 @@ class Layer:
     ...         return self.save_for_backward(x * self.weight.data, x)
     ...
     ...     def backward(self, dy):
-    ...         x = self.saved(dy)
-    ...         self.weight.grad = (dy * x).sum(axis=(0, 1, 2))
+    ...         self.weight.grad = (dy * self.saved(dy)).sum(axis=(0, 1, 2))
     ...         return dy * self.weight.data
     >>> Scale(2).forward(np.ones((8, 4, 4, 2), "float32")).shape
     (8, 4, 4, 2)
@@ -82,8 +80,7 @@ class Layer:
 
     def saved(self, dy: Array) -> Any:
         """Return, once, what ``save_for_backward`` kept for a ``dy`` of the output's shape."""
-        cache = checking.check_gradient(self, self._saved, dy)
-        self._saved = None
+        cache, self._saved = checking.check_gradient(self, self._saved, dy), None
         return cache
 
     def check_input(self, x: Array, *axes: str | int, hint: str = "") -> None:
@@ -94,8 +91,6 @@ class Layer:
     def label(self) -> str:
         """The layer's name in messages: ``features.0 (Conv2d)``."""
         return f"{self.path} ({type(self).__name__})" if self.path else type(self).__name__
-
-    # What a layer says about itself
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as they are now: ``type(layer)(**settings)`` builds its like."""

@@ -32,7 +32,7 @@ class Conv2d(Layer):
     dtype, rng
         As of every ``Layer``.
     init : {"he", "pytorch", "normal"}
-        How the weights begin, see ``initialise.py``.
+        The initialisation, see ``initialise.py``.
 
     Attributes
     ----------

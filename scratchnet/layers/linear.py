@@ -28,7 +28,7 @@ class Linear(Layer):
     dtype, rng
         As of every ``Layer``.
     init : {"he", "pytorch", "normal"}
-        How the weights begin, see ``initialise.py``.
+        The initialisation, see ``initialise.py``.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
 """VGG: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition" (2015).
 
 The networks of their Table 1, as lists: a number is a 3 x 3 convolution with that many output channels,
-followed by a ReLU; "M" is max pooling, which halves the picture. Three fully connected layers follow, 4096,
-4096 and one output for each class.
+followed by a ReLU; "M" is max pooling, which halves the image. Three fully connected layers follow, 4096,
+4096 and one output per class.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class VGG(Chain):
     seed : int
         Of the initial weights and of dropout, each with a generator of its own.
     init : {"he", "pytorch", "normal"}
-        How the weights begin, see ``initialise.py``.
+        The initialisation, see ``initialise.py``.
     output_scale : float
         Multiplies the weights that the last layer begins with. Below 1 the first logits are nearly equal, and
         so the first steps are small; see ``initialise.py``.
@@ -154,7 +154,9 @@ class VGG(Chain):
                 f"image_size must be a multiple of {self.shrink}, not {image_size!r}; head='gap' takes any "
                 f"from {self.shrink} on"
             )
-        self._settings = {  # numbers of NumPy's, such as labels.max() + 1, would not go into a file's header
+        self._settings: dict[
+            str, Any
+        ] = {  # numbers of NumPy's, such as labels.max() + 1, would not go into a file's header
             "architecture": architecture if isinstance(architecture, str) else list(architecture),
             "num_classes": int(num_classes),
             "image_size": int(image_size),
@@ -166,11 +168,11 @@ class VGG(Chain):
         }
 
         init_seed, *dropout_seeds = np.random.SeedSequence(seed).spawn(3)
-        weights = {"dtype": dtype, "rng": np.random.default_rng(init_seed), "init": init}
+        weights: dict[str, Any] = {"dtype": dtype, "rng": np.random.default_rng(init_seed), "init": init}
         features: list[Layer] = []
         channels = 3
         for c in layers:
-            if c == "M":
+            if isinstance(c, str):
                 features.append(MaxPool2d(2, dtype=dtype))
                 continue
             features.append(Conv2d(channels, c, **weights))
@@ -183,6 +185,7 @@ class VGG(Chain):
         self.pool: Layer = Flatten(dtype=dtype) if head == "flatten" else GlobalAvgPool2d(dtype=dtype)
         inputs = channels * (image_size // self.shrink) ** 2 if head == "flatten" else channels
         drop = [Dropout(dropout, dtype=dtype, rng=np.random.default_rng(s)) for s in dropout_seeds]
+        last = Linear(classifier_width, num_classes, **weights)
         self.classifier = Sequential(
             Linear(inputs, classifier_width, **weights),
             ReLU(dtype=dtype),
@@ -190,12 +193,12 @@ class VGG(Chain):
             Linear(classifier_width, classifier_width, **weights),
             ReLU(dtype=dtype),
             drop[1],
-            Linear(classifier_width, num_classes, **weights),
+            last,
             dtype=dtype,
         )
         assemble(self)
         if output_scale != 1.0:
-            self.classifier[-1].weight.data[...] *= output_scale
+            last.weight.data[...] *= output_scale
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments from which the same network can be built again."""
@@ -264,14 +267,15 @@ def _scaled(architecture: str | list[int | str], width: float) -> list[int | str
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
         architecture = ARCHITECTURES[architecture]
-    channels = [c for c in architecture if c != "M"] if isinstance(architecture, (list, tuple)) else []
-    if not channels or not all(_is_whole(c) and c > 0 for c in channels):
+    known = isinstance(architecture, (list, tuple)) and all(c == "M" or _is_whole(c) for c in architecture)
+    channels = [int(c) for c in architecture if c != "M"] if known else []
+    if not channels or min(channels) < 1:
         raise ValueError(
             f"architecture must be a list of numbers of channels and 'M' for pooling, not {architecture!r}"
         )
     if not 0 < width < float("inf") or int(min(channels) * width) < 1:
         raise ValueError(f"width must leave at least one channel everywhere, and {width} does not")
-    return [c if c == "M" else int(c * width) for c in architecture]
+    return [c if isinstance(c, str) else int(c * width) for c in architecture]
 
 
 def _is_whole(value: Any) -> bool:
@@ -322,11 +326,6 @@ def vgg19(*arguments: Any, **settings: Any) -> VGG:
     return VGG("vgg19", *arguments, **settings)
 
 
-for _build in (
-    vgg11,
-    vgg13,
-    vgg16,
-    vgg19,
-):  # so that help() and editors show the arguments and their defaults
+for _build in (vgg11, vgg13, vgg16, vgg19):  # so that help() and editors show arguments and their defaults
     _arguments = list(inspect.signature(VGG).parameters.values())[1:]
-    _build.__signature__ = inspect.Signature(_arguments, return_annotation=VGG)
+    vars(_build)["__signature__"] = inspect.Signature(_arguments, return_annotation=VGG)
