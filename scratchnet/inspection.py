@@ -1,8 +1,8 @@
-"""Looking into a network: its first filters, its feature maps, where it looks, and what it mistakes.
+"""Views into a network: its first filters, its feature maps, where it looks, and what it mistakes.
 
-Arrays in, arrays out, and nothing is drawn here. Networks have to be layers one after the other, as a
-``Sequential`` or a VGG is. They are run in evaluation mode, layer by layer; afterwards mode and gradients are
-what they were. Images ``x`` are normalised, float, (N, H, W, 3), on the host, and so is every result.
+Arrays in, arrays out, and nothing is drawn here. Networks must be chains of layers, as a ``Sequential`` or a
+VGG is. They are run in evaluation mode, layer by layer; afterwards mode and gradients are what they were.
+Images ``x`` are normalised, float, (N, H, W, 3), on the host, and so is every result.
 
 Sources: Zeiler and Fergus, "Visualizing and understanding convolutional networks" (2014); Selvaraju et al.,
 "Grad-CAM: visual explanations from deep networks via gradient-based localization" (2017).
@@ -10,13 +10,12 @@ Sources: Zeiler and Fergus, "Visualizing and understanding convolutional network
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from scratchnet.backend import to_numpy
+from scratchnet.backend import Array, to_numpy
 from scratchnet.layers import Conv2d, Layer, MaxPool2d, ReLU, leaves
 from scratchnet.state import preserved
 
@@ -51,7 +50,7 @@ def filters(net: Layer) -> np.ndarray:
     >>> filters(vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=16)).shape
     (8, 3, 3, 3)
     """
-    first = next((layer for _, layer in in_order(net) if isinstance(layer, Conv2d)), None)
+    first = next((layer for _, layer in leaves(net) if isinstance(layer, Conv2d)), None)
     if first is None or first.in_channels != 3:
         raise ValueError("only a network whose first convolution sees red, green and blue has such filters")
     weight = to_numpy(first.weight.data).transpose(3, 0, 1, 2)  # (O, KH, KW, 3)
@@ -59,7 +58,7 @@ def filters(net: Layer) -> np.ndarray:
 
 
 def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what comes out of every ReLU and every pooling while there are still maps, (N, H, W, C).
+    """Return the output of every ReLU and every pooling that gives feature maps, (N, H, W, C).
 
     Parameters
     ----------
@@ -84,7 +83,7 @@ def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
     with preserved(net):
         net.eval()
         x = net.backend.asarray(x)
-        for path, layer in in_order(net):
+        for path, layer in leaves(net):
             x = layer.forward(x)
             if x.ndim == 4 and isinstance(layer, (ReLU, MaxPool2d)):
                 found[path] = to_numpy(x)
@@ -92,7 +91,7 @@ def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def most_active(maps: np.ndarray, count: int = 12) -> np.ndarray:
-    """Return which channels of one image's maps answer most, by their mean over all pixels.
+    """Return the most active channels of one image's maps, by their mean over all pixels.
 
     Parameters
     ----------
@@ -116,7 +115,7 @@ def most_active(maps: np.ndarray, count: int = 12) -> np.ndarray:
 def logit_gradient(
     net: Layer, x: np.ndarray, classes: int | Sequence[int] | None = None, layer: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a layer's output and the gradient of one logit an image with respect to it.
+    """Return a layer's output and the gradient of one logit per image with respect to it.
 
     The logit is a number for each image, so its gradient with respect to the logits is one at that class and
     zero elsewhere; from there the layers' own ``backward`` carries it down, and stops at the layer. In
@@ -152,12 +151,13 @@ def logit_gradient(
     >>> gradient[0, 0, 0]
     array([0.  , 0.25], dtype=float32)
     """
-    layers = in_order(net)
+    layers = leaves(net)
     with preserved(net), net.eval().recording():
-        y, outputs = net.backend.asarray(x), []
+        y = net.backend.asarray(x)
+        outputs: list[Array] = []
         for _, each in layers:
             y = each.forward(y)
-            outputs.append(y if y.ndim == 4 else None)
+            outputs.append(y)
         stop = _find(layer, layers, outputs)
         dy = net.backend.asarray(_one_hot(classes, to_numpy(y)))  # (N, K)
         for _, each in reversed(layers[stop + 1 :]):
@@ -191,7 +191,7 @@ def grad_cam(
     Returns
     -------
     array (N, H, W)
-        Not scaled; H and W are those of the layer's maps. ``heat_overlay`` lays it over a picture.
+        Not scaled; H and W are those of the layer's maps. ``heat_overlay`` lays it over an image.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
     images : array (N, H, W) or (N, H, W, 3)
         Grey or coloured, from 0 to 1.
     columns : int
-        Images a row.
+        Images per row.
     gap : int
         In pixels.
 
@@ -329,43 +329,27 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
 # Running a network layer by layer
 
 
-def in_order(net: Layer) -> list[tuple[str, Layer]]:
-    """Return the layers that an image goes through, one after the other, each with its path.
-
-    Parameters
-    ----------
-    net : Layer
-
-    Examples
-    --------
-    >>> from scratchnet.layers import Sequential
-    >>> in_order(Sequential(Conv2d(3, 8, padding=0), Sequential(ReLU())))[1]
-    ('1.0', ReLU())
-    """
-    return leaves(net)
-
-
-def _find(path: str | None, layers: list[tuple[str, Layer]], outputs: list[Any]) -> int:
+def _find(path: str | None, layers: list[tuple[str, Layer]], outputs: list[Array]) -> int:
     """Return the index of the layer whose maps are asked for."""
     if path is None:
         with_maps = [
-            i for i, (_, layer) in enumerate(layers) if isinstance(layer, ReLU) and outputs[i] is not None
+            i for i, (_, layer) in enumerate(layers) if isinstance(layer, ReLU) and outputs[i].ndim == 4
         ]
         if not with_maps:
             raise ValueError("this network has no ReLU that gives feature maps: say which layer to look at")
         return with_maps[-1]
     for i, (name, _) in enumerate(layers):
         if name == path:
-            if outputs[i] is None:
+            if outputs[i].ndim != 4:
                 raise ValueError(f"the output of {path} is no feature map: choose a layer before it")
             return i
     raise ValueError(f"there is no layer {path!r}: {', '.join(name for name, _ in layers)}")
 
 
 def _one_hot(classes: int | Sequence[int] | None, logits: np.ndarray) -> np.ndarray:
-    """Return the gradient (N, K) of one logit an image with respect to all of them."""
+    """Return the gradient (N, K) of one logit per image with respect to all of them."""
     N, K = logits.shape
-    classes = logits.argmax(axis=1) if classes is None else np.broadcast_to(np.asarray(classes), (N,))
-    if not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0 or classes.max() >= K:
+    chosen = logits.argmax(axis=1) if classes is None else np.broadcast_to(np.asarray(classes), (N,))
+    if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= K:
         raise ValueError(f"classes must be whole numbers from 0 to {K - 1}")
-    return np.eye(K, dtype=logits.dtype)[classes]
+    return np.eye(K, dtype=logits.dtype)[chosen]

@@ -1,19 +1,19 @@
 """Worker threads, for the whole process.
 
 NumPy releases Python's global lock inside its array operations, so threads compute at the same time.
-Everything that works beside the main thread asks this module for it: a loader that prepares the next batch
-(``submit``), a plan or a step of the optimizer, which spread their work over all cores (``run_phases``,
-``run_parallel``). The latter take no more of them than what was submitted leaves free.
+Everything that computes beside the main thread does so through this module: a loader that prepares the next
+batch (``submit``), a plan or an optimizer's step, which spread their work over all cores (``run_phases``,
+``run_parallel``). The latter two use only the workers that submitted tasks leave free.
 
-How many compute at a time is the environment variable ``SCRATCHNET_THREADS``, or else the number of cores
-that the process may use; with the caller, who does not stop for what was submitted, it may be one more. Idle
-workers wait on a lock; they never spin: a thread that spins in Python holds up all others, which need
-Python's global lock between two array operations.
+The number of threads that compute at a time is the environment variable ``SCRATCHNET_THREADS``, or else the
+number of cores that the process may use; with the caller, which does not stop for submitted tasks, it may be
+one more. Idle workers wait on a lock; they never spin: a thread that spins in Python holds up all others,
+which need Python's global lock between two array operations.
 
 **Ctrl-C** raises KeyboardInterrupt in the main thread between any two instructions, and so may the handler of
-any other signal; and what the garbage collector ends may cancel what it had submitted, at any allocation. So
-what is counted here is counted from what is there (jobs that have not finished), not up and down; what is
-handed over is handed over by a single call into C; and what may have been interrupted may be done again.
+any other signal; and an object that the garbage collector ends may cancel what it had submitted, at any
+allocation. So counts are taken from what is there (jobs that have not finished), not kept up and down; a task
+is handed over by a single call into C; and whatever may have been interrupted may be done again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _blas_before: list[tuple[Any, int]] = []  # the libraries that are limited now, 
 
 
 def size() -> int:
-    """Return how many threads the process computes with; what it says when they are first used holds.
+    """Return how many threads the process computes with; the value is fixed at first use.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def run_parallel(tasks: Sequence[Callable[[], Any]]) -> None:
         while rest:
             try:
                 task = rest.popleft()
-            except IndexError:  # somebody else was quicker
+            except IndexError:  # another thread was quicker
                 return
             task()
 
@@ -146,8 +146,8 @@ def run_parallel(tasks: Sequence[Callable[[], Any]]) -> None:
 def run_phases(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callable[[int], Any]) -> None:
     """Run phases one after the other: each thread has its own task in each, and waits for the others then.
 
-    It does what a call of ``run_parallel`` for each phase does, but whoever is last goes on at once, and only the
-    others have to be woken up. (Where there are not enough free workers, it is that.)
+    It does what a call of ``run_parallel`` for each phase does, but the last thread to arrive goes on, and
+    only the others must be woken up. (Where there are not enough free workers, it is that call.)
 
     Parameters
     ----------
@@ -177,8 +177,8 @@ def run_phases(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Call
     def walk(thread: int) -> None:
         try:
             for k, tasks in enumerate(phases):
-                if tasks[thread] is not None:
-                    tasks[thread]()
+                if (task := tasks[thread]) is not None:
+                    task()
                 barrier.wait(thread)
                 if thread == 0:
                     ended(k)
@@ -239,8 +239,10 @@ class _Job:
 
     def __init__(self, helper: _Helper, task: Callable[[], Any]):
         # In the caller's context, a copy of it, so that np.errstate, for one, holds for all threads.
-        self.helper, self._task = helper, partial(copy_context().run, task)
-        self.finished, self.error = False, None
+        self.helper = helper
+        self._task: Callable[[], Any] | None = partial(copy_context().run, task)
+        self.finished = False
+        self.error: BaseException | None = None
         self._ended = threading.Lock()
         self._ended.acquire()
 
@@ -251,8 +253,9 @@ class _Job:
     def run(self) -> None:
         """Run the task, on the helper's thread."""
         try:
-            self._task()
-        except BaseException as error:  # raised again by whoever waits for this job
+            if self._task is not None:
+                self._task()
+        except BaseException as error:  # raised again by the thread that waits for this job
             self.error = error
         self._task = None  # let go of everything
         self.finished = True
@@ -300,8 +303,9 @@ def _run_beside(
 ) -> bool:
     """Run tasks on the helpers that are free, and our own here; return whether it was run.
 
-    Whatever is raised, none is running any more when this ends: nobody may still be writing into the caller's
-    arrays when the caller goes on. ``give_up`` is called so that none waits for another that does not come.
+    Whatever is raised, none is running any more when this ends: no thread may still be writing into the
+    caller's arrays when the caller goes on. ``give_up`` is called so that none waits for
+    another that does not come.
     """
     jobs: list[_Job] = []
     well = False
@@ -406,9 +410,9 @@ def _set_blas_threads(numbers: Iterable[tuple[Any, int]]) -> None:
 
 
 def _release_control() -> None:
-    # From 3.8 on threadpoolctl lets nobody but the thread that set a limit change it, silently. Here the last
+    # From 3.8 on threadpoolctl lets only the thread that set a limit change it, silently. Here the last
     # to leave, which restores, may be another thread than the first to enter; and the lock keeps order.
-    # Whoever else holds a limit gets control back by restoring his own.
+    # Another holder of a limit gets control back by restoring its own.
     release = getattr(OpenBLASController, "clear_controlling_thread", None)
     if release is not None:
         release(force=True)

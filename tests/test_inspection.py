@@ -14,6 +14,7 @@ from scratchnet.layers import (
     MaxPool2d,
     ReLU,
     Sequential,
+    leaves,
 )
 from scratchnet.models import vgg11
 
@@ -46,7 +47,7 @@ def normal(*shape, seed=0, dtype="float64"):
 def tail(net, path, maps):
     """The logits, given the output of one layer, in evaluation."""
     net.eval()
-    layers = inspection.in_order(net)
+    layers = leaves(net)
     start = [name for name, _ in layers].index(path) + 1
     for _, layer in layers[start:]:
         maps = layer.forward(maps)
@@ -98,7 +99,7 @@ def test_grad_cam_is_that_of_pytorchs_autograd(path):
         return torch.tensor(np.ascontiguousarray(array))
 
     y, maps = tensor(x.transpose(0, 3, 1, 2)).requires_grad_(), {}
-    for name, layer in inspection.in_order(net):
+    for name, layer in leaves(net):
         if isinstance(layer, Conv2d):
             y = G.conv2d(
                 y, tensor(layer.weight.data.transpose(3, 2, 0, 1)), tensor(layer.bias.data), padding=1

@@ -23,7 +23,7 @@ from scratchnet import checks, workers
 from scratchnet.data._common import DataError
 from scratchnet.data.download import TIMEOUT, USER_AGENT
 
-MAX_BYTES = 64 << 20  # of a file behind a URL
+MAX_BYTES = 64 << 20  # of a file from a URL
 MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at least not a photograph
 # Formats that Pillow knows by name but cannot read by itself, and those refused here.
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}

@@ -1,6 +1,6 @@
 """Convolution as one matrix product: patches to rows (im2col), multiply, and the way back (col2im).
 
-Symbols, here and in the comments behind the lines:
+Symbols, here and in the comments at the ends of lines:
 
     N  images in the batch      C  input channels      O  output channels
     H  W   height and width of the input             KH KW  height and width of the kernel
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 from scratchnet.functional.sums import channel_sum
 
 # How much of the column matrix to hold at a time, in bytes. On a CPU it should still be in the cache when the
@@ -55,11 +55,13 @@ def conv_output_size(size: int, kernel_size: int, stride: int = 1, padding: int 
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
-def conv2d_six_loops(x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0) -> Any:
+def conv2d_six_loops(
+    x: Array, weight: Array, bias: Array | None = None, stride: int = 1, padding: int = 0
+) -> Array:
     """Convolve by the definition: the text to read first, and what the tests compare the fast version with.
 
     y[n, oh, ow, o] = bias[o] + sum over i, j, c of x[n, oh*S + i - P, ow*S + j - P, c] weight[i, j, c, o],
-    where x is zero outside the picture. (Deep learning says convolution and means correlation: the kernel is
+    where x is zero outside the image. (Deep learning says convolution and means correlation: the kernel is
     not turned.)
 
     Parameters
@@ -96,7 +98,7 @@ def conv2d_six_loops(x: Any, weight: Any, bias: Any = None, stride: int = 1, pad
     return y if bias is None else y + bias
 
 
-def im2col(x: Any, kernel_size: int | tuple[int, int], stride: int = 1, padding: int = 0) -> Any:
+def im2col(x: Array, kernel_size: int | tuple[int, int], stride: int = 1, padding: int = 0) -> Array:
     """Copy every patch of ``x`` into a row of a matrix.
 
     Parameters
@@ -125,12 +127,12 @@ def im2col(x: Any, kernel_size: int | tuple[int, int], stride: int = 1, padding:
 
 
 def col2im(
-    columns: Any,
+    columns: Array,
     x_shape: tuple[int, ...],
     kernel_size: int | tuple[int, int],
     stride: int = 1,
     padding: int = 0,
-) -> Any:
+) -> Array:
     """Add every row of the matrix back to the patch that it came from: the adjoint of ``im2col``.
 
     im2col is linear: it copies pixel p into some places of the column matrix, as many as patches hold p. Its
@@ -172,8 +174,8 @@ def col2im(
 
 
 def conv2d_forward(
-    x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0
-) -> tuple[Any, Any]:
+    x: Array, weight: Array, bias: Array | None = None, stride: int = 1, padding: int = 0
+) -> tuple[Array, Any]:
     """Convolve: y = im2col(x) W + b.
 
     Parameters
@@ -211,7 +213,7 @@ def conv2d_forward(
     return y, (x, weight, bias is not None, stride, padding)
 
 
-def conv2d_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any, Any]:
+def conv2d_backward(dy: Array, cache: Any, need_dx: bool = True) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
     With columns = im2col(x) the convolution is y = columns W + b, a fully connected layer whose batch is
@@ -231,7 +233,7 @@ def conv2d_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any
     cache
         From ``conv2d_forward``.
     need_dx : bool
-        False for the first layer of a network: nobody asks for the gradient of the picture.
+        False for the first layer of a network: the gradient of the image is not needed.
 
     Returns
     -------
@@ -257,20 +259,19 @@ def conv2d_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any
     KH, KW, C, O = weight.shape
     W2 = weight.reshape(KH * KW * C, O)
     dweight = xp.zeros_like(W2)  # (KH*KW*C, O)
-    dx = xp.empty(x.shape, dtype=x.dtype) if need_dx else None
+    dx: Any = xp.empty(x.shape, dtype=x.dtype) if need_dx else None
     for images, columns in _chunks_of_columns(x, weight, stride, padding):
         dy2 = dy[images].reshape(-1, O)  # (n*OH*OW, O)
         dweight += columns.T @ dy2  # (KH*KW*C, n*OH*OW) (n*OH*OW, O)
         if need_dx:
-            dcolumns = xp.matmul(
-                dy2, W2.T, out=columns
-            )  # (n*OH*OW, KH*KW*C), over the columns: they have served
+            # Over the columns, which are no longer needed: (n*OH*OW, KH*KW*C).
+            dcolumns = xp.matmul(dy2, W2.T, out=columns)
             dx[images] = col2im(dcolumns, x[images].shape, (KH, KW), stride, padding)
     dbias = channel_sum(dy) if has_bias else None  # (O,)
     return dx, dweight.reshape(weight.shape), dbias
 
 
-def _chunks_of_columns(x: Any, weight: Any, stride: int, padding: int) -> Iterator[tuple[slice, Any]]:
+def _chunks_of_columns(x: Array, weight: Array, stride: int, padding: int) -> Iterator[tuple[slice, Any]]:
     """Walk over the batch, a few images at a time: yield which ones, and their column matrix.
 
     All column matrices lie in the same buffer, so each is valid until the next one is asked for.
@@ -290,7 +291,7 @@ def _chunks_of_columns(x: Any, weight: Any, stride: int, padding: int) -> Iterat
         yield images, columns.reshape(-1, KH * KW * C)  # (n*OH*OW, KH*KW*C)
 
 
-def _pad(x: Any, padding: int) -> Any:
+def _pad(x: Array, padding: int) -> Array:
     """Return x (N, H, W, C) with a border of zeros, (N, H+2P, W+2P, C)."""
     if padding == 0:
         return x
@@ -300,7 +301,7 @@ def _pad(x: Any, padding: int) -> Any:
     return padded
 
 
-def _patches(x: Any, KH: int, KW: int, stride: int) -> Any:
+def _patches(x: Array, KH: int, KW: int, stride: int) -> Array:
     """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has its own place, without a copy."""
     windows = array_module(x).lib.stride_tricks.sliding_window_view(x, (KH, KW), axis=(1, 2))
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)  # from (N, OH, OW, C, KH, KW)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from scratchnet.backend import Array
 
-def dropout_forward(x: Any, keep: Any, p: float) -> tuple[Any, Any]:
+
+def dropout_forward(x: Array, keep: Array, p: float) -> tuple[Array, Any]:
     """Set the activations that are not kept to zero, and scale the others by 1 / (1 - p).
 
     With that scale ("inverted dropout") the expected value of every activation stays what it was, so that
@@ -38,7 +40,7 @@ def dropout_forward(x: Any, keep: Any, p: float) -> tuple[Any, Any]:
     return y, (keep, scale)
 
 
-def dropout_backward(dy: Any, cache: Any) -> Any:
+def dropout_backward(dy: Array, cache: Any) -> Array:
     """Return the gradient with respect to ``x``.
 
     y = x * keep / (1 - p) elementwise, and ``keep`` does not depend on x: so dx = dy * keep / (1 - p).

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from scratchnet.backend import Array
 from scratchnet.functional.sums import channel_sum
 
 
-def linear_forward(x: Any, weight: Any, bias: Any = None) -> tuple[Any, Any]:
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Any]:
     """Return x W + b.
 
     Parameters
@@ -37,7 +38,7 @@ def linear_forward(x: Any, weight: Any, bias: Any = None) -> tuple[Any, Any]:
     return y, (x, weight, bias is not None)
 
 
-def linear_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any, Any]:
+def linear_backward(dy: Array, cache: Any, need_dx: bool = True) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
     y[n, o] = sum_i x[n, i] W[i, o] + b[o]. By the chain rule, every gradient is dy times the other factor,
@@ -53,7 +54,7 @@ def linear_backward(dy: Any, cache: Any, need_dx: bool = True) -> tuple[Any, Any
     cache
         From ``linear_forward``.
     need_dx : bool
-        False for the first layer of a network: nobody asks for the gradient of the picture.
+        False for the first layer of a network: the gradient of the image is not needed.
 
     Returns
     -------

@@ -1,13 +1,13 @@
 """Batch normalisation: every channel to mean 0 and variance 1, then to a scale and shift that are learned.
 
-Symbols: M values a channel (N * H * W of them), C channels, mu and var their mean and variance.
+Symbols: M values per channel (N * H * W of them), C channels, mu and var their mean and variance.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 from scratchnet.functional.sums import channel_sum
 
 
@@ -35,7 +35,12 @@ class BatchNormCache(NamedTuple):
 
 
 def batch_norm_forward(
-    x: Any, weight: Any, bias: Any, mean: Any = None, var: Any = None, eps: float = 1e-5
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    mean: Any = None,
+    var: Any = None,
+    eps: float = 1e-5,
 ) -> tuple[Any, BatchNormCache]:
     """Return weight * (x - mu) / sqrt(var + eps) + bias, channel by channel.
 
@@ -77,7 +82,7 @@ def batch_norm_forward(
     return y, BatchNormCache(x, weight, mean, var, inv_std, of_batch)
 
 
-def batch_norm_backward(dy: Any, cache: BatchNormCache) -> tuple[Any, Any, Any]:
+def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
     Write h = (x - mu) / s with s = sqrt(var + eps), so that y = weight * h + bias. Then dbias = sum dy and

@@ -1,4 +1,4 @@
-"""Max pooling, and the global average pooling that makes a network independent of the size of the picture.
+"""Max pooling, and the global average pooling that makes a network independent of the size of the image.
 
 Symbols: N images, H x W pixels, C channels, OH x OW output pixels, K the side of a window, S the stride.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 
 
-def max_pool2d_forward(x: Any, kernel_size: int = 2, stride: int | None = None) -> tuple[Any, Any]:
+def max_pool2d_forward(x: Array, kernel_size: int = 2, stride: int | None = None) -> tuple[Array, Any]:
     """Return the largest value of every K x K window.
 
     Parameters
@@ -50,7 +50,7 @@ def max_pool2d_forward(x: Any, kernel_size: int = 2, stride: int | None = None) 
     return y, (winner, x.shape, K, S)
 
 
-def max_pool2d_backward(dy: Any, cache: Any) -> Any:
+def max_pool2d_backward(dy: Array, cache: Any) -> Array:
     """Return the gradient with respect to ``x``.
 
     y = x[winner] in each window, so dy goes to the winner, to exactly one position, and the others get zero.
@@ -90,7 +90,7 @@ def _at(x_shape: tuple[int, ...], K: int, S: int, position: int) -> tuple[slice,
     return slice(None), slice(i, i + S * (OH - 1) + 1, S), slice(j, j + S * (OW - 1) + 1, S)
 
 
-def global_avg_pool2d_forward(x: Any) -> tuple[Any, Any]:
+def global_avg_pool2d_forward(x: Array) -> tuple[Array, Any]:
     """Return the mean of every channel over the image (Lin et al. 2014, sec. 3.2).
 
     Parameters
@@ -114,7 +114,7 @@ def global_avg_pool2d_forward(x: Any) -> tuple[Any, Any]:
     return y, x.shape
 
 
-def global_avg_pool2d_backward(dy: Any, cache: Any) -> Any:
+def global_avg_pool2d_backward(dy: Array, cache: Any) -> Array:
     """Return the gradient with respect to ``x``.
 
     y = (1 / HW) sum of x over H and W, so that every pixel gets dy / HW.

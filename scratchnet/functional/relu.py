@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 
 
-def relu_forward(x: Any) -> tuple[Any, Any]:
+def relu_forward(x: Array) -> tuple[Array, Any]:
     """Return max(x, 0), elementwise.
 
     Parameters
@@ -31,7 +31,7 @@ def relu_forward(x: Any) -> tuple[Any, Any]:
     return y, y
 
 
-def relu_backward(dy: Any, cache: Any) -> Any:
+def relu_backward(dy: Array, cache: Any) -> Array:
     """Return the gradient with respect to ``x``.
 
     y = max(x, 0), so dy/dx is 1 where x > 0 and 0 where x < 0. At x = 0 there is no derivative; any number

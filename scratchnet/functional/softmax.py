@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 
 
-def softmax(logits: Any) -> Any:
+def softmax(logits: Array) -> Array:
     """Turn scores into probabilities: p[k] = exp(z[k]) / sum_j exp(z[j]).
 
     Parameters
@@ -31,7 +31,7 @@ def softmax(logits: Any) -> Any:
     return array_module(logits).exp(_log_softmax(logits))
 
 
-def _log_softmax(logits: Any) -> Any:
+def _log_softmax(logits: Array) -> Array:
     """log p[k] = z[k] - max(z) - log sum_j exp(z[j] - max(z)).
 
     Taking the same number off every logit changes nothing, as it cancels; taking the largest off leaves no
@@ -44,7 +44,9 @@ def _log_softmax(logits: Any) -> Any:
     return z
 
 
-def softmax_cross_entropy_forward(logits: Any, labels: Any, label_smoothing: float = 0.0) -> tuple[Any, Any]:
+def softmax_cross_entropy_forward(
+    logits: Array, labels: Array, label_smoothing: float = 0.0
+) -> tuple[Array, Any]:
     """Return the mean over the batch of -sum_k t[k] log p[k].
 
     The target t is 1 - s for the right class, plus s / K for every class, where s is the label smoothing
@@ -81,7 +83,7 @@ def softmax_cross_entropy_forward(logits: Any, labels: Any, label_smoothing: flo
     return loss, (log_p, labels, label_smoothing)
 
 
-def softmax_cross_entropy_backward(cache: Any) -> Any:
+def softmax_cross_entropy_backward(cache: Any) -> Array:
     """Return the gradient with respect to the logits.
 
     With L = -sum_k t[k] log p[k], log p[k] = z[k] - log sum_j exp(z[j]) and sum_k t[k] = 1::

@@ -1,12 +1,11 @@
-"""Sums over a feature map, one number a channel: the gradient of a bias, the mean of a batch
-normalisation."""
+"""Sums over a feature map, one number per channel: the gradient of a bias, the mean of a batch."""
 
 from __future__ import annotations
 
-from typing import Any
+from scratchnet.backend import Array
 
 
-def channel_sum(x: Any) -> Any:
+def channel_sum(x: Array) -> Array:
     """Add up every axis but the last.
 
     One axis after the other, from the inside: a float32 running total over the 131,072 pixels of a batch
