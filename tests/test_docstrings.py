@@ -10,11 +10,11 @@ import pytest
 
 import scratchnet
 
-# Modules that a user does not import: what a plan, a page or a program is made of. Their names are read where
-# they are used, and one sentence will do.
+# Modules that a user does not import: what a plan, a check, a page or a program is made of. Their names are
+# read where they are used, and one sentence will do.
 INTERNAL = re.compile(
-    r"scratchnet\.(layers\.(checking|summary)|"
-    r"plans\.(?!sizes$).*|explain\..*|report\..*|training\.(cli|device|examination)|data\.(download|_.*))"
+    r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|subject)|rebuild|plans\..*|cli\..*|"
+    r"explain\..*|report\..*|training\.(cli|device|examination)|data\.(download|_.*))"
 )
 
 
@@ -67,8 +67,9 @@ def undocumented(thing):
 
 
 def test_there_are_names_from_every_floor():
-    for name in ("functional.conv.im2col", "layers.Conv2d", "models.vgg.VGG", "plans.plan.compile"):
-        assert f"scratchnet.{name}" in NAMES
+    for name in ("functional.im2col", "layers.Conv2d", "models.VGG", "plans.compile", "checkpoint.save"):
+        module, _, function = name.partition(".")
+        assert getattr(importlib.import_module(f"scratchnet.{module}"), function) in NAMES.values()
     assert len(NAMES) > 100
 
 

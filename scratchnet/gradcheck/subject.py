@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.parameters import FlatBuffer, Parameter
+from scratchnet.state import Attributes
 
 NUDGE = 1e-3  # how far off a kink to measure again, relative to the size of the values
 
@@ -24,7 +25,7 @@ class Subject:
         self.x = own_copy(x, np.float64)
         self.parameters = parameters_of(self.layer)
         self.arrays = {"input": self.x, **{name: p.data for name, p in self.parameters.items()}}
-        self.state = _State(self.layer)
+        self.state = Attributes(layers_of(self.layer))
         self.deep = loss is not None or len(layers_of(self.layer)) > 1
 
     def forward(self) -> Array:
@@ -111,29 +112,3 @@ def _float64(layer: Any) -> Any:
 def _arrays(layer: Any) -> list[tuple[str, Array]]:
     """Return the arrays that are attributes of a layer: running statistics, or any other."""
     return [(name, v) for name, v in vars(layer).items() if isinstance(v, array_module(v).ndarray)]
-
-
-class _State:
-    """What a forward pass may change: numbers and arrays that are attributes, and generators."""
-
-    def __init__(self, layer: Any):
-        self.numbers: list[tuple[Any, str, float]] = []
-        self.arrays: list[tuple[Any, str, Array, Array]] = []
-        self.generators: list[tuple[np.random.Generator, Any]] = []
-        for part in layers_of(layer):
-            for name, value in vars(part).items():
-                if isinstance(value, np.random.Generator):
-                    self.generators.append((value, value.bit_generator.state))
-                elif isinstance(value, (int, float)) and name != "_recording":
-                    self.numbers.append((part, name, value))
-            self.arrays += [(part, name, array, array.copy()) for name, array in _arrays(part)]
-
-    def restore(self) -> None:
-        """Put everything back."""
-        for part, name, value in self.numbers:
-            setattr(part, name, value)
-        for part, name, array, values in self.arrays:
-            array[...] = values
-            setattr(part, name, array)
-        for generator, state in self.generators:
-            generator.bit_generator.state = state
