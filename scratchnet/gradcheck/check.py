@@ -26,7 +26,7 @@ def check_layer(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> Report:
-    """Check the gradients of a layer, with respect to its input and to each of its parameters.
+    """Check the gradients of a layer, with respect to its input and to each trainable parameter.
 
     The check works on a copy, in the layer's own mode: call ``layer.eval()`` first to check evaluation. A
     layer that draws random numbers, such as dropout, draws the same ones in every forward.

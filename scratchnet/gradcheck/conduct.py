@@ -55,7 +55,8 @@ def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) ->
     if not _complain_of("input", dx, x.shape, report) and dx.dtype != y_dtype:
         complain(f"backward turns {y_dtype} into {dx.dtype}: dx should have dy's dtype.")
     for name, p in parameters.items():
-        _complain_of(name, p.grad, p.shape, report)
+        if p.trainable:
+            _complain_of(name, p.grad, p.shape, report)
 
 
 def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[str, np.ndarray] | None:
@@ -78,7 +79,7 @@ def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[s
     for name, gradient in gradients.items():
         if _complain_of(name, gradient, subject.arrays[name].shape, report):
             continue
-        for other in (again[name], accumulated[name]):
+        for other in (again[name], accumulated.get(name, again[name])):
             if not np.allclose(gradient, other, rtol=1e-7, atol=1e-10, equal_nan=True):
                 report.problems.append(
                     f"a second backward gives another gradient of {name}: backward should set the gradient, "
@@ -93,7 +94,8 @@ def _second_backward(subject: Subject, dy: Array) -> dict[str, Any]:
     with recording(subject.layer):
         subject.forward()
         dx = subject.layer.backward(dy.copy() if subject.loss is None else subject.loss.backward())
-    return {"input": to_numpy(dx), **{name: to_numpy(p.grad) for name, p in subject.parameters.items()}}
+    gradients = {name: p.grad for name, p in subject.parameters.items()}
+    return {name: to_numpy(g) for name, g in ({"input": dx} | gradients).items() if g is not None}
 
 
 def _complain_of(name: str, gradient: Any, shape: tuple[int, ...], report: Report) -> bool:

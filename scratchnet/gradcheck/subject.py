@@ -23,7 +23,7 @@ class Subject:
     def __init__(self, layer: Any, x: ArrayLike, loss: Any = None, labels: Any = None):
         self.layer, self.loss, self.labels = _float64(copy.deepcopy(layer)), copy.deepcopy(loss), labels
         self.x = own_copy(x, np.float64)
-        self.parameters = parameters_of(self.layer)
+        self.parameters = {n: p for n, p in parameters_of(self.layer).items() if p.trainable}
         self.arrays = {"input": self.x, **{name: p.data for name, p in self.parameters.items()}}
         self.state = Attributes(layers_of(self.layer))
         self.deep = loss is not None or len(layers_of(self.layer)) > 1

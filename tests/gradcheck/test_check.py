@@ -149,6 +149,14 @@ def test_a_part_of_a_network_can_be_checked():
     assert check_layer(net, normal(2, 4, 4, 2)).ok
 
 
+def test_frozen_parameters_have_no_gradient_to_check():
+    net = Sequential(Conv2d(2, 3), BatchNorm2d(3), ReLU(), Flatten(), Linear(48, 3)).freeze("0").freeze("1")
+    report = check_layer(net, normal(2, 4, 4, 2))
+    assert report.ok and [row.name for row in report.rows] == ["input", "4.weight", "4.bias"]
+    labels = np.array([0, 2])
+    assert check_network(net, SoftmaxCrossEntropy(), normal(2, 4, 4, 2), labels).ok
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_alone_can_be_checked(smoothing):
     report = check_network(Sequential(), SoftmaxCrossEntropy(smoothing), normal(4, 5), np.array([0, 4, 2, 2]))
