@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from scratchnet.backend import Array
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, split_evenly
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
-from scratchnet.plans.cpu.layouts import Plain, as_block
+from scratchnet.plans.cpu.layouts import Plain, as_region
 from scratchnet.plans.memory import Arena, Buffer
 
 
@@ -21,7 +21,7 @@ class ByImages(Kernel):
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         x, y = self.input, self.output
-        n = max(1, BLOCK // (x.H * x.W * x.C))
+        n = max(1, CACHE_ELEMENTS // (x.H * x.W * x.C))
         self.images = [
             [range(start, min(start + n, share.stop)) for start in range(share.start, share.stop, n)]
             for share in split_evenly(x.N, self.context.workers)
@@ -61,7 +61,7 @@ class ByImages(Kernel):
                 n, y = slice(images.start, images.stop), self._output(worker, images, "y")
                 self.record_images(calls, worker, n, self.input.data[n], y)
                 if self._scratch:
-                    copy_pairs(calls, self.output.pairs(images, 0, as_block(y)), to_map=True)
+                    copy_pairs(calls, self.output.pairs(images, 0, as_region(y)), to_map=True)
         return [phase]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
@@ -72,9 +72,9 @@ class ByImages(Kernel):
                 y = self._output(worker, images, "y again")
                 dy = self._output(worker, images, "dy", grad=True)
                 if self._scratch and self.keeps_output:
-                    copy_pairs(calls, self.output.pairs(images, 0, as_block(y)), to_map=False)
+                    copy_pairs(calls, self.output.pairs(images, 0, as_region(y)), to_map=False)
                 if self._scratch:
-                    copy_pairs(calls, self.output.pairs(images, 0, as_block(dy), grad=True), to_map=False)
+                    copy_pairs(calls, self.output.pairs(images, 0, as_region(dy), grad=True), to_map=False)
                 x, dx = self.input.data[n], self.input.grad[n]
                 self.record_images_backward(calls, worker, n, x, y, dy, dx)
                 self.mask_gradient(calls, worker, dx, x)

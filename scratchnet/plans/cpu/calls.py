@@ -36,7 +36,7 @@ UFUNC_BUFFER = 1024
 
 # Element-wise work on large arrays goes in blocks of this many elements, which stay in the second-level cache
 # from one call to the next.
-BLOCK = 1 << 16
+CACHE_ELEMENTS = 1 << 16
 
 
 class Calls(list[Any]):
@@ -118,26 +118,26 @@ def run(phases: Sequence[tuple[int, Phase]], clock: Clock, direction: str) -> No
     )
 
 
-def in_blocks(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:
-    """Cut arrays of one shape into blocks of at most BLOCK elements, which fit into the cache together.
+def cache_sized(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:
+    """Cut arrays of one shape into slices of at most CACHE_ELEMENTS, which fit into the cache together.
 
     Examples
     --------
-    >>> [block.shape for block, in in_blocks(np.zeros((3, 20000)))]
+    >>> [block.shape for block, in cache_sized(np.zeros((3, 20000)))]
     [(3, 20000)]
-    >>> [block.shape for block, in in_blocks(np.zeros((2, 50000)))]
+    >>> [block.shape for block, in cache_sized(np.zeros((2, 50000)))]
     [(1, 50000), (1, 50000)]
-    >>> [block.shape for block, in in_blocks(np.zeros((1, 100000)))]
+    >>> [block.shape for block, in cache_sized(np.zeros((1, 100000)))]
     [(65536,), (34464,)]
     """
     first = arrays[0]
-    if first.size <= BLOCK:
+    if first.size <= CACHE_ELEMENTS:
         yield arrays
-    elif first.ndim > 1 and first[0].size > BLOCK:
+    elif first.ndim > 1 and first[0].size > CACHE_ELEMENTS:
         for rows in zip(*arrays, strict=True):
-            yield from in_blocks(*rows)
+            yield from cache_sized(*rows)
     else:
-        step = BLOCK // first[0].size
+        step = CACHE_ELEMENTS // first[0].size
         for start in range(0, len(first), step):
             yield tuple(array[start : start + step] for array in arrays)
 

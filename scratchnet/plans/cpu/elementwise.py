@@ -14,7 +14,7 @@ import numpy as np
 from scratchnet.backend import Array
 from scratchnet.layers import Layer
 from scratchnet.plans.cpu.by_images import ByImages
-from scratchnet.plans.cpu.calls import Calls, in_blocks, reshaped
+from scratchnet.plans.cpu.calls import Calls, cache_sized, reshaped
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.kernel import Group, Registrable
 
@@ -85,7 +85,7 @@ class ElementwiseKernel(ByImages):
         self.algorithm = self.activation.algorithm
 
     def record_images(self, calls: Calls, worker: int, n: slice, x: Array, y: Array) -> None:  # noqa: D102
-        for x_block, y_block in in_blocks(x, y):
+        for x_block, y_block in cache_sized(x, y):
             calls.copy(x_block, out=y_block)
             self.activation.record_forward(calls, y_block)
 

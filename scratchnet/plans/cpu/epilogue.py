@@ -1,7 +1,7 @@
 """What follows a convolution, while its result is still in the cache: max pooling, bias, activation, storing.
 
-A kernel computes its output block by block, a few thousand numbers that lie as its algorithm makes them, but
-always with four axes of which the middle ones are rows and columns of pixels::
+A kernel computes its output region by region, a few thousand numbers that lie as its algorithm makes them,
+but always with four axes of which the middle ones are rows and columns of pixels::
 
     tiles   (R tile rows, 4, 4, TW * n * C)       plain   (n, H, W, C)       pixels   (1, H, W, n * C)
 
@@ -31,13 +31,13 @@ import numpy as np
 
 from scratchnet.plans.cpu.calls import Calls
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
-from scratchnet.plans.cpu.layouts import as_block
-from scratchnet.plans.memory import Arena, Buffer
+from scratchnet.plans.cpu.layouts import as_region
+from scratchnet.plans.memory import ALIGNMENT, Arena
 
 
 @dataclass(frozen=True)
-class Block:
-    """Which part of a map is computed at a time.
+class Region:
+    """Which pixels of a map are computed at a time.
 
     Attributes
     ----------
@@ -77,16 +77,36 @@ class Block:
     def pixels(self, x: np.ndarray) -> tuple[int, np.ndarray]:
         """Return the first row of pixels, and the view [R, S, S, T, n, C] that ``Map.pairs`` takes.
 
-        ``x`` has this block's shape, or that after pooling.
+        ``x`` has this region's shape, or that after pooling.
         """
         n = len(self.images)
         if self.form == "plain":
-            return self.row if x.shape == self.shape else self.row // 2, as_block(x)
+            return self.row if x.shape == self.shape else self.row // 2, as_region(x)
         if self.form == "pixels":
             _, H, W, rest = x.shape
             return 0, x.reshape(H, 1, 1, W, n, rest // n)
         R, S, _, rest = x.shape
         return self.row * S, x.reshape(R, S, S, self.tiles, n, rest // (self.tiles * n))
+
+
+class RegionMasks:
+    """Outcomes of comparisons, kept from the forward to the backward pass: an array for each region.
+
+    They lie in one buffer, since places for thousands of buffers would take long to find.
+    """
+
+    def __init__(
+        self, arena: Arena, name: str, shapes: dict[Region, tuple[int, ...]], forward: int, backward: int
+    ):
+        self.shapes, self.starts, size = shapes, {}, 0
+        for region, shape in shapes.items():
+            self.starts[region] = size
+            size += -(-prod(shape) // ALIGNMENT) * ALIGNMENT
+        self.buffer = arena.reserve(name, (size,), np.bool_, forward, backward)
+
+    def __getitem__(self, region: Region) -> np.ndarray:
+        start, shape = self.starts[region], self.shapes[region]
+        return self.buffer.array[start : start + prod(shape)].reshape(shape)
 
 
 class Epilogue:
@@ -97,22 +117,22 @@ class Epilogue:
     kernel : Kernel
         Its group says whether there is an activation and a pooling.
     bias : array, optional
-        What to add to the last axis of a block, or to as much of it as a block has.
+        What to add to the last axis of a region, or to as much of it as a region has.
     """
 
     def __init__(self, kernel: Kernel, bias: np.ndarray | None = None):
         self.kernel, self.output, self.bias = kernel, kernel.output, bias
         self.activation, self.pool = kernel.activation, kernel.group.pool is not None
-        self.right: dict[Block, Buffer] = {}
-        self.lower: dict[Block, Buffer] = {}
+        self.right: RegionMasks | None = None
+        self.lower: RegionMasks | None = None
 
-    def reserve(self, arena: Arena, blocks: list[Block], forward: int, backward: int | None) -> None:
+    def reserve(self, arena: Arena, regions: list[Region], forward: int, backward: int | None) -> None:
         """Ask for scratch, and for the masks, which live until the backward pass."""
         if not self.pool:
             return
         for step in (forward,) if backward is None else (forward, backward):
-            sides = max(prod(block.sides) for block in blocks)
-            pooled = max(prod(block.pooled) for block in blocks)
+            sides = max(prod(region.sides) for region in regions)
+            pooled = max(prod(region.pooled) for region in regions)
             scratch = (
                 self.kernel.per_worker(arena, "sides of windows", (sides,), step),
                 self.kernel.per_worker(arena, "pooled", (pooled,), step),
@@ -122,17 +142,19 @@ class Epilogue:
             else:
                 self.backward_scratch = scratch
         if backward is not None:
-            for block in blocks:
-                self.right[block] = arena.reserve("right", block.sides, np.bool_, forward, backward)
-                self.lower[block] = arena.reserve("lower", block.pooled, np.bool_, forward, backward)
+            sides, pooled = (
+                {region: getattr(region, name) for region in regions} for name in ("sides", "pooled")
+            )
+            self.right = RegionMasks(arena, "right", sides, forward, backward)
+            self.lower = RegionMasks(arena, "lower", pooled, forward, backward)
 
-    def record_forward(self, do: Calls, worker: int, block: Block, y: np.ndarray) -> None:
-        """Record what becomes of a block ``y`` of the convolution's result; ``y`` is overwritten."""
+    def record_forward(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> None:
+        """Record what becomes of a region ``y`` of the convolution's result; ``y`` is overwritten."""
         if self.pool:
-            y = self._pool(do, worker, block, y)
+            y = self._pool(do, worker, region, y)
         self.record_activation(do, y)
-        row, pixels = block.pixels(y)
-        copy_pairs(do, self.output.pairs(block.images, row, pixels), to_map=True)
+        row, pixels = region.pixels(y)
+        copy_pairs(do, self.output.pairs(region.images, row, pixels), to_map=True)
 
     def record_activation(self, do: Calls, y: np.ndarray) -> None:
         """Record y = f(y + bias), as far as there is a bias and an activation f, in place."""
@@ -141,39 +163,39 @@ class Epilogue:
         if self.activation is not None:
             self.activation.record_forward(do, y)
 
-    def record_backward(self, do: Calls, worker: int, block: Block, dy: np.ndarray) -> None:
-        """Record the gradient ``dy`` with respect to the same block of the convolution's result."""
-        g = first_of(self.backward_scratch[1][worker], *block.pooled) if self.pool else dy
-        row, pixels = block.pixels(g)
-        pairs = list(self.output.pairs(block.images, row, pixels, grad=True))
-        if sum(in_block.size for _, in_block in pairs) < g.size:
+    def record_backward(self, do: Calls, worker: int, region: Region, dy: np.ndarray) -> None:
+        """Record the gradient ``dy`` with respect to the same region of the convolution's result."""
+        g = first_of(self.backward_scratch[1][worker], *region.pooled) if self.pool else dy
+        row, pixels = region.pixels(g)
+        pairs = list(self.output.pairs(region.images, row, pixels, grad=True))
+        if sum(in_region.size for _, in_region in pairs) < g.size:
             do.copy(0, out=g)  # what lies outside the image has no gradient
         copy_pairs(do, pairs, to_map=False)
         if self.pool:
-            self._unpool(do, worker, block, g, dy)
+            self._unpool(do, worker, region, g, dy)
 
-    def _pool(self, do: Calls, worker: int, block: Block, y: np.ndarray) -> np.ndarray:
-        sides = first_of(self.forward_scratch[0][worker], *block.sides)
-        pooled = first_of(self.forward_scratch[1][worker], *block.pooled)
+    def _pool(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> np.ndarray:
+        sides = first_of(self.forward_scratch[0][worker], *region.sides)
+        pooled = first_of(self.forward_scratch[1][worker], *region.pooled)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         left, right = y[:, :rows, 0:columns:2], y[:, :rows, 1:columns:2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
-        if block in self.right:
-            do(np.greater, right, left, out=self.right[block].array)
+        if self.right is not None:
+            do(np.greater, right, left, out=self.right[region])
         do(np.maximum, left, right, out=sides)
-        if block in self.lower:
-            do(np.greater, lower, upper, out=self.lower[block].array)
+        if self.lower is not None:
+            do(np.greater, lower, upper, out=self.lower[region])
         do(np.maximum, upper, lower, out=pooled)
         return pooled
 
-    def _unpool(self, do: Calls, worker: int, block: Block, g: np.ndarray, dy: np.ndarray) -> None:
-        sides = first_of(self.backward_scratch[0][worker], *block.sides)
+    def _unpool(self, do: Calls, worker: int, region: Region, g: np.ndarray, dy: np.ndarray) -> None:
+        sides = first_of(self.backward_scratch[0][worker], *region.sides)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
-        do(np.multiply, g, self.lower[block].array, out=lower)
+        do(np.multiply, g, self.lower[region], out=lower)
         do(np.subtract, g, lower, out=upper)
         left, right = dy[:, :rows, 0:columns:2], dy[:, :rows, 1:columns:2]
-        do(np.multiply, sides, self.right[block].array, out=right)
+        do(np.multiply, sides, self.right[region], out=right)
         do(np.subtract, sides, right, out=left)
         if rows < dy.shape[1]:  # an odd row or column at the end is in no window
             do.copy(0, out=dy[:, rows:])

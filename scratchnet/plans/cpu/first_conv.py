@@ -29,7 +29,7 @@ import numpy as np
 
 from scratchnet import functional as F
 from scratchnet.plans.cpu import padding
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, split_evenly
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, is_padded_3x3
 from scratchnet.plans.cpu.kernel import PlanContext, sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
@@ -146,7 +146,7 @@ class FirstConv(Convolution):
                 stop = 4 * self.output.TH if last else part.rows.stop
                 rows = self.output.chunk(part.chunk)[1 + part.rows.start : 1 + stop]  # [.., 4, TW, n, O]
                 y = rows[: len(part.rows)].reshape(len(part.rows), -1, self.O)  # (rows, L, O)
-                step = max(1, BLOCK // y[0].size)
+                step = max(1, CACHE_ELEMENTS // y[0].size)
                 for h in range(0, len(y), step):
                     do(np.matmul, windows[h : h + step], weight, out=y[h : h + step])
                     if self.activation is not None:

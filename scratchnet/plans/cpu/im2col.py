@@ -21,7 +21,7 @@ import numpy as np
 
 from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution
-from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import first_of, sum_over_workers
 from scratchnet.plans.memory import Arena, Buffer
 
@@ -29,7 +29,7 @@ COLUMN_BYTES = 4 << 20
 
 
 class Scratch(NamedTuple):
-    """What each worker needs for one block, in either pass."""
+    """What each worker needs for one region, in either pass."""
 
     padded: list[Buffer]  # (n, H+2P, W+2P, C)
     columns: list[Buffer]  # (n*OH*OW, KH*KW*C)
@@ -49,7 +49,7 @@ class Im2col(Convolution):
         self.K, self.S, self.P = conv.kernel_size, conv.stride, conv.padding
         self.row = self.K * self.K * self.C  # numbers in a row of the column matrix
         item = self.context.dtype.itemsize
-        # A column matrix smaller than dW would not pay: after each block, all of dW is added to a sum.
+        # A column matrix smaller than dW would not pay: after each region, all of dW is added to a sum.
         budget = max(COLUMN_BYTES, self.row * self.O * item)
         N, workers = self.input.N, self.context.workers
         self.n = max(1, min(-(-N // workers), budget // (self.OH * self.OW * self.row * item)))
@@ -57,35 +57,35 @@ class Im2col(Convolution):
         self.weight = conv.weight.data.reshape(self.row, self.O)
         if self.fold.norm is not None:
             self.weight = np.empty_like(self.weight)  # kept from one forward to the next
-        self.blocks: list[list[Block]]  # of each worker
+        self.regions: list[list[Region]]  # of each worker
         if self.context.training or N >= workers:
-            self.blocks = [self._by_images(images) for images in split_evenly(N, workers)]
+            self.regions = [self._by_images(images) for images in split_evenly(N, workers)]
         else:
             self.n = N
-            self.blocks = self._by_rows()
+            self.regions = self._by_rows()
 
-    def _by_images(self, images: range) -> list[Block]:
-        """Divide a worker's images into blocks."""
+    def _by_images(self, images: range) -> list[Region]:
+        """Divide a worker's images into regions."""
         firsts = range(images.start, images.stop, self.n)
         chunks = (range(first, min(first + self.n, images.stop)) for first in firsts)
-        return [Block("plain", chunk, (len(chunk), self.OH, self.OW, self.O)) for chunk in chunks]
+        return [Region("plain", chunk, (len(chunk), self.OH, self.OW, self.O)) for chunk in chunks]
 
-    def _by_rows(self) -> list[list[Block]]:
+    def _by_rows(self) -> list[list[Region]]:
         """Give each worker some rows of every image: there are fewer images than workers."""
         step = 2 if self.group.pool is not None else 1  # windows stay whole; an odd row at the end is in none
-        blocks = [
-            Block("plain", range(self.n), (self.n, len(rows) * step, self.OW, self.O), rows.start * step)
+        regions = [
+            Region("plain", range(self.n), (self.n, len(rows) * step, self.OW, self.O), rows.start * step)
             for rows in split_evenly(self.OH // step, self.context.workers)
         ]
-        return [[block] if block.size else [] for block in blocks]
+        return [[region] if region.size else [] for region in regions]
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         self.forward_scratch = self._reserve_scratch(arena, forward)
         if backward is not None:
             self.backward_scratch = self._reserve_scratch(arena, backward)
-        self.epilogue.reserve(arena, [b for blocks in self.blocks for b in blocks], forward, backward)
+        self.epilogue.reserve(arena, [b for regions in self.regions for b in regions], forward, backward)
         if backward is not None:
-            # Of each worker: the sum over its blocks, and what one of them gives.
+            # Of each worker: the sum over its regions, and what one of them gives.
             self.dweight = self.per_worker(arena, "dW", (2, self.row, self.O), backward)
             self.dbias = self.per_worker(arena, "db", (2, self.O), backward)
             size = self.n * self.OH * self.O + self.n * self.O
@@ -115,11 +115,11 @@ class Im2col(Convolution):
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase, scratch = self.phase("columns, product"), self.forward_scratch
         for worker, do in enumerate(phase.workers):
-            for block in self.blocks[worker]:
-                columns = self._columns(do, worker, block, scratch)
-                y = first_of(scratch.y[worker], *block.shape)
+            for region in self.regions[worker]:
+                columns = self._columns(do, worker, region, scratch)
+                y = first_of(scratch.y[worker], *region.shape)
                 do(np.matmul, columns, self.weight, out=y.reshape(-1, self.O))
-                self.epilogue.record_forward(do, worker, block, y)
+                self.epilogue.record_forward(do, worker, region, y)
         return [phase]
 
     def record_backward(self) -> list[Phase]:
@@ -130,23 +130,23 @@ class Im2col(Convolution):
         for worker, do in enumerate(phase.workers):
             total, one = self.dweight[worker].array
             db_total, db_one = self.dbias[worker].array
-            if not self.blocks[worker]:
+            if not self.regions[worker]:
                 do.copy(0, out=total)
                 do.copy(0, out=db_total)
-            for k, block in enumerate(self.blocks[worker]):
-                dy = first_of(scratch.y[worker], *block.shape)
-                self.epilogue.record_backward(do, worker, block, dy)
-                columns = self._columns(do, worker, block, scratch)
+            for k, region in enumerate(self.regions[worker]):
+                dy = first_of(scratch.y[worker], *region.shape)
+                self.epilogue.record_backward(do, worker, region, dy)
+                columns = self._columns(do, worker, region, scratch)
                 do(np.matmul, columns.T, dy.reshape(-1, self.O), out=one if k else total)
                 self._channel_sum(do, worker, dy, out=db_one if k else db_total)
                 if k:
                     do(np.add, total, one, out=total)
                     do(np.add, db_total, db_one, out=db_total)
                 if self.first:  # later, if at all, and dy is made again for it
-                    self.epilogue.record_backward(rarely.workers[worker], worker, block, dy)
-                    self._input_gradient(rarely.workers[worker], worker, block, dy)
+                    self.epilogue.record_backward(rarely.workers[worker], worker, region, dy)
+                    self._input_gradient(rarely.workers[worker], worker, region, dy)
                 else:
-                    self._input_gradient(do, worker, block, dy)
+                    self._input_gradient(do, worker, region, dy)
         dweight = self.conv.weight.grad_view.reshape(self.row, self.O)
         for do, some in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
             rows = slice(some.start, some.stop)
@@ -156,14 +156,14 @@ class Im2col(Convolution):
             sum_over_workers(last.workers[0], [d.array[0] for d in self.dbias], out=dbias)
         return [phase, rarely, last]
 
-    def _columns(self, do: Calls, worker: int, block: Block, scratch: Scratch) -> np.ndarray:
-        """Record im2col of the block's pixels; return it, (n*OH*OW, KH*KW*C)."""
-        n, OH, P = len(block.images), block.shape[1], self.P
+    def _columns(self, do: Calls, worker: int, region: Region, scratch: Scratch) -> np.ndarray:
+        """Record im2col of the region's pixels; return it, (n*OH*OW, KH*KW*C)."""
+        n, OH, P = len(region.images), region.shape[1], self.P
         H, W, C = self.input.H, self.input.W, self.C
         # The rows that it needs. Those outside the image are padding, and they may be all.
-        top, height = block.row * self.S - P, (OH - 1) * self.S + self.K
+        top, height = region.row * self.S - P, (OH - 1) * self.S + self.K
         first, stop = (min(max(0, row), H) for row in (top, top + height))
-        x = self.input.data[block.images.start : block.images.stop, first:stop]  # (n, rows, W, C)
+        x = self.input.data[region.images.start : region.images.stop, first:stop]  # (n, rows, W, C)
         if P:
             padded = first_of(scratch.padded[worker], n, height, W + 2 * P, C)
             do.copy(0, out=padded)
@@ -176,11 +176,11 @@ class Im2col(Convolution):
         do.copy(patches, out=columns)
         return columns.reshape(-1, self.row)
 
-    def _input_gradient(self, do: Calls, worker: int, block: Block, dy: np.ndarray) -> None:
+    def _input_gradient(self, do: Calls, worker: int, region: Region, dy: np.ndarray) -> None:
         """Record dx = col2im(dy W^T), over the columns and the padded images, which are no longer needed."""
-        n, P = len(block.images), self.P
+        n, P = len(region.images), self.P
         H, W, C = self.input.H, self.input.W, self.C
-        columns = first_of(self.backward_scratch.columns[worker], block.size // self.O, self.row)
+        columns = first_of(self.backward_scratch.columns[worker], region.size // self.O, self.row)
         do(np.matmul, dy.reshape(-1, self.O), self.weight.T, out=columns)
         patches = columns.reshape(n, self.OH, self.OW, self.K, self.K, C)
         padded = first_of(self.backward_scratch.padded[worker], n, H + 2 * P, W + 2 * P, C)
@@ -190,7 +190,7 @@ class Im2col(Convolution):
                 rows = slice(i, i + self.S * (self.OH - 1) + 1, self.S)
                 cols = slice(j, j + self.S * (self.OW - 1) + 1, self.S)
                 do(np.add, padded[:, rows, cols], patches[:, :, :, i, j], out=padded[:, rows, cols])
-        images = slice(block.images.start, block.images.stop)
+        images = slice(region.images.start, region.images.stop)
         dx, x = self.input.grad[images], self.input.data[images]
         do.copy(padded[:, P : P + H, P : P + W], out=dx)
         self.mask_gradient(do, worker, dx, x)

@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchnet.plans import kernel
 from scratchnet.plans.cpu.blocks import product
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase
 from scratchnet.plans.cpu.layouts import Pair
 from scratchnet.plans.cpu.measuring import choose_block_shape
 from scratchnet.plans.memory import Arena, Buffer
@@ -96,7 +96,7 @@ class Kernel(kernel.Kernel):
         """Ask for what ``mask_gradient`` needs at a step; None if there is no backward pass."""
         self._mask_scratch: list[Buffer] = []
         if step is not None and (dtype := self.input.mask.scratch_dtype) is not None:
-            self._mask_scratch = self.per_worker(arena, "mask", (BLOCK,), step, dtype)
+            self._mask_scratch = self.per_worker(arena, "mask", (CACHE_ELEMENTS,), step, dtype)
 
     def mask_gradient(self, do: Calls, worker: int, gradient: np.ndarray, data: np.ndarray) -> None:
         """Record the masking of a view of ``input.grad``, given the same view of ``input.data``."""
@@ -122,11 +122,11 @@ def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
 
 
 def copy_pairs(do: Calls, pairs: Any, *, to_map: bool) -> None:
-    """Record the copies between a map and a block of pixels, in either direction."""
+    """Record the copies between a map and a region of pixels, in either direction."""
     pair: Pair
     for pair in pairs:
-        in_map, in_block = pair
-        do.copy(in_block, out=in_map) if to_map else do.copy(in_map, out=in_block)
+        in_map, in_region = pair
+        do.copy(in_region, out=in_map) if to_map else do.copy(in_map, out=in_region)
 
 
 def sum_over_workers(do: Calls, parts: list[np.ndarray], out: np.ndarray) -> None:

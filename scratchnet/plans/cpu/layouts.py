@@ -25,12 +25,12 @@ beyond the image where H or W are no multiples of 4, is the subject of ``padding
 A gradient lies like the map that it belongs to, without the rows above and below. It is masked where it is
 written, see ``masking.py``.
 
-Kernels that write a map need not know its layout. They hold a block of pixels, as a view with the axes
+Kernels that write a map need not know its layout. They hold a region of pixels, as a view with the axes
 
-    block [R, S, S, T, n, C]       block[r, i, j, t] is the pixel in row  row + S*r + i  and column  S*t + j
+    region [R, S, S, T, n, C]       region[r, i, j, t] is the pixel in row  row + S*r + i  and column  S*t + j
 
 where S is 4 for tiles, 2 for pooled tiles, otherwise 1: R rows of squares of S x S pixels, T in each row.
-They ask ``pairs`` for views of equal shapes, of the map and of the block, to copy between.
+They ask ``pairs`` for views of equal shapes, of the map and of the region, to copy between.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ class Map(kernel.Map):
         self.N = shape[0]
         self.H, self.W, self.C = shape[1:] if len(shape) == 4 else (1, 1, prod(shape[1:]))
 
-    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
-        """Yield views of the map and of a block of pixels, of equal shapes and together all of its pixels.
+    def pairs(self, images: range, row: int, region: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
+        """Yield views of the map and of a region of pixels, of equal shapes and together all of its pixels.
 
         Parameters
         ----------
         images : range
-            The n images of the block.
+            The n images of the region.
         row : int
             The row of its first pixel.
-        block : array (R, S, S, T, n, C)
+        region : array (R, S, S, T, n, C)
             Parts of it that lie outside the image are left out.
         grad : bool
             Views of the gradient in place of the map.
@@ -99,16 +99,16 @@ class Map(kernel.Map):
         if isinstance(self, Plain):
             self.data[...] = x.reshape(self.data.shape)
             return
-        for own, block in self.pairs(range(self.N), 0, as_block(x)):
-            own[...] = block
+        for own, region in self.pairs(range(self.N), 0, as_region(x)):
+            own[...] = region
 
     def take_gradient(self) -> np.ndarray:
         """Return a copy of the gradient as the layers see it, now."""
         if isinstance(self, Plain):
             return self.grad.reshape(self.shape).copy()
         dx = np.empty(self.shape, self.dtype)
-        for own, block in self.pairs(range(self.N), 0, as_block(dx), grad=True):
-            block[...] = own
+        for own, region in self.pairs(range(self.N), 0, as_region(dx), grad=True):
+            region[...] = own
         return dx
 
 
@@ -119,13 +119,13 @@ class _Grid(Map):
         """Return a view (H, W, n, C) of some images."""
         raise NotImplementedError
 
-    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
-        R, S, _, T = block.shape[:4]
+    def pairs(self, images: range, row: int, region: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
+        R, S, _, T = region.shape[:4]
         pixels = self.pixels(images, grad=grad)
         for i in range(S):
             for j in range(S):
                 own = pixels[row + i :: S, j::S][:R, :T]  # (R, T, n, C), fewer at the edges
-                yield own, block[: own.shape[0], i, j, : own.shape[1]]
+                yield own, region[: own.shape[0], i, j, : own.shape[1]]
 
 
 class Plain(_Grid):
@@ -188,16 +188,16 @@ class Tiles(Map):
         _, rows, _, TW, C = memory.shape
         return memory[images.start : images.stop].reshape(rows, 4, TW, len(images), C)
 
-    def pairs(self, images: range, row: int, block: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
-        R, S, _, T = block.shape[:4]
-        per_tile = 4 // S  # how many columns of the block fall into one tile
+    def pairs(self, images: range, row: int, region: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
+        R, S, _, T = region.shape[:4]
+        per_tile = 4 // S  # how many columns of the region fall into one tile
         for c, chunk in enumerate(self.chunks):
             both = range(max(chunk.start, images.start), min(chunk.stop, images.stop))
             if not both:
                 continue
             rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]
             rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
-            part = block[:, :, :, :, both.start - images.start : both.stop - images.start]
+            part = region[:, :, :, :, both.start - images.start : both.stop - images.start]
             inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
             if inside:  # then one pair has it all: column 4*tile + phase is S * (per_tile * tile + q) + j
                 own = rows[row : row + S * R]
@@ -217,6 +217,6 @@ class Tiles(Map):
 LAYOUTS = {kind.layout: kind for kind in (Plain, Pixels, Tiles)}
 
 
-def as_block(x: np.ndarray) -> np.ndarray:
-    """Return images (n, H, W, C) as a block [H, 1, 1, W, n, C], a view."""
+def as_region(x: np.ndarray) -> np.ndarray:
+    """Return images (n, H, W, C) as a region [H, 1, 1, W, n, C], a view."""
     return x.transpose(1, 2, 0, 3)[:, None, None]

@@ -56,8 +56,8 @@ class Linear(Kernel):
             self.kept = arena.reserve("kept", shape, np.bool_, forward, forward)
         if backward is not None:
             self.reserve_mask(arena, backward)
-            self.in_blocks = self.context.block_limit > 0 and N <= FEW_FOR_DX
-            if not self.in_blocks:
+            self.cache_sized = self.context.block_limit > 0 and N <= FEW_FOR_DX
+            if not self.cache_sized:
                 tallest = max(len(rows) for rows in split_evenly(I, self.context.workers))
                 self.dx = self.per_worker(arena, "dx, transposed", (tallest * N,), backward)
 
@@ -125,7 +125,7 @@ class Linear(Kernel):
                 continue
             do, part = dx.workers[worker], slice(rows.start, rows.stop)
             g = self.input.grad_rows[:, part]  # (N, i)
-            if self.in_blocks:
+            if self.cache_sized:
                 product(
                     do, dy, weight[part].T, out=g, block_shape=BlockShape(self.context.block_limit)
                 )  # (N, O) (O, i)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.plans.cpu.calls import Calls, in_blocks
+from scratchnet.plans.cpu.calls import Calls, cache_sized
 
 
 class Activation(Protocol):
@@ -69,11 +69,11 @@ class Mask:
         gradient, data : array
             Views of one shape, of the map's gradient and of the map.
         scratch : array of ``scratch_dtype``
-            Of BLOCK elements, or as many as the views have.
+            Of CACHE_ELEMENTS elements, or as many as the views have.
         """
         if self.activation is None:
             return
-        for dy, y in in_blocks(gradient, data):
+        for dy, y in cache_sized(gradient, data):
             self.activation.record_backward(calls, dy, y, scratch[: dy.size].reshape(dy.shape))
             if self.scale != 1.0:
                 calls(np.multiply, dy, dy.dtype.type(self.scale), out=dy)

@@ -1,23 +1,23 @@
-"""Batch normalisation, with the ReLU and the pooling behind it.
+"""Batch normalisation, with the following activation and pooling.
 
-Symbols: M values a channel, z the input (a convolution's output), mu and var their mean and variance over the
-batch, w and b scale and shift, s = sqrt(var + eps). The mathematics is in ``functional/norm.py``::
+Symbols: M values per channel, z the input (a convolution's output), mu and var their mean and variance over
+the batch, w and b scale and shift, s = sqrt(var + eps). The mathematics is in ``functional/norm.py``::
 
     y  = (z - mu) * w / s + b
     dz = w / s * (dy - db / M - h * dw / M)    h = (z - mu) / s    db = sum of dy    dw = sum of dy * h
 
 Forward that is three passes over z, since each needs a result of the one before over the whole batch: the
 mean, the variance (the mean of squared differences; a difference of squares would cancel), and y, which is
-rectified, pooled and stored as behind a convolution. Backward it is two: the sums, then dz.
+activated, pooled and stored as after a convolution. Backward it is two: the sums, then dz.
 
-Each pass goes block by block, see ``epilogue.py``. A block is seen in two ways, without a copy (but for the
-mean of a map of pixels)::
+Each pass goes region by region, see ``epilogue.py``. A region is seen in two ways, without a copy (but for
+the mean of a map of pixels)::
 
-    long   (rows, L)  L = a run of pixels times C    for z - mu, with mu tiled to (L,): a loop over only C
-                                                     channels would be too short for NumPy to be fast
+    long   (rows, L)  L = some pixels times C        for z - mu, with mu repeated to (L,): a loop over only
+                                                     C channels would be too short for NumPy to be fast
     tall   (Q, C)     Q = all of its pixels          for sums: ones (Q,) times (Q, C) is a matrix product
 
-The sums of blocks are short, and are added up in float64.
+The sums of regions are short, and are added up in float64.
 """
 
 from __future__ import annotations
@@ -26,14 +26,35 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.layers import Layer
+from scratchnet.layers import BatchNorm2d, Layer
 from scratchnet.plans.cpu import padding
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, reshaped, split_evenly
-from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, reshaped, split_evenly
+from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.cpu.layouts import Map, Tiles
 from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena
+
+
+class ChannelVectors:
+    """Numbers that belong to a channel, repeated for all pixels of a row of a region.
+
+    Attributes
+    ----------
+    mean, scale, shift : array (L,)
+        mu, w / s and b.
+    slope, mean_dy : array (L,)
+        dw / (M * s) and db / M, for the backward pass.
+    """
+
+    def __init__(self, channels: int, length: int, dtype: Any):
+        self.channels = channels
+        self.mean, self.scale, self.shift, self.slope, self.mean_dy = np.zeros((5, length), dtype)
+
+    def set(self, **vectors: np.ndarray) -> None:
+        """Set attributes to vectors (C,), repeated."""
+        for name, vector in vectors.items():
+            getattr(self, name).reshape(-1, self.channels)[...] = vector
 
 
 class Norm(Kernel):
@@ -51,6 +72,7 @@ class Norm(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
+        assert isinstance(self.group.main, BatchNorm2d)
         self.norm, z = self.group.main, self.input
         self.M = z.N * z.H * z.W
         if self.context.training and self.M == 1:
@@ -58,84 +80,77 @@ class Norm(Kernel):
                 f"{self.norm.label}: one value per channel has no variance to train with: {z.shape}"
             )
         self.epilogue = Epilogue(self)
-        # Direct: y lies as z does, so y is made, and dy is read, where it belongs.
+        # Direct: y lies as z does, so y is computed, and dy is read, where it belongs.
         self.direct = isinstance(z, Tiles) and isinstance(self.output, Tiles) and self.group.pool is None
         self.writes_whole_tiles = self.direct
         if isinstance(z, Tiles):
-            parts = [
+            shares = [
                 [z.chunks[c] for c in some] for some in split_evenly(len(z.chunks), self.context.workers)
             ]
         else:
-            parts = [[images] for images in split_evenly(z.N, self.context.workers) if images]
-        self.blocks = [[b for images in part for b in self._blocks(images)] for part in parts]
-        self.blocks += [[] for _ in range(self.context.workers - len(self.blocks))]
-        self.every = [block for worker in self.blocks for block in worker]
-        # What belongs to a channel, tiled to the longest run. By their names in the passes: mean = mu;
-        # scale = w / s; shift = b; slope = dw / (M * s); rest = db / M.
-        self.tiled = np.zeros((5, max(self._long(block)[1] for block in self.every)), self.context.dtype)
+            shares = [[images] for images in split_evenly(z.N, self.context.workers) if images]
+        self.regions = [[r for images in share for r in self._divide(images)] for share in shares]
+        self.regions += [[] for _ in range(self.context.workers - len(self.regions))]
+        self.every = [region for worker in self.regions for region in worker]
+        longest = max(self._long(region)[1] for region in self.every)
+        self.vectors = ChannelVectors(z.C, longest, self.context.dtype)
 
-    def _blocks(self, images: range) -> list[Block]:
-        """Cut some images into blocks that stay in the cache."""
+    def _divide(self, images: range) -> list[Region]:
+        """Divide some images into regions that stay in the cache."""
         z, n = self.input, len(images)
         if isinstance(z, Tiles):
-            run = z.TW * n * z.C
-            R = max(1, BLOCK // (16 * run))
-            return [Block("tiles", images, (min(R, z.TH - r), 4, 4, run), r, z.TW) for r in range(0, z.TH, R)]
+            L = z.TW * n * z.C
+            R = max(1, CACHE_ELEMENTS // (16 * L))
+            return [Region("tiles", images, (min(R, z.TH - r), 4, 4, L), r, z.TW) for r in range(0, z.TH, R)]
         if z.layout == "pixels":
-            return [Block("pixels", images, (1, z.H, z.W, n * z.C))]
-        n = max(1, BLOCK // (z.H * z.W * z.C))
-        parts = [range(a, min(a + n, images.stop)) for a in range(images.start, images.stop, n)]
-        return [Block("plain", part, (len(part), z.H, z.W, z.C)) for part in parts]
+            return [Region("pixels", images, (1, z.H, z.W, n * z.C))]
+        n = max(1, CACHE_ELEMENTS // (z.H * z.W * z.C))
+        some = [range(a, min(a + n, images.stop)) for a in range(images.start, images.stop, n)]
+        return [Region("plain", chunk, (len(chunk), z.H, z.W, z.C)) for chunk in some]
 
-    def _long(self, block: Block) -> tuple[int, int]:
-        """Return the shape (rows, L) in which a block is seen long."""
-        a, rows, columns, rest = block.shape
-        return (a * rows, columns * rest) if block.form == "plain" else (a * rows * columns, rest)
+    def _long(self, region: Region) -> tuple[int, int]:
+        """Return the shape (rows, L) in which a region is seen long."""
+        a, rows, columns, rest = region.shape
+        return (a * rows, columns * rest) if region.form == "plain" else (a * rows * columns, rest)
 
-    def _view(self, z: Map, block: Block, *, grad: bool = False) -> np.ndarray:
-        """Return a block of a map, or of its gradient, as (rows, L)."""
-        images = block.images
+    def _view(self, z: Map, region: Region, *, grad: bool = False) -> np.ndarray:
+        """Return a region of a map, or of its gradient, as (rows, L)."""
+        images = region.images
         if isinstance(z, Tiles):
             c = z.chunks.index(images)
             rows = z.grad_chunk(c) if grad else z.chunk(c)[1:]
-            part = rows[4 * block.row : 4 * (block.row + block.shape[0])]
-        elif block.form == "pixels":
+            part = rows[4 * region.row : 4 * (region.row + region.shape[0])]
+        elif region.form == "pixels":
             part = (z.grad if grad else z.data)[:, :, images.start : images.stop]
         else:
             part = (z.grad if grad else z.data)[images.start : images.stop]
-        return reshaped(part, *self._long(block))
+        return reshaped(part, *self._long(region))
 
-    def _clear(self, do: Calls, block: Block, x: np.ndarray) -> None:
-        """Record zeros where a block of tiles has no pixels: there nothing may be counted."""
+    def _clear(self, do: Calls, region: Region, x: np.ndarray) -> None:
+        """Record zeros where a region of tiles has no pixels: there nothing may be counted."""
         if isinstance(self.input, Tiles):
-            rows = reshaped(x, 4 * block.shape[0], 4, self.input.TW, -1)
-            padding.clear_beyond(do, self.input, rows, 4 * block.row)
+            rows = reshaped(x, 4 * region.shape[0], 4, self.input.TW, -1)
+            padding.clear_beyond(do, self.input, rows, 4 * region.row)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        size = max(block.size for block in self.every)
-        C, blocks = self.input.C, len(self.every)
-        self.x = self.per_worker(arena, "block", (size,), forward)
-        self.sums = arena.reserve("sums", (blocks, C), self.context.dtype, forward, forward)
+        size = max(region.size for region in self.every)
+        C, regions = self.input.C, len(self.every)
+        self.x = self.per_worker(arena, "region", (size,), forward)
+        self.sums = arena.reserve("sums", (regions, C), self.context.dtype, forward, forward)
         if backward is not None:
             self.dy = self.per_worker(arena, "dy", (size,), backward)
             self.h = self.per_worker(arena, "h", (size,), backward)
-            self.back_sums = arena.reserve("sums", (2, blocks, C), self.context.dtype, backward, backward)
+            self.back_sums = arena.reserve("sums", (2, regions, C), self.context.dtype, backward, backward)
             self.reserve_mask(arena, backward)
         self.epilogue.reserve(arena, self.every, forward, backward)
 
     def _add_up(self, do: Calls, x: np.ndarray, out: np.ndarray) -> None:
-        """Record the sum of a block (contiguous) over its pixels."""
+        """Record the sum of a region (contiguous) over its pixels."""
         tall = reshaped(x, -1, self.input.C)  # (Q, C)
         do(np.matmul, np.ones(len(tall), x.dtype), tall, out=out)
 
-    def _tile(self, **vectors: np.ndarray) -> None:
-        """Set rows of ``tiled`` to (C,) repeated."""
-        for name, vector in vectors.items():
-            row = ("mean", "scale", "shift", "slope", "rest").index(name)
-            self.tiled[row].reshape(-1, self.input.C)[...] = vector
-
     def record_forward(self) -> list[Phase]:  # noqa: D102
-        mean, scale, shift, _, _ = self.tiled
+        mean, scale, shift = self.vectors.mean, self.vectors.scale, self.vectors.shift
         if self.context.training:
             average, variance = self.phase("mean"), self.phase("variance")
             phases = [average, self.phase("finish"), variance, self.phase("finish")]
@@ -146,9 +161,9 @@ class Norm(Kernel):
             phases[0].workers[0].call(self._use_running_statistics)
         last = self.phase("normalise")
         k = 0
-        for worker, blocks in enumerate(self.blocks):
-            for block in blocks:
-                z = self._view(self.input, block)
+        for worker, regions in enumerate(self.regions):
+            for region in regions:
+                z = self._view(self.input, region)
                 x = first_of(self.x[worker], *z.shape)
                 if self.context.training:
                     do = average.workers[worker]
@@ -157,25 +172,25 @@ class Norm(Kernel):
                     self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
                     do = variance.workers[worker]
                     do(np.subtract, z, mean[: z.shape[1]], out=x)
-                    self._clear(do, block, x)
+                    self._clear(do, region, x)
                     do(np.multiply, x, x, out=x)
                     self._add_up(do, x, out=self.sums.array[k])
                 do = last.workers[worker]
                 do(np.subtract, z, mean[: z.shape[1]], out=x)
                 do(np.multiply, x, scale[: z.shape[1]], out=x)
-                y = self._view(self.output, block) if self.direct else x
+                y = self._view(self.output, region) if self.direct else x
                 do(np.add, x, shift[: z.shape[1]], out=y)
                 if self.direct:
                     self.epilogue.record_activation(do, y)
-                    self._clear(do, block, y)
+                    self._clear(do, region, y)
                 else:
-                    self.epilogue.record_forward(do, worker, block, y.reshape(block.shape))
+                    self.epilogue.record_forward(do, worker, region, y.reshape(region.shape))
                 k += 1
         return [*phases, last]
 
     def _finish_mean(self) -> None:
         self.mean = self.sums.array.sum(axis=0, dtype=np.float64) / self.M
-        self._tile(mean=self.mean)
+        self.vectors.set(mean=self.mean)
 
     def _finish_variance(self) -> None:
         norm, M = self.norm, self.M
@@ -183,37 +198,39 @@ class Norm(Kernel):
         kind = self.context.dtype.type
         norm.running_mean += kind(norm.momentum) * (self.mean.astype(kind) - norm.running_mean)
         norm.running_var += kind(norm.momentum) * ((var * (M / (M - 1))).astype(kind) - norm.running_var)
-        norm.weight.buffer.version += 1  # whoever has folded the statistics into weights has to do it again
+        norm.weight.buffer.version += 1  # plans that fold the statistics into weights do it again
         self._scale(var)
 
     def _use_running_statistics(self) -> None:
         self.mean = self.norm.running_mean.astype(np.float64)
-        self._tile(mean=self.mean)
+        self.vectors.set(mean=self.mean)
         self._scale(self.norm.running_var.astype(np.float64))
 
     def _scale(self, var: np.ndarray) -> None:
         self.inv_std = 1.0 / np.sqrt(var + self.norm.eps)
-        self._tile(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
+        self.vectors.set(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        mean, scale, _, slope, rest = self.tiled
+        mean, scale, slope, mean_dy = (
+            getattr(self.vectors, name) for name in ("mean", "scale", "slope", "mean_dy")
+        )
         phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
         phases[1].workers[0].call(self._finish_sums)
         k = 0
-        for worker, blocks in enumerate(self.blocks):
-            for block in blocks:
-                z, dz = self._view(self.input, block), self._view(self.input, block, grad=True)
+        for worker, regions in enumerate(self.regions):
+            for region in regions:
+                z, dz = self._view(self.input, region), self._view(self.input, region, grad=True)
                 L = z.shape[1]
                 h = first_of(self.h[worker], *z.shape)
                 do = phases[0].workers[worker]
                 if self.direct:
-                    kept = dy = self._view(self.output, block, grad=True)
+                    kept = dy = self._view(self.output, region, grad=True)
                 else:
                     kept, dy = (
                         dz,
                         first_of(self.dy[worker], *z.shape),
                     )  # kept in dz's memory for the last phase
-                    self.epilogue.record_backward(do, worker, block, dy.reshape(block.shape))
+                    self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
                     do.copy(dy, out=kept)
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
                 do(np.subtract, z, mean[:L], out=h)
@@ -224,9 +241,9 @@ class Norm(Kernel):
                 do(np.subtract, z, mean[:L], out=h)
                 do(np.multiply, h, slope[:L], out=h)
                 do(np.subtract, kept, h, out=dz)
-                do(np.subtract, dz, rest[:L], out=dz)
+                do(np.subtract, dz, mean_dy[:L], out=dz)
                 do(np.multiply, dz, scale[:L], out=dz)
-                self._clear(do, block, dz)
+                self._clear(do, region, dz)
                 self.mask_gradient(do, worker, dz, z)
                 k += 1
         return phases
@@ -237,4 +254,4 @@ class Norm(Kernel):
         dw = centred * self.inv_std
         norm.bias.grad_view[...] = db
         norm.weight.grad_view[...] = dw
-        self._tile(rest=db / self.M, slope=self.inv_std * dw / self.M)
+        self.vectors.set(mean_dy=db / self.M, slope=self.inv_std * dw / self.M)

@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchnet import layers, workers
 from scratchnet.plans.cpu import choosing, measuring, misc_kernels, padding
-from scratchnet.plans.cpu.calls import BLOCK, Calls, Phase, run
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, run
 from scratchnet.plans.cpu.elementwise import ReLU
 from scratchnet.plans.cpu.first_conv import FirstConv
 from scratchnet.plans.cpu.im2col import Im2col
@@ -132,7 +132,7 @@ class CpuPlan(Plan):
         with workers.one_blas_thread():
             last.grad[...] = np.asarray(dy).reshape(last.grad.shape)
             calls = Calls()  # no kernel writes this gradient, so none masks it
-            last.mask.record(calls, last.grad, last.data, np.empty(BLOCK, last.mask.scratch_dtype))
+            last.mask.record(calls, last.grad, last.data, np.empty(CACHE_ELEMENTS, last.mask.scratch_dtype))
             calls.run()
             phases = [(i, p) for i in reversed(range(len(self.kernels))) for p in self._backward[i]]
             phases = [(i, p) for i, p in phases if need_input_gradient or not p.for_input_gradient]

@@ -40,7 +40,7 @@ import numpy as np
 from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, column_blocks, is_padded_3x3
-from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import PlanContext, first_of
 from scratchnet.plans.cpu.planes import in_planes, room_for
 from scratchnet.plans.kernel import Group
@@ -100,7 +100,7 @@ class Toeplitz(Convolution):
         super().__init__(*arguments, **settings)
         self.N = self.input.N
         self.images = split_evenly(self.N, self.context.workers)
-        self.blocks = [Block("pixels", images, (1, 2, 2, len(images) * self.O)) for images in self.images]
+        self.regions = [Region("pixels", images, (1, 2, 2, len(images) * self.O)) for images in self.images]
         self.epilogue = Epilogue(self)
         self.columns = column_blocks(self.O)
         self.kept_U: list[np.ndarray] = []
@@ -120,8 +120,8 @@ class Toeplitz(Convolution):
             self.kept_U = [np.empty((3, 3, C, b.stop - b.start), dtype) for b in self.columns]
         else:
             self.U = self.per_worker(arena, "U", (room_for(9, C * COLUMNS),), forward)
-        blocks = [block for block in self.blocks if block.images]
-        self.epilogue.reserve(arena, blocks, forward, backward)
+        regions = [region for region in self.regions if region.images]
+        self.epilogue.reserve(arena, regions, forward, backward)
         if backward is None:
             return
         self.dV = arena.reserve("dV", (3, 3, N, C), dtype, backward, backward)  # first V, later dV over it
@@ -158,7 +158,7 @@ class Toeplitz(Convolution):
     def record_forward(self) -> list[Phase]:  # noqa: D102
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
         V, M = self.V.array, self.M.array
-        for worker, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
+        for worker, (images, region) in enumerate(zip(self.images, self.regions, strict=True)):
             n = slice(images.start, images.stop)
             if not images:
                 continue
@@ -167,7 +167,7 @@ class Toeplitz(Convolution):
             do = third.workers[worker]
             y = first_of(self.y[worker], 2, 2, len(images), self.O)
             contract(do, M[:, :, n], first_of(self.half[worker], 2, 3, len(images), self.O), out=y)
-            self.epilogue.record_forward(do, worker, block, y.reshape(block.shape))
+            self.epilogue.record_forward(do, worker, region, y.reshape(region.shape))
         for b, columns in enumerate(self.columns):
             worker = self.worker_of(b, len(self.columns))
             do = second.workers[worker]
@@ -186,13 +186,13 @@ class Toeplitz(Convolution):
         names = "dy and input", "dW", "dx", "input gradient"
         first, second, third, fourth = (self.phase(name) for name in names)
         V, dM = self.dV.array, self.dM.array
-        for worker, (images, block) in enumerate(zip(self.images, self.blocks, strict=True)):
+        for worker, (images, region) in enumerate(zip(self.images, self.regions, strict=True)):
             n = slice(images.start, images.stop)
             if not images:
                 continue
             do = first.workers[worker]
             dy = first_of(self.dy[worker], 2, 2, len(images), self.O)
-            self.epilogue.record_backward(do, worker, block, dy.reshape(block.shape))
+            self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
             half = first_of(self.back_half[worker], 3, 2, len(images), self.O)
             contract_adjoint(do, dy, half, out=dM[:, :, n])
             x = self.input.data[:, :, n]

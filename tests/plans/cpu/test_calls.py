@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Calls, in_blocks
+from scratchnet.plans.cpu.calls import Calls, cache_sized
 from scratchnet.plans.cpu.elementwise import relu_
 
 
@@ -14,4 +14,4 @@ def test_rectify_and_blocks_cover_everything():
     relu_(do, x)
     do.run()
     np.testing.assert_array_equal(x, expected)
-    assert sum(piece.size for (piece,) in in_blocks(x)) == x.size
+    assert sum(piece.size for (piece,) in cache_sized(x)) == x.size

@@ -21,11 +21,11 @@ def test_every_layout_takes_and_returns_a_map(layout, shape):
     arena.bind(np.full(arena.size, 255, np.uint8))
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     map.put(x)
-    block = layouts.as_block(np.zeros_like(x))
+    block = layouts.as_region(np.zeros_like(x))
     for own, part in map.pairs(range(shape[0]), 0, block):
         part[...] = own
-    np.testing.assert_array_equal(block, layouts.as_block(x))
-    for own, part in map.pairs(range(shape[0]), 0, layouts.as_block(x), grad=True):
+    np.testing.assert_array_equal(block, layouts.as_region(x))
+    for own, part in map.pairs(range(shape[0]), 0, layouts.as_region(x), grad=True):
         own[...] = part
     np.testing.assert_array_equal(map.take_gradient(), x)
 
@@ -43,7 +43,7 @@ def test_blocks_of_tiles_find_their_pixels(layout, S):
     for own, part in map.pairs(images, row, block):
         own[...] = part
     got = np.zeros((N, H, W, C), np.float32)
-    for own, part in map.pairs(range(N), 0, layouts.as_block(got)):
+    for own, part in map.pairs(range(N), 0, layouts.as_region(got)):
         part[...] = own
     for r, i, t, j in np.ndindex(R, S, T, S):
         h, w = row + S * r + i, S * t + j

@@ -12,7 +12,7 @@ from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, column_blocks
-from scratchnet.plans.cpu.epilogue import Block, Epilogue
+from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import first_of
 from scratchnet.plans.cpu.layouts import Tiles
 from scratchnet.plans.cpu.planes import in_planes, room_for
@@ -35,7 +35,7 @@ class Part:
     index : int
         Among all parts.
     chunk : int
-    block : Block
+    region : Region
         Its output pixels.
     tiles : slice
         Where its tiles stand among all tiles of the batch.
@@ -43,18 +43,18 @@ class Part:
 
     index: int
     chunk: int
-    block: Block
+    region: Region
     tiles: slice
 
     @property
     def R(self) -> int:
         """Rows of tiles."""
-        return self.block.shape[0]
+        return self.region.shape[0]
 
     @property
     def row(self) -> int:
         """The first of them."""
-        return self.block.row
+        return self.region.row
 
     @property
     def T(self) -> int:
@@ -119,8 +119,8 @@ class WinogradBase(Convolution):
                 count += 1
             for rows in split_evenly(x.TH, count):
                 shape = (len(rows), TILE, TILE, per_row * self.O)
-                block = Block("tiles", images, shape, rows.start, x.TW)
-                parts.append(Part(len(parts), c, block, slice(T, T + len(rows) * per_row)))
+                region = Region("tiles", images, shape, rows.start, x.TW)
+                parts.append(Part(len(parts), c, region, slice(T, T + len(rows) * per_row)))
                 T += len(rows) * per_row
         return parts
 
@@ -155,7 +155,7 @@ class WinogradBase(Convolution):
         self.w = self.per_worker(arena, "w", (room_for(9, C * COLUMNS),), forward)
         if self.keeps_weights:  # from one forward to the next, so not in the shared memory
             self.kept_U = cut_columns(np.empty(self.weight_bytes // 4, np.float32), C, self.columns)
-        self.epilogue.reserve(arena, [part.block for part in self.parts], forward, backward)
+        self.epilogue.reserve(arena, [part.region for part in self.parts], forward, backward)
         if backward is None:
             return
         self.half_dM = self.per_worker(arena, "half dM", (self._room(WINDOW, TILE, O),), backward)  # A dy
@@ -190,7 +190,7 @@ class WinogradBase(Convolution):
         if self.tiles_out is None:
             y = first_of(self.y[worker], *shape)
             transforms.output_transform(do, M, self.half_y[worker].array, y)
-            self.epilogue.record_forward(do, worker, part.block, y)
+            self.epilogue.record_forward(do, worker, part.region, y)
             return
         rows = self.tiles_out.chunk(part.chunk)[1 + TILE * part.row : 1 + TILE * (part.row + part.R)]
         y = reshaped(rows, *shape)
@@ -203,8 +203,8 @@ class WinogradBase(Convolution):
         if self.tiles_out is not None:
             dy = self.tiles_out.grad_chunk(part.chunk)[TILE * part.row : TILE * (part.row + part.R)]
         else:
-            dy = first_of(self.dy[worker], *part.block.shape)
-            self.epilogue.record_backward(do, worker, part.block, dy)
+            dy = first_of(self.dy[worker], *part.region.shape)
+            self.epilogue.record_backward(do, worker, part.region, dy)
         if self.conv.bias is not None:
             pixels = reshaped(dy, -1, self.O)  # (16*T, O)
             do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=self.db.array[part.index])
@@ -290,8 +290,8 @@ def with_clear(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
     """Yield each part, and whether to write the zeros in scratch: after a part of another shape."""
     shape = None
     for part in parts:
-        yield part, part.block.shape != shape
-        shape = part.block.shape
+        yield part, part.region.shape != shape
+        shape = part.region.shape
 
 
 def cut_columns(memory: np.ndarray, rows: int, blocks: list[slice]) -> list[np.ndarray]:
