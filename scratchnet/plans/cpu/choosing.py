@@ -1,20 +1,18 @@
-"""Choosing: which kernel computes which group, and how many images go together.
+"""Choosing: what follows from the shapes of a network, layouts of maps and chunks of images.
 
-The shape decides, by rules that belong to the kernels (``supports`` and ``suits``): of those registered for a
-layer, the first that suits is taken. For convolutions this gives the table below; the reasons stand with the
-rules.
+Which kernel computes which group follows from them, too, by rules that belong to the kernels (``supports``
+and ``suits``, see ``registry.kernel_for``). For convolutions they give this table:
 
-===========================================  ===============================================================
+===========================================  =============================================================
 a convolution                                is computed by
-===========================================  ===============================================================
-3 x 3, stride 1, padding 1, in float32, of
-
-- an image of 2 x 2 pixels                   ``toeplitz``
-- the first one, of at most four channels    ``first_conv``, if what follows wants tiles
-  (a photograph), without pooling
-- at least 3 x 3 pixels and four channels    ``winograd``, but not for inference with only a few tiles
-anything else                                ``im2col``
-===========================================  ===============================================================
+===========================================  =============================================================
+not 3 x 3, stride 1, padding 1, in float32   ``im2col``
+of an image of 2 x 2 pixels                  ``toeplitz``
+the first one, of at most four channels      ``first_conv``, if it is not pooled and what follows reads
+(a photograph)                               tiles
+of at least 3 x 3 pixels and four channels   ``winograd``, but not for inference with only a few tiles
+any other                                    ``im2col``
+===========================================  =============================================================
 
 What the machine decides, by a measurement, is in ``measuring.py``.
 """

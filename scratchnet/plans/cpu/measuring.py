@@ -69,7 +69,7 @@ def _fastest_block_shape(
     with one_blas_thread():
         product(do := Calls(), a, b, out=expected, block_shape=default)
         do.run()
-        steps = {}
+        calls = {}
         for block_shape in (
             default,
             BlockShape(limit, 32),
@@ -80,10 +80,10 @@ def _fastest_block_shape(
             product(do := Calls(), a, b, out=out, block_shape=block_shape)
             do.run()
             if (out == expected).all():
-                steps[block_shape] = do
-        seconds = dict.fromkeys(steps, float("inf"))
+                calls[block_shape] = do
+        seconds = dict.fromkeys(calls, float("inf"))
         for _ in range(3):  # in turns, so that other work of the machine slows all of them
-            for block_shape, do in steps.items():
+            for block_shape, do in calls.items():
                 seconds[block_shape] = min(seconds[block_shape], _seconds(do))
     seconds[default] *= 1 - LEAST_GAIN
     return min(seconds, key=seconds.__getitem__)
