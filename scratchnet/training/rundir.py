@@ -201,10 +201,11 @@ class RunDirectory:
         if optimizer.momentum_buffer is not None:
             tensors["momentum"] = optimizer.momentum_buffer
         generators = {path: rng.bit_generator.state for path, rng in net.generators().items()}
+        frozen = [name for name, p in net.parameters().items() if not p.trainable]
         write_tensors(
             self.state,
             {name: to_numpy(array) for name, array in tensors.items()},
-            json.dumps({**progress, "generators": generators}),
+            json.dumps({**progress, "generators": generators, "frozen": frozen}),
         )
 
     def read_state(self, net: Layer, optimizer: SGD) -> dict[str, Any]:
@@ -226,11 +227,12 @@ class RunDirectory:
             backend = net.backend
             for name, p in net.parameters().items():
                 p.data = backend.asarray(tensors[f"parameters.{name}"])
+                p.trainable = name not in progress["frozen"]
             for name, array in net.buffers().items():
                 array[...] = backend.asarray(tensors[f"buffers.{name}"])
             if "momentum" in tensors:
                 optimizer.momentum_buffer = backend.asarray(tensors["momentum"])
-                have, wanted = optimizer.momentum_buffer, sum(p.size for p in net.parameters().values())
+                have, wanted = optimizer.momentum_buffer, sum(p.size for p in optimizer.trainable().values())
                 if have.shape != (wanted,) or have.dtype != net.dtype:
                     raise ValueError(f"momentum is {have.dtype} {have.shape}, not {net.dtype} {(wanted,)}")
             for path, rng in net.generators().items():
