@@ -100,24 +100,7 @@ def describe(layer: Layer) -> Description | None:
 
 
 def build(description: Description, dtype: DTypeLike = "float32") -> Layer:
-    """Build the network of a description, with weights that are drawn when they are first asked for.
-
-    Parameters
-    ----------
-    description : dict
-        What ``describe`` returned, perhaps as read from a file.
-    dtype : {"float32", "float64"}
-
-    Raises
-    ------
-    ValueError, TypeError
-        If it describes no network.
-
-    Examples
-    --------
-    >>> build({"class": "Sequential", "layers": {"0": {"class": "Dropout", "settings": {"p": 0.25}}}})[0]
-    Dropout(p=0.25)
-    """
+    """Build the network of a description; raise ValueError or TypeError if it describes none."""
     if not isinstance(description, dict) or not isinstance(description.get("class"), str):
         raise ValueError("a layer is described by its class")
     name, inner, settings = (description.get(key) for key in ("class", "layers", "settings"))
@@ -125,11 +108,8 @@ def build(description: Description, dtype: DTypeLike = "float32") -> Layer:
         if not isinstance(inner, dict):
             raise ValueError(f"a {name} is described by its layers")
         named = {key: build(each, dtype) for key, each in inner.items()}
-        return (
-            Sequential(*named.values(), dtype=dtype)
-            if name == "Sequential"
-            else NamedChain(named, dtype=dtype)
-        )
+        sequential = name == "Sequential"
+        return Sequential(*named.values(), dtype=dtype) if sequential else NamedChain(named, dtype=dtype)
     if name not in KINDS:
         raise ValueError(f"there is no layer {name!r}")
     if not isinstance(settings, dict) or {"dtype", "rng"} & settings.keys():
@@ -138,21 +118,7 @@ def build(description: Description, dtype: DTypeLike = "float32") -> Layer:
 
 
 def differences(one: Description, other: Description, path: str = "") -> dict[str, Description]:
-    """Return the parts in which a network differs from another, by path, as the first has them.
-
-    Parameters
-    ----------
-    one, other : dict
-        What ``describe`` returned.
-    path : str
-        Where both stand.
-
-    Examples
-    --------
-    >>> from scratchnet.layers import Dropout, ReLU
-    >>> differences(describe(Sequential(ReLU(), Dropout(0.1))), describe(Sequential(ReLU(), Dropout(0.5))))
-    {'1': {'class': 'Dropout', 'settings': {'p': 0.1}}}
-    """
+    """Return the parts in which a network differs from another, by path, as the first has them."""
     if one == other:
         return {}
     inner, others = one.get("layers", {}), other.get("layers", {})
@@ -165,29 +131,7 @@ def differences(one: Description, other: Description, path: str = "") -> dict[st
 
 
 def replace(net: Layer, path: str, layer: Layer) -> None:
-    """Put a layer in the place of another.
-
-    Parameters
-    ----------
-    net : Layer
-    path : str
-        Of the layer that goes, such as ``classifier.6``.
-    layer : Layer
-        The layer that comes.
-
-    Raises
-    ------
-    ValueError
-        If nothing stands there.
-
-    Examples
-    --------
-    >>> from scratchnet.layers import Dropout, ReLU
-    >>> net = Sequential(ReLU(), ReLU())
-    >>> replace(net, "1", Dropout(0.5))
-    >>> net[1]
-    Dropout(p=0.5)
-    """
+    """Put a layer in the place of another, such as ``classifier.6``."""
     where, _, name = path.rpartition(".")
     owner = dict(net.walk()).get(where)
     if owner is None or name not in dict(owner.children()):
@@ -233,19 +177,7 @@ def entries(net: Layer) -> dict[str, Any]:
 
 
 def rebuilt(info: Mapping[str, Any], dtype: DTypeLike) -> Chain:
-    """Return the network that a header describes, without its weights.
-
-    Parameters
-    ----------
-    info : mapping
-        With what ``entries`` returned.
-    dtype : {"float32", "float64"}
-
-    Raises
-    ------
-    ValueError, TypeError
-        If it describes none.
-    """
+    """Return the network that a header describes, without its weights."""
     if "model" not in info:
         net = build(info["chain"], dtype)
         if not isinstance(net, Chain):
@@ -258,19 +190,7 @@ def rebuilt(info: Mapping[str, Any], dtype: DTypeLike) -> Chain:
 
 
 def check_that_it_rebuilds(net: Layer, info: Mapping[str, Any]) -> None:
-    """Check that a header describes the network that is saved, and no other.
-
-    Parameters
-    ----------
-    net : Layer
-    info : mapping
-        As read back from JSON.
-
-    Raises
-    ------
-    ValueError
-        If it does not.
-    """
+    """Raise a ValueError unless a header, as read back from JSON, describes this network and no other."""
     if "network" in info:
         return
     again = rebuilt(info, next((p.dtype for p in net.parameters().values()), net.dtype))
@@ -286,28 +206,13 @@ def check_that_it_rebuilds(net: Layer, info: Mapping[str, Any]) -> None:
 
 
 def shapes(net: Layer) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of everything that a file holds, parameters and running statistics.
-
-    Parameters
-    ----------
-    net : Layer
-    """
+    """Return the shapes of everything that a file holds, parameters and running statistics."""
     shapes = {name: p.shape for name, p in net.parameters().items()}
     return shapes | {name: tuple(array.shape) for name, array in net.buffers().items()}
 
 
 def plain(value: Any) -> Any:
-    """Turn a number or array of NumPy's into what JSON can hold.
-
-    Parameters
-    ----------
-    value : object
-
-    Raises
-    ------
-    TypeError
-        If it is anything else.
-    """
+    """Turn a number or array of NumPy's into what JSON can hold."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"a file's header cannot hold {type(value).__name__}")

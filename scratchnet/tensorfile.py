@@ -27,10 +27,6 @@ class FormatError(Exception):
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], str]:
     """Read all tensors of a safetensors file, and the JSON of ours in its header, ``"{}"`` if there is none.
 
-    Parameters
-    ----------
-    path : path
-
     Raises
     ------
     FileNotFoundError
@@ -52,23 +48,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], s
 
 
 class TensorFile:
-    """An open safetensors file. It stays the same one even if its name is given to another in the meantime.
-
-    Parameters
-    ----------
-    path : path
-    stack : ExitStack
-        Closes it.
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> with ExitStack() as stack:
-    ...     TensorFile(path, stack).read("a")
-    array([0., 1., 2.])
-    """
+    """An open safetensors file: the same one even if its name is given to another in the meantime."""
 
     def __init__(self, path: str | os.PathLike[str], stack: ExitStack):
         opened = stack.enter_context(open(path, "rb"))
@@ -97,21 +77,7 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
-    """Open a safetensors file to read tensors or parts of them, with the checks of ``read_tensors``.
-
-    Parameters
-    ----------
-    path : path
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> with open_tensors(path) as file:
-    ...     file.shapes["b"], file.read_rows("a", slice(1, 3))
-    ((2, 2), array([1., 2.]))
-    """
+    """Open a safetensors file to read tensors or parts of them, with the checks of ``read_tensors``."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
     if not os.path.isfile(path):
@@ -138,21 +104,6 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray
     """Write a safetensors file, whole or not at all, with one entry of JSON in its header.
 
     One and no more: safetensors writes several in random order, and the same run must leave the same bytes.
-
-    Parameters
-    ----------
-    path : path
-    tensors : mapping from name to array
-    header : str
-        JSON.
-
-    Examples
-    --------
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name, "two.safetensors")
-    >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
-    >>> sorted(read_tensors(path)[0])
-    ['a', 'b']
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
@@ -162,10 +113,6 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yield a temporary name in the same folder; then rename it to ``path``, or remove it after an error.
-
-    Parameters
-    ----------
-    path : path
 
     Examples
     --------
