@@ -28,7 +28,8 @@ from typing import Any, cast
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.layers import BatchNorm2d, Conv2d
+from scratchnet.layers import Conv2d
+from scratchnet.layers.norm import BatchNorm
 from scratchnet.plans.cuda.kernel import Kernel, front
 from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.conv import col2im, im2col
@@ -55,7 +56,7 @@ class Convolution(Kernel):
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         conv = self.conv = cast(Conv2d, self.group.main)
-        self.norm = cast("BatchNorm2d | None", self.group.norm)
+        self.norm = cast("BatchNorm | None", self.group.norm)
         self.N = self.input.shape[0]
         _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
         self.size = conv.kernel_size, conv.stride, conv.padding
@@ -118,25 +119,28 @@ class Convolution(Kernel):
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
         weight, bias, matmul = self.conv.weight, self.conv.bias, self.context.matmul
-        dweight = weight.grad_view.reshape(self.row, self.O)
+        sums = None
+        if self.partial is not None and bias is not None and bias.trainable:
+            sums = self.partial.array
         done = 0  # partial sums
         for k, images in enumerate(self._chunks()):
             rows = (images.stop - images.start) * self.OH * self.OW
             partial = None
-            if self.partial is not None:
-                partial = self.partial.array[done : done + self._sums(images)]
+            if sums is not None:
+                partial = sums[done : done + self._sums(images)]
                 done += len(partial)
             dz = self._dz(images, partial).reshape(rows, self.O)
-
-            columns = front(self.columns_again, self.context.operand, rows, self.row)
-            im2col(self.input.data[images], columns, *self.size)
-            matmul(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
+            if weight.trainable:
+                columns = front(self.columns_again, self.context.operand, rows, self.row)
+                im2col(self.input.data[images], columns, *self.size)
+                dweight = weight.grad_view.reshape(self.row, self.O)
+                matmul(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
             if need_input_gradient:
                 dcolumns = front(self.columns_again, np.float32, rows, self.row)
                 matmul(dz, self.matrix(weight), out=dcolumns, transpose_b=True)
                 col2im(dcolumns, self.input.grad[images], *self.size)
-        if self.partial is not None and bias is not None:
-            finish_sums(self.partial.array, bias.grad_view)
+        if sums is not None and bias is not None:
+            finish_sums(sums, bias.grad_view)
 
     def _dz(self, images: slice, partial: Array | None) -> Array:
         """Return the gradient of z for a chunk, and launch the sums of its rows, if there is a bias."""
@@ -157,6 +161,6 @@ class Convolution(Kernel):
         return f"{self.n} images at a time" if self.n < self.N else ""
 
 
-def statistics_of(norm: BatchNorm2d) -> tuple[Any, ...]:
+def statistics_of(norm: BatchNorm) -> tuple[Any, ...]:
     """Return what a batch normalisation's launches depend on, besides its parameters and settings."""
     return address(norm.running_mean), address(norm.running_var)

@@ -66,7 +66,9 @@ class Linear(Kernel):
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
         weight, bias, dy = self.layer.weight, self.layer.bias, self.output.grad
         dz = dy if self.dz is None else self.dz.array
-        partial = None if self.partial is None else self.partial.array
+        partial = None
+        if self.partial is not None and bias is not None and bias.trainable:
+            partial = self.partial.array
         if self.dz is not None or partial is not None:
             y = self.output.data if self.relu else None
             p = 0.0 if self.dropout is None else self.dropout.p
@@ -74,8 +76,9 @@ class Linear(Kernel):
             mask(dy, y, None if self.dz is None else dz, partial, factor=factor)
         if partial is not None and bias is not None:
             finish_sums(partial, bias.grad_view)
-        x = self.input.data if self.x is None else self._cast(self.x_again)
-        self.context.matmul(x, dz, out=weight.grad_view, transpose_a=True)
+        if weight.trainable:
+            x = self.input.data if self.x is None else self._cast(self.x_again)
+            self.context.matmul(x, dz, out=weight.grad_view, transpose_a=True)
         if need_input_gradient:
             self.context.matmul(dz, self.matrix(weight), out=self.input.grad, transpose_b=True)
 

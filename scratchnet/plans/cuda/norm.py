@@ -3,7 +3,8 @@
 The mathematics is in ``functional/norm.py``, and how the kernels compute a variance without cancellation in
 ``kernels/norm.cu``. In training there are three launches forward (partial statistics, joining them,
 normalising with ReLU and pooling) and four backward (two partial sums, finishing each, dx). In evaluation,
-where no convolution before it takes it along, it is an epilogue on a map.
+where no convolution before it takes it along, it is an epilogue on a map; frozen, in training, it is the same
+forward, and backward dx = weight / s * dz, the formula of training with both sums zero.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, cast
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.layers import BatchNorm2d, Layer
+from scratchnet.layers import Layer
+from scratchnet.layers.norm import BatchNorm
 from scratchnet.plans.cuda.conv import statistics_of
 from scratchnet.plans.cuda.kernel import Kernel
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
@@ -31,7 +33,7 @@ from scratchnet.plans.memory import Arena, Buffer
 
 
 class Norm(Kernel):
-    """BatchNorm2d [+ ReLU] [+ 2 x 2 max pooling]."""
+    """BatchNorm2d, or BatchNorm1d, [+ ReLU] [+ 2 x 2 max pooling]."""
 
     algorithm = "normalise"
     takes = "activation", "pool"
@@ -45,13 +47,18 @@ class Norm(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self.norm, self.rows = cast(BatchNorm2d, self.group.main), prod(self.input.shape[:-1])
+        self.norm, self.rows = cast(BatchNorm, self.group.main), prod(self.input.shape[:-1])
         self.relu, self.pools = self.group.activation is not None, self.group.pool is not None
         self.keeps_output = self.relu and not self.pools
-        if self.context.training and self.rows == 1:
+        if self._uses_batch and self.rows == 1:
             raise ValueError(
                 f"{self.norm.label}: one value per channel has no variance to train with: {self.input.shape}"
             )
+
+    @property
+    def _uses_batch(self) -> bool:
+        """Whether it normalises with the batch's own statistics."""
+        return self.context.training and not self.norm.frozen
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, last_use = self.input.shape[-1], forward if backward is None else backward
@@ -66,13 +73,14 @@ class Norm(Kernel):
         self.sums = arena.reserve("partial", shape, np.float32, backward, backward)
         if self.pools:
             self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
+        self.zeros: Array = self.context.xp.zeros(C, np.float32)
 
     def forward(self) -> None:  # noqa: D102
         norm, x, y = self.norm, self.input.data, self.output.data
         weight, bias = norm.weight.data, norm.bias.data
         mean, inv_std, scale = self.mean.array, self.inv_std.array, self.scale.array
         running = norm.running_mean, norm.running_var
-        if self.context.training:
+        if self._uses_batch:
             partial = self.partial.array
             norm_statistics(x, partial)
             norm_finish(partial, self.rows, weight, mean, inv_std, scale, *running, norm.eps, norm.momentum)
@@ -86,16 +94,20 @@ class Norm(Kernel):
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
         norm, x, dy = self.norm, self.input.data, self.output.grad
-        mean, inv_std, sums = self.mean.array, self.inv_std.array, self.sums.array
+        mean, inv_std, scale = self.mean.array, self.inv_std.array, self.scale.array
         dweight, dbias = norm.weight.grad_view, norm.bias.grad_view
         passed: dict[str, Array] = {"y": self.output.data} if self.keeps_output else {}
         if self.code is not None:
             passed = {"code": self.code.array}
-        norm_backward_sums(dy, x, mean, inv_std, sums, **passed)
-        finish_sums(sums[0], dbias)
-        finish_sums(sums[1], dweight)
+        if self._uses_batch:
+            sums = self.sums.array
+            norm_backward_sums(dy, x, mean, inv_std, sums, **passed)
+            finish_sums(sums[0], dbias)
+            finish_sums(sums[1], dweight)
+        else:
+            inv_std, dweight, dbias = self.zeros, self.zeros, self.zeros
         if need_input_gradient:
-            norm_backward(dy, x, mean, inv_std, self.scale.array, dweight, dbias, self.input.grad, **passed)
+            norm_backward(dy, x, mean, inv_std, scale, dweight, dbias, self.input.grad, **passed)
 
     def constants(self) -> tuple[Any, ...]:  # noqa: D102
         return statistics_of(self.norm)

@@ -27,6 +27,7 @@ from scratchnet.plans.registry import kernel_for, kernels_for, register
 
 for _layer, _kernel in {
     layers.Conv2d: conv.Convolution,
+    layers.BatchNorm1d: norm.Norm,
     layers.BatchNorm2d: norm.Norm,
     layers.Linear: linear.Linear,
     layers.ReLU: misc_kernels.ReLU,
@@ -108,9 +109,16 @@ class CudaPlan(Plan):
             kernel.forward()
 
     def launch_backward(self, need_input_gradient: bool = False) -> None:
-        """Launch everything between the last map's gradient and the first one's."""
-        for i, kernel in reversed(list(enumerate(self.kernels))):
-            kernel.backward(need_input_gradient or i > 0)
+        """Launch everything between the last map's gradient and the lowest layer that is trained.
+
+        With ``need_input_gradient`` everything down to the first map's gradient.
+        """
+        trained = [
+            any(p.trainable for layer in g.layers for p in layer.parameters().values()) for g in self.groups
+        ]
+        lowest = trained.index(True) if True in trained else len(trained)
+        for i in reversed(range(0 if need_input_gradient else lowest, len(trained))):
+            self.kernels[i].backward(need_input_gradient or i > lowest)
 
     def count_dropouts(self, counters: Array) -> None:
         """Let dropouts read from these counters, int64 (as many,), which numbers they drop.
@@ -134,7 +142,8 @@ class CudaPlan(Plan):
         """Return what a recorded graph contains and would have to be recorded again for, if it changes."""
         grad = None if self._buffer is None or self._buffer.grad is None else address(self._buffer.grad)
         block = address(self.workspace.block)
-        return grad, block, address(self.counters), *(kernel.constants() for kernel in self.kernels)
+        trained = tuple(p.trainable for p in self._parameters)
+        return grad, block, address(self.counters), trained, *(kernel.constants() for kernel in self.kernels)
 
     def _run_forward(self, x: Array, derive: bool) -> Array:
         self.maps[0].put(x)

@@ -178,12 +178,13 @@ class TrainingSteps:
         return there
 
     def _prepare_optimizer(self) -> None:
-        optimizer, buffer = self.optimizer, self.buffer
-        buffer.allocate_grad()
-        for p in buffer.parameters:
-            p.has_grad = True
-        if optimizer.momentum and optimizer.momentum_buffer is None:
-            optimizer.momentum_buffer = self.xp.zeros(buffer.size, np.float32)
+        if not self.optimizer.trainable():
+            raise RuntimeError("all parameters are frozen: there is nothing to train")
+        self.buffer.allocate_grad()
+        for p in self.buffer.parameters:
+            p.has_grad = p.trainable
+        if self.optimizer.momentum:
+            self.optimizer._lay_out_momentum(self.net.backend)
 
 
 class _Step:

@@ -1,0 +1,102 @@
+"""Frozen parts on a GPU: no gradients, no steps, no new statistics, and no work for any of them."""
+
+import numpy as np
+import pytest
+
+from scratchnet import backend, losses, optim, plans
+from scratchnet.layers import BatchNorm1d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from scratchnet.plans.cuda.training_step import TrainingSteps
+from tests.fakes import cuda_runtime
+from tests.fakes.comparing import assert_close, away_from_kinks, batch
+from tests.fakes.cuda_networks import assert_plan_equals_layers, normalised, plain
+
+FROZEN = {
+    "a convolution in the middle": (plain, ["2"]),
+    "a weight, not its bias": (plain, ["0.weight", "9.weight"]),
+    "a bias, not its weight": (plain, ["0.bias", "2.bias", "9.bias"]),
+    "everything but the last layer": (plain, ["0", "2", "5", "9"]),
+    "a normalisation with pooling": (normalised, ["4"]),
+    "all normalisations": (normalised, ["1", "4", "8"]),
+    "a scale, not its shift": (normalised, ["1.weight"]),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_plan_of_a_partly_frozen_network_equals_the_layers(device, name):
+    make_all, prefixes = FROZEN[name]
+
+    def make():
+        net = make_all()
+        for prefix in prefixes:
+            net.freeze(prefix)
+        return net
+
+    shape = (3, 8, 9, 3)
+    net, twin, x = make().to(device), make(), away_from_kinks(make, shape, "float32", seed=2)
+    plan = plans.compile(net, shape, training=True)
+    for need in (False, False, False, True, True, True):  # launched, recorded, replayed
+        y, expected = plan.forward(device.asarray(x)), twin.forward(x)
+        assert_close(device.to_numpy(y), expected, 2e-5)
+        dy = batch(*y.shape, seed=3)
+        dx, right = plan.backward(device.asarray(dy), need), twin.backward(dy)
+        assert (dx is not None) == need
+        if need:
+            assert_close(device.to_numpy(dx), right, 1e-4)
+        largest = max(np.linalg.norm(p.grad) for p in twin.parameters().values() if p.trainable)
+        for (key, a), b in zip(net.parameters().items(), twin.parameters().values(), strict=True):
+            assert (a.grad is None) == (b.grad is None) == (not b.trainable), key
+            if b.trainable:
+                far = np.linalg.norm(device.to_numpy(a.grad) - b.grad)
+                assert far <= 1e-4 * max(np.linalg.norm(b.grad), 0.02 * largest), key
+    for (key, a), b in zip(net.buffers().items(), twin.buffers().values(), strict=True):
+        np.testing.assert_allclose(device.to_numpy(a), b, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_steps_of_a_partly_frozen_network_are_those_of_the_layers(device):
+    x, labels = batch(4, 8, 9, 3), np.arange(4)
+    net, twin = plain().to(device), plain()
+    settings = {"momentum": 0.9, "weight_decay": 1e-2}
+    sgd, right = (optim.SGD(n.parameters(), 0.02, **settings) for n in (net, twin))
+    loss = losses.SoftmaxCrossEntropy()
+    before = twin[0].weight.data.copy()
+    for prefix in ("", "0", "5"):
+        for n in (net, twin):
+            n.unfreeze()
+            if prefix:
+                n.freeze(prefix)
+        steps = TrainingSteps(net, sgd, losses.SoftmaxCrossEntropy(), 4)
+        steps.begin(np.full(4, 0.02))
+        for _ in range(4):
+            steps.step(4, device.asarray(x), device.asarray(labels))
+            loss.forward(twin.forward(x), labels)
+            twin.backward(loss.backward())
+            right.step()
+        for (key, a), b in zip(net.parameters().items(), twin.parameters().values(), strict=True):
+            np.testing.assert_allclose(device.to_numpy(a.data), b.data, rtol=1e-3, atol=5e-6, err_msg=key)
+    assert np.abs(twin[0].weight.data - before).max() > 1e-3
+    net.freeze()
+    with pytest.raises(RuntimeError, match="all parameters are frozen"):
+        steps.step(4, device.asarray(x), device.asarray(labels))
+
+
+def test_nothing_is_launched_below_the_lowest_layer_that_is_trained(stand_in):
+    launches = []
+    for frozen in ((), ("0",), ("0", "2", "5", "9"), ("0", "2", "5", "9", "11")):
+        net = plain().to("cupy")
+        for prefix in frozen:
+            net.freeze(prefix)
+        plan = plans.compile(net, (3, 8, 9, 3), training=True)
+        plan.graphs = False
+        y = plan.forward(backend.get("cupy").asarray(batch(3, 8, 9, 3)))
+        with cuda_runtime.counted() as traffic:
+            plan.backward(y)
+        launches.append(traffic.launches)
+    assert launches == sorted(launches, reverse=True) and len(set(launches)) == 4 and launches[-1] == 0
+
+
+def test_normalisation_of_rows(device):
+    def make():
+        return Sequential(Conv2d(3, 4), MaxPool2d(2), Flatten(), Linear(48, 8), BatchNorm1d(8), ReLU())
+
+    plan = assert_plan_equals_layers(device, make, (5, 8, 6, 3))
+    assert "fallback" not in plan.describe()
