@@ -11,9 +11,9 @@ from scratchnet.layers import BatchNorm2d, Conv2d
 from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
 from scratchnet.plans.cpu.calls import Calls, reshaped
 from scratchnet.plans.cpu.fold import Fold
-from scratchnet.plans.cpu.kernel import Kernel, PlanContext
+from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.cpu.planes import in_planes
-from scratchnet.plans.grouping import Group
+from scratchnet.plans.kernel import Group, PlanContext
 
 FEW_ROWS_TO_TRANSPOSE = 32  # see ``transpose_weights``
 

@@ -31,9 +31,9 @@ from scratchnet import functional as F
 from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, is_padded_3x3
-from scratchnet.plans.cpu.kernel import PlanContext, sum_over_workers
+from scratchnet.plans.cpu.kernel import sum_over_workers
 from scratchnet.plans.cpu.layouts import Tiles
-from scratchnet.plans.kernel import Group
+from scratchnet.plans.kernel import Group, PlanContext
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.registry import kernel_for
 

@@ -199,7 +199,7 @@ class Tiles(Map):
             rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
             part = region[:, :, :, :, both.start - images.start : both.stop - images.start]
             inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
-            if inside:  # then one pair has it all: column 4*tile + phase is S * (per_tile * tile + q) + j
+            if inside:  # then one pair has it all: column j of square q of each tile
                 own = rows[row : row + S * R]
                 yield (
                     own.reshape(R, S, per_tile, S, self.TW, *own.shape[-2:]),  # [R, i, q, j, tile, n, C]
@@ -208,7 +208,7 @@ class Tiles(Map):
                 continue
             for i in range(S):
                 for column in range(4):  # of a tile
-                    q, j = divmod(column, S)  # column 4*tile + column = S * (per_tile * tile + q) + j
+                    q, j = divmod(column, S)  # 4*tile + column = S * (per_tile * tile + q) + j
                     tiles = min(len(range(q, T, per_tile)), len(range(column, self.W, 4)))
                     own = rows[row + i :: S, column, :tiles][:R]  # (R, tiles, n, C)
                     yield own, part[: own.shape[0], i, j, q::per_tile][:, :tiles]

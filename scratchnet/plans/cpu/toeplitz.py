@@ -41,9 +41,9 @@ from scratchnet.plans.cpu.blocks import COLUMNS, small_matmul
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, column_blocks, is_padded_3x3
 from scratchnet.plans.cpu.epilogue import Epilogue, Region
-from scratchnet.plans.cpu.kernel import PlanContext, first_of
+from scratchnet.plans.cpu.kernel import first_of
 from scratchnet.plans.cpu.planes import in_planes, room_for
-from scratchnet.plans.kernel import Group
+from scratchnet.plans.kernel import Group, PlanContext
 from scratchnet.plans.memory import Arena
 
 K = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])

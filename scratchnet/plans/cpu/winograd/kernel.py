@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from scratchnet.plans.cpu.convolution import is_padded_3x3
-from scratchnet.plans.cpu.kernel import PlanContext
 from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase
 from scratchnet.plans.cpu.winograd.by_phases import ByPhases
 from scratchnet.plans.cpu.winograd.by_rows import ByRows
 from scratchnet.plans.cpu.winograd.derivation import TILE, WINDOW
-from scratchnet.plans.kernel import Group
+from scratchnet.plans.kernel import Group, PlanContext
 
 # In images smaller than FEWEST_PIXELS most of a tile's outputs are not in the image; with fewer channels than
 # FEWEST_CHANNELS the transforms are most of the work. And with fewer tiles than FEWEST_TILES reading the
