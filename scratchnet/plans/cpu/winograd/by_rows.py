@@ -2,8 +2,8 @@
 
 Each worker takes a part, a row of tiles or a few, through everything: input transform, 36 products and output
 transform, in its cache. All weights are transformed first, and stay in the cache from part to part. Backward
-the same: dy, dW and dx of a part, for which V is made again, since reading it from memory would take as long.
-Each worker adds up a dU of its own, and dw is the transform of their sum.
+the same: dy, dW and dx of a part, for which V is made again: to keep it would take more than twice the memory
+of the map. Each worker adds up a dU of its own, and dw is the transform of their sum.
 """
 
 from __future__ import annotations
@@ -72,9 +72,8 @@ class ByRows(WinogradBase):
         for b, columns in enumerate(self.back_columns):
             worker = self.worker_of(b, len(UT))
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            self.transform_weights(
-                weights.workers[worker], transforms.G2, w, self.back_w[worker].array, UT[b]
-            )
+            do, scratch = weights.workers[worker], self.back_w[worker].array
+            self.transform_weights(do, transforms.G2, w, scratch, UT[b])
         for worker, parts in enumerate(self.parts_by_chunk()):
             do = main.workers[worker]
             total, one = (in_planes(dU, WINDOW, WINDOW, self.C, self.O) for dU in self.dU[worker].array)
@@ -89,10 +88,9 @@ class ByRows(WinogradBase):
                 self.product(do, V.swapaxes(-1, -2), dM, out=one if k else total)
                 if k:
                     do(np.add, total, one, out=total)
+                # dV, over V, which is no longer needed.
                 for columns, U_block in zip(self.back_columns, UT, strict=True):
-                    self.product(
-                        do, dM, U_block, out=V[..., columns]
-                    )  # dV, over V, which is no longer needed
+                    self.product(do, dM, U_block, out=V[..., columns])
                 self.transform_dV(do, worker, part, part.by_vectors(dV), clear=clear)
         return [weights, main, self._sum_over_workers()]
 
@@ -103,9 +101,8 @@ class ByRows(WinogradBase):
         for do, some in zip(phase.workers, split_evenly(self.C * self.O, self.context.workers), strict=True):
             numbers = slice(some.start, some.stop)
             if some:
-                dUs = [
-                    in_planes(dU.array[0], WINDOW, WINDOW, self.C * self.O)[..., numbers] for dU in self.dU
-                ]
+                totals = (in_planes(dU.array[0], WINDOW, WINDOW, self.C * self.O) for dU in self.dU)
+                dUs = [total[..., numbers] for total in totals]
                 sum_over_workers(do, dUs, out=dUs[0])
                 transforms.dU_transform(do, reshaped(dUs[0], PLANES, -1), dweight[:, numbers])
         self.sum_db(phase.workers[0])

@@ -76,9 +76,7 @@ def input_transform(do: Calls, x: np.ndarray, half_V: np.ndarray, V: np.ndarray,
         small_matmul(do, BT, windows, out=reshaped(half, R, WINDOW, TILE * L))
         small_matmul(do, BT_INNER, half, out=V)
         return
-    half = in_planes(
-        half_V, R, WINDOW, WINDOW, L
-    )  # by row of tiles, transformed row, and column of the window
+    half = in_planes(half_V, R, WINDOW, WINDOW, L)  # axis 1: rows, transformed; axis 2: columns of windows
     small_matmul(do, BT, windows, out=reshaped(half[:, :, 1:-1], R, WINDOW, TILE * L))
     one_tile = n * C
     if clear:
@@ -149,7 +147,7 @@ def dV_columns(do: Calls, dV: np.ndarray, TW: int, half_dx: np.ndarray, *, clear
         do.copy(dV[:, -2, :, :-one_tile], out=dV[:, 0, :, one_tile:])
         do.copy(dV[:, 1, :, one_tile:], out=dV[:, -1, :, :-one_tile])
     matrix = B_OVERLAP if TW > 1 else B_INNER
-    small_matmul(do, matrix, dV.transpose(2, 0, 1, 3), out=half_dx.reshape(R, WINDOW, TILE, L))
+    small_matmul(do, matrix, dV.transpose(2, 0, 1, 3), out=reshaped(half_dx, R, WINDOW, TILE, L))
 
 
 def dV_rows(do: Calls, half_dx: np.ndarray, dx: np.ndarray) -> None:
@@ -164,9 +162,8 @@ def dV_rows(do: Calls, half_dx: np.ndarray, dx: np.ndarray) -> None:
     """
     rows = half_dx.reshape(len(half_dx), -1)
     windows = np.lib.stride_tricks.sliding_window_view(rows, WINDOW + 2, axis=0)[::WINDOW]  # (R, 4*L, 8)
-    small_matmul(
-        do, B_OVERLAP, windows.transpose(0, 2, 1), out=reshaped(dx, len(windows), TILE, rows.shape[1])
-    )
+    windows = windows.transpose(0, 2, 1)  # (R, 8, 4*L)
+    small_matmul(do, B_OVERLAP, windows, out=reshaped(dx, len(windows), TILE, rows.shape[1]))
 
 
 def dU_transform(do: Calls, dU: np.ndarray, dw: np.ndarray) -> None:
