@@ -76,6 +76,11 @@ class Group:
         return "+".join(type(layer).__name__ for layer in self.layers)
 
     @property
+    def learns(self) -> bool:
+        """Whether any of its parameters is trainable."""
+        return any(p.trainable for layer in self.layers for p in layer.parameters().values())
+
+    @property
     def multiply_adds(self) -> int:
         """Multiply-adds of a forward pass, by the definition of its layers."""
         return self.main.multiply_adds(self.input_shape)
@@ -158,7 +163,7 @@ class Registrable:
         Which of ROLES its own layer has in a group that takes it along.
     """
 
-    algorithm: ClassVar[str] = ""
+    algorithm: str = ""
     takes: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[str] = ""
     is_view: ClassVar[bool] = False  # whether its output is its input, under another shape
@@ -201,7 +206,7 @@ class Kernel(Registrable):
     input, output : Map
     context : PlanContext
     first : bool
-        Whether the map before it is the network's input, whose gradient is rarely asked for.
+        Whether the gradient of its input is rarely asked for: below it nothing is trained.
     """
 
     keeps_output = False  # whether backward needs the output map, too

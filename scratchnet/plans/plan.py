@@ -35,6 +35,8 @@ class Plan:
         For each group, what computes it.
     maps : list
         What goes into each group, then what comes out of the last one.
+    lowest : int
+        The first group with trainable parameters: backward ends there.
 
     Examples
     --------
@@ -76,6 +78,8 @@ class Plan:
         self.dtype = np.dtype(net_dtype(net))
         self.groups = self._group()
         self.output_shape = self.groups[-1].output_shape
+        learning = [i for i, g in enumerate(self.groups) if g.learns]
+        self.lowest = learning[0] if learning else len(self.groups)
         self.clock = Clock()
         self.kernels: list[Any] = []
         self.maps: list[Any] = []
@@ -236,6 +240,8 @@ class Plan:
                 f"{getattr(dy, 'shape', type(dy).__name__)}"
             )
         self._last_forward = 0
+        if self.lowest == len(self.groups) and not need_input_gradient:
+            return None  # nothing learns
         if self._buffer is not None:
             self._buffer.allocate_grad()
         dx = self._run_backward(dy, need_input_gradient)
@@ -244,7 +250,7 @@ class Plan:
             if not isinstance(kernel, Fallback):
                 for layer in g.layers:
                     for parameter in layer.parameters().values():
-                        parameter.has_grad = True
+                        parameter.has_grad = parameter.trainable
         return dx
 
     def refresh(self) -> None:
@@ -347,7 +353,8 @@ def net_dtype(net: Layer) -> Any:
 def _settings(layer: Layer) -> tuple[Any, ...]:
     """Return what a plan builds on and may change, but for parameters."""
     own = vars(layer)
-    return "forward" in own, "backward" in own, layer.settings()
+    trainable = [p.trainable for p in _own_parameters(layer)] if layer.training else None
+    return "forward" in own, "backward" in own, layer.settings(), trainable
 
 
 def _own_parameters(layer: Layer) -> list[Parameter]:

@@ -1,4 +1,4 @@
-"""The fully connected layer, with its ReLU and dropout.
+"""The fully connected layer, with its activation and dropout.
 
 Symbols: N images, I inputs, O outputs. The mathematics is in ``functional/linear.py``::
 
@@ -15,8 +15,11 @@ read fastest in one go: there each worker takes whole rows of W, and then their 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 
+from scratchnet import layers
 from scratchnet.plans.cpu.blocks import WHOLE, BlockShape, long_block, long_product, product
 from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel, first_of, sum_over_workers
@@ -34,8 +37,13 @@ class Linear(Kernel):
     algorithm = "product"
     takes = "activation", "dropout"
 
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.linear = cast(layers.Linear, self.group.main)
+        self.dropout = cast("layers.Dropout | None", self.group.dropout)
+
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        I, O, N = self.group.main.in_features, self.group.main.out_features, self.input.N
+        I, O, N = self.linear.in_features, self.linear.out_features, self.input.N
         self.by_rows = N == 1 and I * O >= LARGE
         self.parts_of_weight = []  # of each worker
         self.blocks, size = [], 0
@@ -52,22 +60,21 @@ class Linear(Kernel):
         if self.by_rows:
             self.sums = self.per_worker(arena, "sum of rows", (1, O), forward)
         if self._drops:
-            shape = (self.input.N, self.group.main.out_features)
+            shape = (self.input.N, self.linear.out_features)
             self.kept = arena.reserve("kept", shape, np.bool_, forward, forward)
         if backward is not None:
             self.reserve_mask(arena, backward)
-            self.cache_sized = self.context.block_limit > 0 and N <= FEW_FOR_DX
-            if not self.cache_sized:
+            self.in_small_blocks = self.context.block_limit > 0 and N <= FEW_FOR_DX
+            if not self.in_small_blocks:
                 tallest = max(len(rows) for rows in split_evenly(I, self.context.workers))
                 self.dx = self.per_worker(arena, "dx, transposed", (tallest * N,), backward)
 
     @property
     def _drops(self) -> bool:
-        dropout = self.group.dropout
-        return dropout is not None and self.context.training and dropout.p > 0.0
+        return self.dropout is not None and self.context.training and self.dropout.p > 0.0
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
-        linear, y = self.group.main, self.output.rows
+        linear, y = self.linear, self.output.rows
         multiply, total, drop = self.phase("product"), self.phase("sum over workers"), self.phase("dropout")
         if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
             multiply.workers[0].call(self._draw)
@@ -96,7 +103,7 @@ class Linear(Kernel):
         """Record the product with a worker's part of the weight."""
         rows, columns = self.parts_of_weight[worker]
         x = self.input.rows[:, rows]  # (N, i), for i of the inputs
-        weight = self.group.main.weight.data[rows, columns]  # (i, o), for o of the outputs
+        weight = self.linear.weight.data[rows, columns]  # (i, o), for o of the outputs
         block = self.blocks[worker]
         if block is None:
             do(np.matmul, x, weight, out=out)
@@ -104,28 +111,28 @@ class Linear(Kernel):
             long_product(do, x, weight, out=out, scratch=self.scratch[worker].array, block=block)
 
     def _draw(self) -> None:
-        np.copyto(self.kept.array, self.group.dropout.draw(self.kept.shape))
+        np.copyto(self.kept.array, self.dropout.draw(self.kept.shape))
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        linear, x, dy = self.group.main, self.input.rows, self.output.grad_rows
-        weight, dweight = linear.weight.data, linear.weight.grad_view
+        linear, x, dy = self.linear, self.input.rows, self.output.grad_rows
+        weight = linear.weight.data
         phase = self.phase("dW, db" if self.first else "dW, db, dx")
         for worker, rows in enumerate(split_evenly(linear.in_features, self.context.workers)):
             do, part = phase.workers[worker], slice(rows.start, rows.stop)
-            if not rows:
+            if not rows or not linear.weight.trainable:
                 continue
+            dweight = linear.weight.grad_view
             block_shape = BlockShape(self.context.block_limit) if self.input.N <= FEW_FOR_DW else WHOLE
             product(do, x[:, part].T, dy, out=dweight[part], block_shape=block_shape)  # (i, N) (N, O)
-        if linear.bias is not None:
-            dbias = linear.bias.grad_view
-            phase.workers[-1](np.add.reduce, dy, 0, None, out=dbias)
+        if linear.bias is not None and linear.bias.trainable:
+            phase.workers[-1](np.add.reduce, dy, 0, None, out=linear.bias.grad_view)
         dx = self.phase("dx", for_input_gradient=True) if self.first else phase
         for worker, rows in enumerate(split_evenly(linear.in_features, self.context.workers)):
             if not rows:
                 continue
             do, part = dx.workers[worker], slice(rows.start, rows.stop)
             g = self.input.grad_rows[:, part]  # (N, i)
-            if self.cache_sized:
+            if self.in_small_blocks:
                 product(
                     do, dy, weight[part].T, out=g, block_shape=BlockShape(self.context.block_limit)
                 )  # (N, O) (O, i)

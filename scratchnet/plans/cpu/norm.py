@@ -17,6 +17,9 @@ the mean of a map of pixels)::
                                                      C channels would be too short for NumPy to be fast
     tall   (Q, C)     Q = all of its pixels          for sums: ones (Q,) times (Q, C) is a matrix product
 
+A normalisation that is frozen uses its running statistics in training, too. They are constants then, and
+dz = dy * w / s is all there is to do backward.
+
 The sums of regions are short, and are added up in float64.
 """
 
@@ -26,7 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.layers import BatchNorm2d, Layer
+from scratchnet.layers import Layer
+from scratchnet.layers.norm import BatchNorm
 from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Epilogue, Region
@@ -58,7 +62,7 @@ class ChannelVectors:
 
 
 class Norm(Kernel):
-    """BatchNorm2d [+ ReLU] [+ 2 x 2 max pooling], from a map of any layout."""
+    """BatchNorm2d or BatchNorm1d [+ ReLU] [+ 2 x 2 max pooling], from a map of any layout."""
 
     algorithm = "normalise"
     takes = "activation", "pool"
@@ -72,10 +76,11 @@ class Norm(Kernel):
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        assert isinstance(self.group.main, BatchNorm2d)
+        assert isinstance(self.group.main, BatchNorm)
         self.norm, z = self.group.main, self.input
         self.M = z.N * z.H * z.W
-        if self.context.training and self.M == 1:
+        self.of_batch = self.context.training and not self.norm.frozen  # which statistics it uses
+        if self.of_batch and self.M == 1:
             raise ValueError(
                 f"{self.norm.label}: one value per channel has no variance to train with: {z.shape}"
             )
@@ -151,7 +156,7 @@ class Norm(Kernel):
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         mean, scale, shift = self.vectors.mean, self.vectors.scale, self.vectors.shift
-        if self.context.training:
+        if self.of_batch:
             average, variance = self.phase("mean"), self.phase("variance")
             phases = [average, self.phase("finish"), variance, self.phase("finish")]
             phases[1].workers[0].call(self._finish_mean)
@@ -165,7 +170,7 @@ class Norm(Kernel):
             for region in regions:
                 z = self._view(self.input, region)
                 x = first_of(self.x[worker], *z.shape)
-                if self.context.training:
+                if self.of_batch:
                     do = average.workers[worker]
                     if not z.flags.c_contiguous:
                         do.copy(z, out=x)
@@ -214,6 +219,8 @@ class Norm(Kernel):
         mean, scale, slope, mean_dy = (
             getattr(self.vectors, name) for name in ("mean", "scale", "slope", "mean_dy")
         )
+        if not self.of_batch:
+            return [self._record_scaling()]
         phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
         phases[1].workers[0].call(self._finish_sums)
         k = 0
@@ -226,10 +233,8 @@ class Norm(Kernel):
                 if self.direct:
                     kept = dy = self._view(self.output, region, grad=True)
                 else:
-                    kept, dy = (
-                        dz,
-                        first_of(self.dy[worker], *z.shape),
-                    )  # kept in dz's memory for the last phase
+                    # It is kept in dz's memory for the last phase.
+                    kept, dy = dz, first_of(self.dy[worker], *z.shape)
                     self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
                     do.copy(dy, out=kept)
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
@@ -247,6 +252,23 @@ class Norm(Kernel):
                 self.mask_gradient(do, worker, dz, z)
                 k += 1
         return phases
+
+    def _record_scaling(self) -> Phase:
+        """Return the backward pass where the statistics are constants."""
+        phase = self.phase("dz", for_input_gradient=self.first)
+        for worker, regions in enumerate(self.regions):
+            do = phase.workers[worker]
+            for region in regions:
+                z, dz = self._view(self.input, region), self._view(self.input, region, grad=True)
+                if self.direct:
+                    dy = self._view(self.output, region, grad=True)
+                else:
+                    dy = first_of(self.dy[worker], *z.shape)
+                    self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
+                do(np.multiply, dy, self.vectors.scale[: z.shape[1]], out=dz)
+                self._clear(do, region, dz)
+                self.mask_gradient(do, worker, dz, z)
+        return phase
 
     def _finish_sums(self) -> None:
         norm = self.norm

@@ -28,6 +28,7 @@ from scratchnet.plans.registry import kernel_for, register
 for _layer, _kernels in {
     layers.Conv2d: [Im2col, Winograd, FirstConv, Toeplitz],  # the most special last
     layers.BatchNorm2d: [Norm],
+    layers.BatchNorm1d: [Norm],
     layers.Linear: [Linear],
     layers.ReLU: [ReLU],
     layers.MaxPool2d: [MaxPool],
@@ -71,7 +72,7 @@ class CpuPlan(Plan):
             else:
                 output = LAYOUTS[layouts[i + 1]](g.output_shape, chunks, self.dtype, self._mask(g))
             self.maps.append(output)
-            self.kernels.append(kernel.build(g, before, output, self.context, first=i == 0))
+            self.kernels.append(kernel.build(g, before, output, self.context, first=i <= self.lowest))
         self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
 
     def _mask(self, group: Group) -> Mask:
@@ -134,7 +135,8 @@ class CpuPlan(Plan):
             calls = Calls()  # no kernel writes this gradient, so none masks it
             last.mask.record(calls, last.grad, last.data, np.empty(CACHE_ELEMENTS, last.mask.scratch_dtype))
             calls.run()
-            phases = [(i, p) for i in reversed(range(len(self.kernels))) for p in self._backward[i]]
+            lowest = 0 if need_input_gradient else self.lowest
+            phases = [(i, p) for i in reversed(range(lowest, len(self.kernels))) for p in self._backward[i]]
             phases = [(i, p) for i, p in phases if need_input_gradient or not p.for_input_gradient]
             run(phases, self.clock, "backward")
         return self.maps[0].take_gradient() if need_input_gradient else None

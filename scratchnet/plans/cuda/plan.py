@@ -73,7 +73,7 @@ class CudaPlan(Plan):
         for i, g in enumerate(self.groups):
             before, kernel = self.maps[-1], kernel_for(self.groups, i, context) or misc_kernels.Fallback
             self.maps.append(Map(g.output_shape, self.dtype, before if kernel.is_view else None))
-            self.kernels.append(kernel.build(g, before, self.maps[-1], context, first=i == 0))
+            self.kernels.append(kernel.build(g, before, self.maps[-1], context, first=i <= self.lowest))
         self.dropping: list[Kernel] = [kernel for kernel in self.kernels if kernel.dropout is not None]
 
     def bind(self) -> None:
@@ -113,12 +113,8 @@ class CudaPlan(Plan):
 
         With ``need_input_gradient`` everything down to the first map's gradient.
         """
-        trained = [
-            any(p.trainable for layer in g.layers for p in layer.parameters().values()) for g in self.groups
-        ]
-        lowest = trained.index(True) if True in trained else len(trained)
-        for i in reversed(range(0 if need_input_gradient else lowest, len(trained))):
-            self.kernels[i].backward(need_input_gradient or i > lowest)
+        for i in reversed(range(0 if need_input_gradient else self.lowest, len(self.kernels))):
+            self.kernels[i].backward(need_input_gradient or i > self.lowest)
 
     def count_dropouts(self, counters: Array) -> None:
         """Let dropouts read from these counters, int64 (as many,), which numbers they drop.
