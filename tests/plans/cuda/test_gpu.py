@@ -13,6 +13,7 @@ from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg16
 from scratchnet.optim import SGD
 from scratchnet.plans.cuda.training_step import TrainingSteps
+from tests.fakes.cuda_networks import assert_same_gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -98,12 +99,8 @@ def test_the_plan_of_vgg16_equals_the_layers_on_the_cpu(gpu, batch_norm):
     dy = rng.standard_normal(y.shape, dtype="float32")
     here.backward(dy)
     plan.backward(gpu.asarray(dy))
-    pairs = list(zip(there.parameters().items(), here.parameters().values(), strict=True))
-    largest = max(np.linalg.norm(p.grad) for _, p in pairs)
-    for (name, ours), right in pairs:
-        # Decisions of ReLU and pooling that hang on rounding: a per cent of a gradient. A mistake is more.
-        far = np.linalg.norm(gpu.to_numpy(ours.grad) - right.grad)
-        assert far < 2e-2 * max(np.linalg.norm(right.grad), 0.02 * largest), name
+    # Decisions of ReLU and pooling that hang on rounding: a per cent of a gradient. A mistake is more.
+    assert_same_gradients(gpu, there, here, 2e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -50,7 +50,7 @@ EPOCHS, RATES = 3, np.array([0.01, 0.02, 0.005], np.float32)  # a rate for each 
 def train_on_numpy(make, optimizer):
     net, loader = make(), make_loader()
     loss, sgd = losses.SoftmaxCrossEntropy(0.1), optim.SGD(net.parameters(), 1.0, **OPTIMIZERS[optimizer])
-    told = []
+    history = []
     for epoch in range(EPOCHS):
         total, correct = 0.0, 0
         for (x, labels), rate in zip(loader.epoch(epoch), RATES, strict=True):
@@ -60,8 +60,8 @@ def train_on_numpy(make, optimizer):
             net.backward(loss.backward())
             sgd.lr = float(rate)
             sgd.step()
-        told.append((total, correct, len(loader.images)))
-    return net, sgd, told
+        history.append((total, correct, len(loader.images)))
+    return net, sgd, history
 
 
 def train_on_device(device, make, optimizer, precision="fp32", resident=True, graphs=True):
@@ -69,13 +69,13 @@ def train_on_device(device, make, optimizer, precision="fp32", resident=True, gr
     sgd = optim.SGD(net.parameters(), 1.0, **OPTIMIZERS[optimizer])
     data = on_device(device, loader) if resident else None
     steps = TrainingSteps(net, sgd, losses.SoftmaxCrossEntropy(0.1), 4, precision, data, graphs)
-    told = []
+    history = []
     for epoch in range(EPOCHS):
         steps.begin(RATES, loader.choices(epoch) if resident else None)
         for x, labels in loader.epoch(epoch):
             steps.step(len(labels), *(() if resident else (x, labels)))
-        told.append(steps.totals())
-    return net, sgd, told
+        history.append(steps.totals())
+    return net, sgd, history
 
 
 def state(device, net):
@@ -87,8 +87,8 @@ def state(device, net):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_steps_equal_layers_and_sgd_on_numpy(device, make, optimizer):
     expected, sgd, right = train_on_numpy(make, optimizer)
-    net, ours, told = train_on_device(device, make, optimizer)
-    for (loss, correct, images), totals in zip(right, told, strict=True):
+    net, ours, history = train_on_device(device, make, optimizer)
+    for (loss, correct, images), totals in zip(right, history, strict=True):
         assert totals.loss == pytest.approx(loss, rel=1e-5)
         assert totals[1:] == (correct, images)
     start, end = state(device, make()), state(device, expected)
@@ -103,8 +103,8 @@ def test_steps_equal_layers_and_sgd_on_numpy(device, make, optimizer):
 
 
 def assert_same_bits(device, first, second):
-    (net, sgd, told), (other, sgd_there, told_there) = first, second
-    assert told == told_there
+    (net, sgd, history), (other, sgd_there, other_history) = first, second
+    assert history == other_history
     for name, array in state(device, net).items():
         np.testing.assert_array_equal(array, state(device, other)[name], err_msg=name)
     np.testing.assert_array_equal(
@@ -156,8 +156,8 @@ def test_images_prepared_on_the_gpu_are_those_of_the_loader(device):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_training_in_lower_precision_stays_near(device, precision):
     _, _, right = train_on_device(device, plain, "momentum and decay")
-    _, _, told = train_on_device(device, plain, "momentum and decay", precision)
-    for a, b in zip(told, right, strict=True):
+    _, _, history = train_on_device(device, plain, "momentum and decay", precision)
+    for a, b in zip(history, right, strict=True):
         assert 0 < abs(a.loss - b.loss) < {"tf32": 1e-3, "bf16": 2e-2}[precision] * b.loss
 
 
