@@ -252,7 +252,7 @@ class FlatBuffer:
         self.filled = True
 
     def allocate_grad(self) -> None:
-        """Make the array of gradients. On a CPU, what is never written (of frozen parameters) takes no memory."""
+        """Make the array of gradients. On a CPU, the parts of frozen parameters take no memory."""
         if self.grad is None:
             self.grad = self.backend.xp.zeros(self.size, dtype=self.dtype)
 

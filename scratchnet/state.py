@@ -5,7 +5,8 @@
     with preserved(net):
         net.eval()
         with net.recording():
-            net.backward(net.forward(x))     # mode, statistics, gradients, generators: all as before afterwards
+            net.backward(net.forward(x))
+    # mode, statistics, gradients and generators are as before
 """
 
 from __future__ import annotations
