@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scratchnet import cli
 from scratchnet.report.output import writable_path
 from scratchnet.tensorfile import replacing
-from scratchnet.training import RunDirectory, RunError, cli
+from scratchnet.training import RunDirectory, RunError
 
 FORMATS = (".svg", ".png", ".pdf", ".jpg", ".webp")
 

@@ -119,11 +119,11 @@ def train_scratchnet(net: Any, train: Any, test: Any, schedule: Any, task: dict[
     device.synchronize()
     start = time.perf_counter()
     for epoch in range(task["epochs"]):
-        *_, totals = epochs.run(epoch, schedule)
+        *_, (_, totals) = epochs.run(epoch, schedule)
         mean_losses.append(totals.loss / totals.images)
     device.synchronize()
     seconds = time.perf_counter() - start
-    accuracy = evaluate(net, test, "testing", make_engine(net, precision=task["precision"])).accuracy
+    accuracy = evaluate(net, test, make_engine(net, precision=task["precision"])).accuracy
     versions = f"scratchnet {__version__}, CuPy {device.xp.__version__}"
     return {
         "accuracy": accuracy,

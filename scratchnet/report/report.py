@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet import checkpoint, data, inspection, tensorfile
+from scratchnet import checkpoint, data, doctor, inspection, tensorfile
 from scratchnet.layers import Chain
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.report import page, sections
 from scratchnet.report.output import writable_path
 from scratchnet.report.run_images import RunImages, given_image
 from scratchnet.report.sections import Section
-from scratchnet.training import RunDirectory, RunError, doctor, make_engine, predict
-from scratchnet.training.cli import DEFAULTS, check_options
-from scratchnet.training.log import Progress, duration
+from scratchnet.training import RunDirectory, RunError, make_engine, predict
+from scratchnet.training.console import Progress, duration
+from scratchnet.training.options import read_options
 
 
 class RunReport:
@@ -70,11 +70,10 @@ class RunReport:
     ):
         self.run = RunDirectory(run_path, read_only=True)
         self.config = self.run.read_config()
-        for name, wanted in {"options": dict, "class_names": list, "mean": list, "std": list}.items():
-            if not isinstance(self.config.get(name), wanted):
+        self.options = read_options(self.run)
+        for name in ("class_names", "mean", "std"):
+            if not isinstance(self.config.get(name), list):
                 raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
-        self.options = DEFAULTS | self.config["options"]
-        check_options(self.options, self.run)
         self.epochs = self.options["epochs"]
         self.class_names = self.config["class_names"]
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):

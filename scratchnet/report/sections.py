@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchnet import inspection
+from scratchnet.doctor import Diagnosis
 from scratchnet.layers import Layer, leaves
 from scratchnet.report import charts, page
 from scratchnet.report.run_images import TracedImage
 from scratchnet.training import confusion_matrix, predict
-from scratchnet.training.cli import DEFAULTS
-from scratchnet.training.doctor import Diagnosis
+from scratchnet.training.options import DEFAULTS
 
 MISTAKES = 24
 CHANNELS = 12  # feature maps per layer

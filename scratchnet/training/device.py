@@ -9,7 +9,8 @@ run sees the same images on every backend, and goes on with them after a resume.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,8 @@ from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
-
-if TYPE_CHECKING:
-    from scratchnet.plans.cuda.training_step import EpochTotals
+from scratchnet.training.finite import ADVICE, NotFinite
+from scratchnet.training.observers import EpochTotals
 
 READ_EVERY = 50  # steps: reading makes the host wait for the GPU, which then waits for the host
 RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.15 GB of them
@@ -50,7 +50,7 @@ class DeviceEpochs:
     ):
         from scratchnet.plans.cuda.training_step import DeviceImages, TrainingSteps
 
-        self.net, self.loader = net, loader
+        self.net, self.optimizer, self.loader = net, optimizer, loader
         size = loader.images.shape[1:3]
         resized = loader.image_size is not None and size != (loader.image_size, loader.image_size)
         self.resident = not resized and loader.images.nbytes <= RESIDENT_BYTES
@@ -79,7 +79,7 @@ class DeviceEpochs:
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise ValueError(f"label {wrong} is not one of the {classes} classes")
 
-    def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[EpochTotals]:
+    def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[tuple[int, EpochTotals]]:
         """Go once through the images, in training mode.
 
         Parameters
@@ -91,19 +91,35 @@ class DeviceEpochs:
 
         Yields
         ------
-        EpochTotals
-            Of this epoch so far, every READ_EVERY steps and at the end.
+        step : int
+            The last one that was made: every READ_EVERY steps, and at the end.
+        totals : EpochTotals
+            Of this epoch so far.
+
+        Raises
+        ------
+        NotFinite
+            If the loss became NaN or infinite since the last look.
         """
         loader, steps, count = self.loader, self.steps, len(self.loader)
         rates = np.array([schedule(epoch * count + batch) for batch in range(count)], np.float32)
         steps.begin(rates, loader.choices(epoch) if self.resident else None)
-        for batch, given in enumerate(self._batches(epoch), start=1):
-            steps.step(*given)
+        seen = 0
+        for batch, arguments in enumerate(self._batches(epoch), start=1):
+            steps.step(*arguments)
             if batch % READ_EVERY == 0 or batch == count:
-                yield steps.totals()
+                totals = EpochTotals(*steps.totals())
+                if not isfinite(totals.loss):
+                    raise NotFinite(
+                        f"the loss became {totals.loss} in epoch {epoch + 1}, between image {seen + 1} and "
+                        f"{totals.images}: {ADVICE}; --engine layers finds the layer where it first appears"
+                    )
+                seen = totals.images
+                yield epoch * count + batch - 1, totals
+        self.optimizer.lr = schedule((epoch + 1) * count - 1)  # that of the last step
 
     def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        """Yield what ``TrainingSteps.step`` takes: the number of images, and the images unless it has them."""
+        """Yield what ``TrainingSteps.step`` takes: how many images, and these unless it has them."""
         if not self.resident:
             for x, labels in self.loader.epoch(epoch):
                 yield len(labels), x, labels

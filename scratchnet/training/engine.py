@@ -1,10 +1,9 @@
-"""What carries out a training step: the layers, one by one, or a plan, several times as fast."""
+"""Execution engines: layer by layer, or compiled plans, several times as fast."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from scratchnet import plans
+from scratchnet.backend import Array
 from scratchnet.layers import Layer
 
 ENGINES = ("plan", "layers")
@@ -30,17 +29,18 @@ class Layers:
     def __init__(self, net: Layer):
         self.net = net
 
-    def forward(self, x: Any) -> Any:
-        """Return the logits of a batch, in whatever mode the network is."""
+    def forward(self, x: Array) -> Array:
+        """Return the logits of a batch, in whatever mode the network is in."""
         return self.net.forward(x)
 
-    def backward(self, dlogits: Any) -> None:
+    def backward(self, dlogits: Array) -> None:
         """Set the gradients of all parameters; that of the images is not computed."""
-        self.net.backward(dlogits, need_input_gradient=False)
+        skip = {"need_input_gradient": False} if self.net.skips_input_gradient else {}
+        self.net.backward(dlogits, **skip)
 
 
 class Plans:
-    """Plans for the network, one for each shape of a batch and each mode, made when they are first needed.
+    """Plans for the network, one for each batch shape and mode, compiled when first needed.
 
     So the last, short batch of an epoch is one more, small plan, and so is validation.
 
@@ -64,8 +64,8 @@ class Plans:
         self.plans: dict[tuple[tuple[int, ...], bool], plans.Plan] = {}
         self._latest: plans.Plan | None = None
 
-    def forward(self, x: Any) -> Any:
-        """Return the logits of a batch, in whatever mode the network is."""
+    def forward(self, x: Array) -> Array:
+        """Return the logits of a batch, in whatever mode the network is in."""
         key = (tuple(x.shape), self.net.training)
         if key not in self.plans:
             self.plans[key] = plans.compile(
@@ -74,8 +74,10 @@ class Plans:
         self._latest = self.plans[key]
         return self._latest.forward(x)
 
-    def backward(self, dlogits: Any) -> None:
+    def backward(self, dlogits: Array) -> None:
         """Set the gradients of all parameters; that of the images is not computed."""
+        if self._latest is None:
+            raise ValueError("backward needs a forward before it")
         self._latest.backward(dlogits)
 
 
@@ -85,7 +87,7 @@ def make_engine(net: Layer, name: str | None = None, precision: str = "fp32") ->
     Parameters
     ----------
     net : Layer
-        On the backend on which it shall compute.
+        On the backend on which it is to compute.
     name : {"plan", "layers"}, optional
         By default a plan.
     precision : {"fp32", "tf32", "bf16"}

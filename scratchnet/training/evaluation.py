@@ -1,20 +1,20 @@
-"""What a network thinks of images it does not learn from: loss, accuracy, probabilities, confusions."""
+"""Evaluation: loss, accuracy, probabilities and confusions on images that a network does not learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.backend import array_module, to_numpy
+from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.training.engine import make_engine
-from scratchnet.training.log import Progress
+from scratchnet.tables import aligned
+from scratchnet.training.engine import Layers, Plans, make_engine
 
 VIEWS = (1, 2, 10)  # of how many views of each image the mean may be taken, see views_of
 
@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
     predictions : array (N,)
         The likeliest class of each image, in the loader's order.
     labels : array (N,)
-        The right ones.
+        The correct ones.
     """
 
     loss: float
@@ -39,7 +39,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    net: Layer, loader: Loader, title: str = "evaluating", engine: Any = None, views: int = 1
+    net: Layer,
+    loader: Loader,
+    engine: Layers | Plans | None = None,
+    views: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Return mean loss and accuracy over a data set, in evaluation mode; the mode is restored afterwards.
 
@@ -48,13 +52,13 @@ def evaluate(
     net : Layer
     loader : Loader
         Without shuffling, if predictions are to be matched with images.
-    title : str
-        For the progress bar.
     engine : Layers or Plans, optional
         What computes the logits, see ``make_engine``; by default a new one.
     views : {1, 2, 10}
         Take the mean of the logits of so many views of each image: 2 are the image and its mirror image,
         10 are these and four shifted pairs, see ``views_of``.
+    progress : callable, optional
+        Called after each batch with its number of images, such as a ``Progress``'s ``update``.
 
     Returns
     -------
@@ -76,20 +80,20 @@ def evaluate(
     loss, predictions, labels = 0.0, [], []
     criterion, engine = SoftmaxCrossEntropy(), engine or make_engine(net)
     try:
-        with Progress(title, loader.n_samples) as progress:
-            for x, y in loader.epoch(0):
-                logits = _logits(engine, net.backend.asarray(x), views)
-                loss += float(criterion.forward(logits, y)) * len(y)
-                predictions.append(to_numpy(logits.argmax(axis=1)))
-                labels.append(y)
-                progress.update(len(y))
+        for x, y in loader.epoch(0):
+            logits = _logits(engine, net.backend.asarray(x), views)
+            loss += float(criterion.forward(logits, y)) * len(y)
+            predictions.append(to_numpy(logits.argmax(axis=1)))
+            labels.append(y)
+            if progress is not None:
+                progress(len(y))
     finally:
         net.train(was_training)
-    guessed, right = np.concatenate(predictions), np.concatenate(labels)
-    return Evaluation(loss / len(right), float((guessed == right).mean()), guessed, right)
+    predicted, correct = np.concatenate(predictions), np.concatenate(labels)
+    return Evaluation(loss / len(correct), float((predicted == correct).mean()), predicted, correct)
 
 
-def views_of(x: Any) -> Iterator[Any]:
+def views_of(x: Array) -> Iterator[Array]:
     """Yield ten views of each image: itself, shifted towards each of its corners, and all five mirrored.
 
     They are the ten crops of Krizhevsky et al. 2012, sec. 4.1, here out of an image with a border of a 32nd
@@ -131,7 +135,7 @@ def _check(views: int) -> None:
         raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views!r}")
 
 
-def _logits(engine: Any, x: Any, views: int) -> Any:
+def _logits(engine: Layer | Layers | Plans, x: Array, views: int) -> Array:
     """Return the mean over the views, (N, K)."""
     logits = engine.forward(x)
     for view in islice(views_of(x), 1, views):
@@ -139,7 +143,7 @@ def _logits(engine: Any, x: Any, views: int) -> Any:
     return logits / views if views > 1 else logits
 
 
-def predict(net: Layer, x: np.ndarray, engine: Any = None, views: int = 1) -> np.ndarray:
+def predict(net: Layer, x: np.ndarray, engine: Layers | Plans | None = None, views: int = 1) -> np.ndarray:
     """Return the probabilities of each class, in evaluation mode; the mode is restored afterwards.
 
     Parameters
@@ -206,14 +210,8 @@ def confusion_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
     cat               8     2     80.0 %
     dog               1     9     90.0 %
     """
-    corner = "right \\ named"
-    left = max(len(corner), *(len(name) for name in class_names))
-    counts_width = [len(str(column.max())) for column in matrix.T]
-    widths = [max(len(name), width) for name, width in zip(class_names, counts_width, strict=True)]
-    titles = [name.rjust(width) for name, width in zip(class_names, widths, strict=True)]
-    lines = ["   ".join([corner.ljust(left), *titles, "accuracy"])]
+    rows = [["right \\ named", *class_names, "accuracy"]]
     for i, (name, row) in enumerate(zip(class_names, matrix, strict=True)):
-        counts = [str(n).rjust(width) for n, width in zip(row, widths, strict=True)]
         share = f"{100 * row[i] / row.sum():.1f} %" if row.sum() else "-"
-        lines.append("   ".join([name.ljust(left), *counts, share.rjust(len("accuracy"))]))
-    return "\n".join(lines)
+        rows.append([name, *map(str, row), share])
+    return "\n".join(aligned(rows))

@@ -1,22 +1,23 @@
-"""What a run leaves on disk: one folder.
+"""The run directory: one folder, which holds all that a run leaves on disk.
 
 ====================  ===============================================================================
 ``config.json``       every setting of the run, and what it ran on
-``log.csv``           a row an epoch: losses, accuracies, learning rate, seconds
+``log.csv``           a row per epoch: losses, accuracies, learning rate, seconds
 ``best.safetensors``  the weights with the best validation accuracy
 ``last.safetensors``  the weights after the last epoch
-``state.safetensors`` everything that going on needs: weights, momentum, statistics, generators
+``state.safetensors`` everything that resuming needs: weights, momentum, statistics, generators
 ``diagnosis.json``    what the doctor found, a list; only with ``--diagnose``
 ====================  ===============================================================================
 
 Each file is written under a temporary name and then renamed. So after a crash, a full disk or a Ctrl-C each
-is whole: either the new one, or the one before. The state is written last and names the epoch; going on
+is whole: either the new one, or the one before. The state is written last and names the epoch; a resumed run
 begins after it.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -24,10 +25,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from scratchnet import checkpoint
 from scratchnet.backend import to_numpy
 from scratchnet.layers import Layer
 from scratchnet.optim import SGD
-from scratchnet.tensorfile import PARTIAL, FormatError, read_tensors, replacing, write_tensors
+from scratchnet.tensorfile import PARTIAL, FormatError, open_tensors, read_tensors, replacing, write_tensors
 
 DIAGNOSES = "diagnosis.json"
 
@@ -53,9 +55,11 @@ class RunDirectory:
     Parameters
     ----------
     path : path
-        Made if it is not there.
+        Made if it is not there; ``~`` is the home folder.
     read_only : bool
-        For who only looks: nothing is made or written, and the folder has to be there.
+        Nothing is made or written, and the folder must exist.
+    header : dict, optional
+        What is saved beside the weights: ``class_names``, ``mean``, ``std``, ``data``.
 
     Raises
     ------
@@ -74,8 +78,13 @@ class RunDirectory:
     False
     """
 
-    def __init__(self, path: str | os.PathLike, read_only: bool = False):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        read_only: bool = False,
+        header: dict[str, Any] | None = None,
+    ):
+        self.path, self.header = Path(path).expanduser(), header or {}
         self.config, self.log = self.path / "config.json", self.path / "log.csv"
         self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
         self.state, self.diagnoses = self.path / "state.safetensors", self.path / DIAGNOSES
@@ -92,14 +101,29 @@ class RunDirectory:
             reason = "it is a file" if self.path.is_file() else error.strerror or error
             raise RunError(f"cannot write to the folder {self.path}: {reason}") from error
 
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], header: dict[str, Any] | None = None) -> RunDirectory:
+        """Return a folder that did not exist before: of this name, or with -2, -3 ... after it."""
+        first = Path(path).expanduser()
+        for number in itertools.count(1):
+            folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise RunError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+            break
+        return cls(folder, header=header)
+
     @property
     def has_state(self) -> bool:
-        """Whether there is a run here that could go on."""
+        """Whether there is a run here that can be resumed."""
         return self.state.exists()
 
     @property
     def has_results(self) -> bool:
-        """Whether there is anything here that a new run would overwrite and somebody might miss."""
+        """Whether there is anything here that a new run would overwrite."""
         return any(path.exists() for path in (self.state, self.best, self.last, self.log))
 
     @property
@@ -150,7 +174,7 @@ class RunDirectory:
             raise RunError(f"{self.config} is damaged: {error}") from error
 
     def write_log(self, rows: list[dict[str, float]]) -> None:
-        """Write ``log.csv``, all of it, so that going on from an earlier epoch leaves no row twice."""
+        """Write ``log.csv``, all of it, so that resuming from an earlier epoch leaves no row twice."""
         with replacing(self.log) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -180,6 +204,34 @@ class RunDirectory:
             return []
         except (KeyError, OverflowError, TypeError, ValueError, csv.Error) as error:
             raise RunError(f"{self.log} is damaged: {error}") from error
+
+    def write_epoch(
+        self,
+        net: Layer,
+        optimizer: SGD,
+        log: list[dict[str, float]],
+        best_accuracy: float,
+        is_best: bool,
+    ) -> None:
+        """Write what an epoch leaves; the state last, as it is what resuming begins from.
+
+        Parameters
+        ----------
+        net : Layer
+        optimizer : SGD
+        log : list of dict
+            A row for each epoch that is done.
+        best_accuracy : float
+            So far.
+        is_best : bool
+            Whether it is this epoch's.
+        """
+        info = {**self.header, "epoch": len(log), "val_accuracy": log[-1]["val_accuracy"]}
+        if is_best:
+            checkpoint.save(self.best, net, **info)
+        checkpoint.save(self.last, net, **info)
+        self.write_log(log)
+        self.write_state(net, optimizer, {"log": log, "best_accuracy": best_accuracy})
 
     def write_diagnoses(self, diagnoses: list[dict[str, Any]]) -> None:
         """Write ``diagnosis.json``, all of it."""
@@ -220,6 +272,8 @@ class RunDirectory:
         ------
         RunError
             If there is no state, or it is damaged or of another network.
+        FileNotFoundError, FormatError
+            If the best weights so far are missing or damaged, which the run will need in the end.
         """
         try:
             tensors, header = read_tensors(self.state)
@@ -238,8 +292,10 @@ class RunDirectory:
             for path, rng in net.generators().items():
                 rng.bit_generator.state = progress["generators"][path]
             log = [{name: row[name] + 0 for name in COLUMNS} for row in progress["log"]]  # of numbers
-            return {"log": log, "best_accuracy": float(progress["best_accuracy"])}
+            progress = {"log": log, "best_accuracy": float(progress["best_accuracy"])}
         except FileNotFoundError:
-            raise RunError(f"{self.path} holds no run to go on with: it has no {self.state.name}") from None
+            raise RunError(f"{self.path} holds no run to resume: it has no {self.state.name}") from None
         except (FormatError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{self.state} is damaged, or of another network: {error}") from error
+        with open_tensors(self.best):
+            return progress

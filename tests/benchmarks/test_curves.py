@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scratchnet.training import cli
+from scratchnet import cli
 
 LOG = """epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds,images_per_second
 1,2.3,0.1,2.2,0.15,0.1,9,100

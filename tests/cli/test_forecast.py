@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from scratchnet import data, plans
+from scratchnet.cli.forecast import Timing, forecast
+from scratchnet.cli.system import _of_container, available_bytes
 from scratchnet.data import Augmentation, Loader
 from scratchnet.layers import Flatten, Layer, Linear, Sequential
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg11
 from scratchnet.optim import SGD, Constant
 from scratchnet.training import Trainer
-from scratchnet.training.forecast import Timing, _of_container, available_bytes, forecast
 
-FORECAST = sys.modules["scratchnet.training.forecast"]
+FORECAST = sys.modules["scratchnet.cli.forecast"]
 TRAIN = Path(__file__).parents[2] / "examples" / "train_cifar.py"
 
 
@@ -234,7 +235,7 @@ def test_time_is_within_15_percent_of_the_epoch_that_follows(monkeypatch):
 
 def test_what_was_not_measured_is_not_told():
     f = forecast(small(), 16, train=loader())
-    assert f.timing is None and "a step" not in str(f)
+    assert f.timing is None and "per step" not in str(f)
 
 
 @pytest.mark.parametrize("engine", ["plan", "layers"])
@@ -288,7 +289,7 @@ def test_an_epoch_is_its_steps_and_its_validation():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"batch_size": 0}, "batch size must be a whole number above zero"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"batch_size": 8, "measure": True}, "give a Loader as train"),
         ({"batch_size": 8, "image_size": 48}, "expected images of 32 x 32"),
     ],
@@ -324,7 +325,7 @@ def test_a_dry_run_prints_the_table_and_stops_even_where_there_is_no_data(tmp_pa
     status, out, err = program(f"{TINY} --data cifar10 --dry-run", monkeypatch, capsys)
     assert status == 0 and os.listdir(tmp_path) == []
     assert "as many grey images" in err and err.count("\n") == 1
-    for words in ("activations", "together", "a step", "1,407 steps, and 157 to validate", "  3 epochs"):
+    for words in ("activations", "together", "per step", "1,407 steps, and 157 to validate", "  3 epochs"):
         assert words in out
     assert "Epoch" not in out
 

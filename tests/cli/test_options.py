@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from scratchnet import data
+from scratchnet import cli, data
 from scratchnet.backend import BackendError
 from scratchnet.checkpoint import FormatError
+from scratchnet.cli.datasets import write_images
+from scratchnet.cli.options import DEFAULTS, DEMO, RECIPES, describe_run, open_run
 from scratchnet.layers import Linear
-from scratchnet.training import NotFinite, RunDirectory, RunError, cli
+from scratchnet.training import NotFinite, RunDirectory, RunError
 
 
 def parse(text=""):
@@ -43,8 +45,7 @@ def test_without_options_it_is_the_articles_task():
     options = parse()
     assert (options.arch, options.epochs, options.batch_size, options.image_size) == ("vgg16", 15, 128, 32)
     assert (options.backend, options.data, options.head, options.init) == ("auto", "auto", "flatten", "he")
-    assert re.fullmatch(r"runs/vgg16-\d{8}-\d{6}", options.run_dir)
-    assert parse("--batch-norm --arch vgg11").run_dir.startswith("runs/vgg11-bn-")
+    assert options.run_dir is None
 
 
 def test_every_option_of_the_issue_is_there():
@@ -55,7 +56,7 @@ def test_every_option_of_the_issue_is_there():
         "--label-smoothing 0.1 --validation 50"
     )
     options = vars(parse(text))
-    assert options.keys() == cli.DEFAULTS.keys()
+    assert options.keys() == DEFAULTS.keys()
     assert options["image_size"] == 224 and options["momentum"] == 0.0 and options["seed"] == 7
     assert options["batch_norm"] is True and options["data_dir"] == "D"
 
@@ -65,7 +66,7 @@ def test_the_demo_is_a_set_of_options_that_others_override():
     assert (demo.data, demo.run_dir, demo.demo) == ("shapes10", "runs/demo", True)
     assert parse("--demo --epochs 1 --run-dir other").epochs == 1
     assert parse("--demo --run-dir other").run_dir == "other"
-    assert cli.DEMO.keys() <= cli.DEFAULTS.keys()
+    assert DEMO.keys() <= DEFAULTS.keys()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_help_lists_every_option_and_its_default(capsys):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
-    for name, default in cli.DEFAULTS.items():
+    for name, default in DEFAULTS.items():
         assert f"--{name.replace('_', '-')}" in text
         if default is not None and not isinstance(default, bool):
             assert f"(default {default})" in text
@@ -112,15 +113,15 @@ def begun(folder, text="", state=True):
     """A folder in which a run was begun with these options."""
     options = parse(f"{text} --run-dir {folder}")
     run = RunDirectory(folder)
-    run.write_config(cli.describe_run(options, "a CPU", {"data": "CIFAR-10"}))
+    run.write_config(describe_run(options, "a CPU", {"data": "CIFAR-10"}))
     if state:
         run.state.write_bytes(b"")
     return run
 
 
-def open_run(text):
+def opened(text):
     """Open the folder for a small network."""
-    return cli.open_run(parse(text), Linear(3, 2))
+    return open_run(parse(text), Linear(3, 2), {})
 
 
 def test_going_on_takes_the_options_of_the_run():
@@ -144,10 +145,10 @@ def test_going_on_may_change_length_and_place_and_repeat_what_it_was_begun_with(
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("--lr 0.5", "the run in r has --lr 0.3, not 0.5: leave --lr out to go on, or begin a new run"),
-        ("--arch vgg11", "the run in r has --arch vgg16, not vgg11: leave --arch out to go on"),
-        ("--batch-norm", "the run in r was begun without --batch-norm: leave --batch-norm out to go on"),
-        ("--subset 5", "the run in r has no --subset: leave --subset out to go on"),
+        ("--lr 0.5", "the run in r has --lr 0.3, not 0.5: leave --lr out to resume, or begin a new run"),
+        ("--arch vgg11", "the run in r has --arch vgg16, not vgg11: leave --arch out to resume"),
+        ("--batch-norm", "the run in r was begun without --batch-norm: leave --batch-norm out to resume"),
+        ("--subset 5", "the run in r has no --subset: leave --subset out to resume"),
         ("--data shapes10", "the run in r has --data cifar10, not shapes10"),
         ("--demo", "the run in r was begun without --demo"),
     ],
@@ -166,16 +167,16 @@ def test_going_on_takes_the_newest_run_by_itself():
 
 def test_going_on_without_a_run_says_so():
     with pytest.raises(
-        RunError, match="there is no run to go on with in the folder runs: say which with --run-dir"
+        RunError, match="there is no run to resume in the folder runs: say which with --run-dir"
     ):
         parse("--resume")
-    with pytest.raises(RunError, match="there is no run to go on with: nowhere is no folder"):
+    with pytest.raises(RunError, match="there is no run to resume: nowhere is no folder"):
         parse("--resume --run-dir nowhere")
     os.mkdir("empty")
     with pytest.raises(RunError, match="empty holds no run: it has no config.json"):
         parse("--resume --run-dir empty")
     begun("first-epoch", state=False)
-    with pytest.raises(RunError, match="first-epoch holds no finished epoch to go on from: begin a new run"):
+    with pytest.raises(RunError, match="first-epoch holds no finished epoch to resume from: begin a new run"):
         parse("--resume --run-dir first-epoch")
     assert not os.path.exists("nowhere") and os.listdir("empty") == []
 
@@ -198,24 +199,44 @@ def test_a_damaged_configuration_is_named(config):
 # The run directory
 
 
+def test_a_new_run_has_a_folder_of_its_own_named_after_network_and_time():
+    assert re.fullmatch(r"vgg16-\d{8}-\d{6}", opened("").path.name)
+    assert opened("--batch-norm --arch vgg11").path.name.startswith("vgg11-bn-")
+
+
+def test_two_runs_that_begin_in_the_same_second_do_not_share_a_folder(monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda format: "20260101-000000")
+    options = parse()
+    names = [open_run(options, Linear(3, 2), {}).path.name, opened("").path.name, opened("").path.name]
+    assert names == ["vgg16-20260101-000000", "vgg16-20260101-000000-2", "vgg16-20260101-000000-3"]
+    assert options.run_dir == os.path.join("runs", names[0])  # as config.json will have it
+
+
+def test_a_tilde_is_the_home_folder_wherever_an_option_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse("--run-dir=~/r --data-dir=~/d")
+    assert (options.run_dir, options.data_dir) == (str(tmp_path / "r"), str(tmp_path / "d"))
+    assert RunDirectory("~/r").path == tmp_path / "r"
+
+
 @pytest.mark.parametrize("left", ["state", "best", "last", "log"])
 def test_a_folder_with_results_of_another_run_is_refused_and_left_alone(left):
     run = RunDirectory("r")
     getattr(run, left).write_bytes(b"precious")
     with pytest.raises(RunError, match="r holds a run: .*or choose another --run-dir"):
-        open_run("--run-dir r")
+        opened("--run-dir r")
     with pytest.raises(RunError, match="r holds a run"):
-        open_run("--demo --run-dir r")  # the demo does not overwrite it either
+        opened("--demo --run-dir r")  # the demo does not overwrite it either
     assert getattr(run, left).read_bytes() == b"precious" and len(os.listdir("r")) == 1
 
 
 def test_a_run_that_never_finished_an_epoch_may_be_begun_again():
     begun("r", state=False)
     (RunDirectory("r").path / ".best.safetensors.x.partial").write_text("killed")
-    assert open_run("--run-dir r").path.name == "r"
+    assert opened("--run-dir r").path.name == "r"
 
 
-@pytest.mark.parametrize("name", list(cli.RECIPES))
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_is_a_set_of_options_that_others_override(name):
     recipe = parse(f"--recipe {name}")
     assert (recipe.data, recipe.arch, recipe.recipe) == ("cifar10", "vgg16", name) and recipe.epochs <= 15
@@ -230,7 +251,7 @@ def test_the_demo_is_no_recipe(capsys):
 def test_the_demo_overwrites_a_demo():
     run = begun("r", "--demo")
     run.best.write_bytes(b"old")
-    open_run("--demo --run-dir r")
+    opened("--demo --run-dir r")
     assert os.listdir("r") == []
 
 
@@ -239,7 +260,7 @@ def test_the_demo_leaves_a_demo_alone_where_there_is_no_room_for_another(monkeyp
     run.best.write_bytes(b"old")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
     with pytest.raises(RunError, match="MB left and a run of this network needs"):
-        open_run("--demo --run-dir r")
+        opened("--demo --run-dir r")
     assert run.best.read_bytes() == b"old" and run.config.exists()
 
 
@@ -363,7 +384,7 @@ def test_the_demos_pictures_are_one_of_each_class(tmp_path):
     pictures = SimpleNamespace(
         class_names=["cat", "dog"], test_images=images, test_labels=np.array([1, 1, 0, 0])
     )
-    cli.write_pictures(tmp_path / "pictures", pictures)
+    write_images(tmp_path / "pictures", pictures)
     assert sorted(os.listdir(tmp_path / "pictures")) == ["cat.png", "dog.png"]
     with Image.open(tmp_path / "pictures" / "cat.png") as image:
         assert image.size == (256, 256) and image.getpixel((9, 9)) == (100, 100, 100)

@@ -95,7 +95,7 @@ def test_training_prints_device_data_network_the_articles_log_and_the_test_accur
         r"Data: shapes10, 64 images to train on, 64 to validate",
         r"Network: VGG\(architecture='vgg11', num_classes=10, image_size=32, .*\)",
         r"Parameters: 37,250",
-        r"Forecast: \d+\.\d [kM] multiply-adds an image, [\d,]+ MB of memory",
+        r"Forecast: \d+\.\d [kM] multiply-adds per image, [\d,]+ MB of memory",
         *LOG,
         r"Best model: run/best.safetensors",
         r"Test Acc: 0\.\d{6} \(shapes10, 2,000 official test images\)",
@@ -159,8 +159,8 @@ def test_other_heads_sizes_and_augmentations(program):
         ("--epochs none", "--epochs: must be a whole number above zero"),
         ("--width 0.001", "width must leave at least one channel everywhere, and 0.001 does not"),
         ("--image-size 40", "image_size must be a multiple of 32, not 40; head='gap' takes any from 32 on"),
-        ("--dropout 1.5", "dropout must be between 0 and 1, not 1.5"),
-        ("--label-smoothing 1", "label_smoothing must be in"),
+        ("--dropout 1.5", "dropout must be a number between 0 and 1, not 1.5"),
+        ("--label-smoothing 1", "label_smoothing must be below 1"),
         ("--augment rain", "unknown augmentation 'rain': say none, or join"),
         ("--subset 100000", "cannot draw a subset of 100000"),
         ("--validation 300", "cannot set aside 300 of 300 training images for validation"),
@@ -175,7 +175,7 @@ def test_training_refuses_a_folder_that_holds_a_run_and_leaves_it_untouched(prog
     program(f"train_cifar.py {TINY} --epochs 1 --run-dir run")
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
     sentence = failure(program(f"train_cifar.py {TINY} --epochs 1 --run-dir run"))
-    assert sentence == "run holds a run: go on with it by --resume, or choose another --run-dir"
+    assert sentence == "run holds a run: resume it by --resume, or choose another --run-dir"
     assert failure(program("train_cifar.py --resume --run-dir run --lr 7")).startswith(
         "the run in run has --lr"
     )
@@ -183,7 +183,7 @@ def test_training_refuses_a_folder_that_holds_a_run_and_leaves_it_untouched(prog
 
 
 def test_training_goes_on_only_from_a_run(program):
-    assert failure(program("train_cifar.py --resume")).startswith("there is no run to go on with")
+    assert failure(program("train_cifar.py --resume")).startswith("there is no run to resume")
     program(f"train_cifar.py {TINY} --epochs 1 --run-dir run")
     state = Path("run/state.safetensors")
     state.write_bytes(state.read_bytes()[:1000])

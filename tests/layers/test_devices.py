@@ -18,7 +18,7 @@ from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG, vgg11
 from scratchnet.optim import SGD, Constant, is_bias_or_norm
 from scratchnet.training import RunDirectory, Trainer, predict
-from scratchnet.training.trainer import why_not_finite
+from scratchnet.training.finite import why_not_finite
 from tests.fakes import cuda_runtime
 
 TOLERANCE = {"float32": {"rtol": 2e-4, "atol": 2e-5}, "float64": {"rtol": 1e-9, "atol": 1e-10}}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scratchnet.cli import parse_training
 from scratchnet.report import RunReport
-from scratchnet.training.cli import parse_training
 from scratchnet.training.rundir import COLUMNS
 from tests.fakes.pages import Page, change_config, refused, report, written
 

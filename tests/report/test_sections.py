@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scratchnet import doctor
+from scratchnet.cli.options import DEFAULTS, DEMO, RECIPES, parse_training
 from scratchnet.models import vgg11
 from scratchnet.report import page, sections
-from scratchnet.training import RunDirectory, doctor
-from scratchnet.training.cli import DEFAULTS, DEMO, RECIPES, parse_training
+from scratchnet.training import RunDirectory
 from tests.fakes.pages import SECTIONS, Page, train, written
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plot)")
@@ -83,7 +84,7 @@ def diagnosed(step):
 
 def test_the_last_diagnosis_of_training_is_shown(run):
     diagnoses = [diagnosed(0), diagnosed(12345)]
-    (run / doctor.FILE).write_text(json.dumps([found.as_dict() for found in diagnoses]))
+    (run / "diagnosis.json").write_text(json.dumps([found.as_dict() for found in diagnoses]))
     shown = written(run)
     assert "after step 12,345 of training" in shown.section("doctor")
     assert f"loss {diagnoses[1].loss:.4f}" in shown.section("doctor")

@@ -7,10 +7,11 @@ import pytest
 
 from scratchnet import backend
 from scratchnet.data import Augmentation, Loader, Normalisation, shapes10
+from scratchnet.doctor import Doctor
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD, Step
-from scratchnet.training import NotFinite, RunDirectory, Trainer
+from scratchnet.training import NotFinite, RunDirectory, Trainer, make_engine
 from scratchnet.training import device as epochs_on_device
 from scratchnet.training.device import DeviceEpochs
 from tests.fakes import cuda_runtime
@@ -34,11 +35,16 @@ def loaders(image_size=None, labels=None, batch_size=10):
     return train, Loader(MIDDLES[1], PICTURES.test_labels, 10, shuffle=False, **how)
 
 
-def trainer(where, run=None, dropout=0.0, lr=0.02, image_size=None, **settings):
+def trainer(
+    where, run=None, dropout=0.0, lr=0.02, image_size=None, engine=None, precision="fp32", **settings
+):
     net = network(dropout, image_size or 8).to(where)
     sgd = SGD(net.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    engine = make_engine(net, engine, precision)
     schedule = Step(lr, milestones=(4,))  # in the middle of the second epoch
-    return Trainer(net, sgd, schedule, *loaders(image_size), run, SoftmaxCrossEntropy(0.1), **settings)
+    return Trainer(
+        net, sgd, schedule, *loaders(image_size), run, SoftmaxCrossEntropy(0.1), engine, **settings
+    )
 
 
 def fitted(*arguments, epochs=2, **settings):
@@ -56,7 +62,7 @@ def without_times(log):
 def test_cuda_epochs_are_those_of_the_layers_on_numpy(device):
     expected = fitted("numpy", engine="layers").log
     ours = fitted(device)
-    assert ours._epochs is not None and ours._epochs.resident
+    assert ours.device_epochs is not None and ours.device_epochs.resident
     for row, right in zip(without_times(ours.log), without_times(expected), strict=True):
         for name, value in right.items():
             assert row[name] == pytest.approx(value, rel=1e-3), name
@@ -77,11 +83,11 @@ def test_cuda_epochs_take_pictures_from_the_loader_where_the_gpu_cannot_prepare_
     resident = fitted(device, epochs=1)
     monkeypatch.setattr(epochs_on_device, "RESIDENT_BYTES", 1000)
     uploaded = fitted(device, epochs=1)
-    assert not uploaded._epochs.resident
+    assert not uploaded.device_epochs.resident
     assert without_times(uploaded.log) == without_times(resident.log)
     monkeypatch.undo()
     resized = fitted(device, epochs=1, image_size=10)
-    assert not resized._epochs.resident
+    assert not resized.device_epochs.resident
     expected = fitted("numpy", epochs=1, image_size=10).log[0]["train_loss"]
     assert resized.log[0]["train_loss"] == pytest.approx(expected, rel=1e-3)
 
@@ -94,8 +100,8 @@ def test_cuda_epochs_read_the_loss_once_in_a_while(stand_in, monkeypatch):
     schedule = Step(0.01, milestones=())
     with cuda_runtime.counted() as traffic:
         told = list(epochs.run(0, schedule))
-    assert [totals.images for totals in told] == [16, 24]
-    assert told[1].loss > told[0].loss > 0
+    assert [(step, totals.images) for step, totals in told] == [(3, 16), (5, 24)]
+    assert told[1][1].loss > told[0][1].loss > 0
     assert traffic.reads == 2
 
 
@@ -107,8 +113,9 @@ def test_cuda_epochs_notice_a_loss_that_is_not_finite(device):
 
 
 def test_a_doctor_changes_no_bit_of_cuda_epochs(device):
-    alone, watched = (fitted(device, dropout=0.3, diagnose=diagnose) for diagnose in (False, True))
-    assert [found.step for found in watched.doctor.diagnoses][:2] == [0, 3]
+    doctor = Doctor()
+    alone, watched = (fitted(device, dropout=0.3, observers=observers) for observers in ([], [doctor]))
+    assert [found.step for found in doctor.diagnoses] == [0, 3, 6]
     assert without_times(watched.log) == without_times(alone.log)
 
 
@@ -120,9 +127,9 @@ def test_cuda_epochs_check_labels_before_the_gpu_gets_them(device):
 
 
 def test_cuda_epochs_are_for_plans_on_a_gpu(stand_in):
-    assert trainer("cupy")._epochs is not None
-    assert trainer("cupy", engine="layers")._epochs is None
-    assert trainer("numpy")._epochs is None
+    assert trainer("cupy").device_epochs is not None
+    assert trainer("cupy", engine="layers").device_epochs is None
+    assert trainer("numpy").device_epochs is None
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])

@@ -1,7 +1,7 @@
-"""What a run says while it works: the article's log on standard output, progress on standard error.
+"""What a run prints: the article's log on standard output, progress on standard error.
 
-On a terminal progress is a bar; where the output goes to a file it is a plain line a minute, so that the file
-stays readable. Every line is flushed, so that ``tail -f`` shows it at once.
+On a terminal progress is a bar; where the output goes to a file it is a plain line per minute, so that the
+file stays readable. Every line is flushed, so that ``tail -f`` shows it at once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
+
+from scratchnet.training.observers import Observer
+
+if TYPE_CHECKING:
+    from scratchnet.training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -48,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """How far an epoch has come: images, loss, images a second, and the time left.
+    """How far an epoch has come: images, loss, images per second, and the time left.
 
     Parameters
     ----------
@@ -73,11 +79,17 @@ class Progress:
     epoch 1/2: 200 of 1,000 images, loss 2.1000, 2.2 images/s, 6m 0s left
     """
 
-    def __init__(self, title: str, total: int, file: TextIO | None = None, clock=time.monotonic):
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.title, self.total, self.file, self.clock = title, total, file or sys.stderr, clock
         self.done = 0
         self.start = self.last_line = clock()
-        self.bar = None
+        self.bar: tqdm | None = None
         if self.file.isatty():
             has_width = _columns(self.file) > 0
             self.bar = tqdm(
@@ -116,8 +128,76 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
+
+
+class Console(Observer):
+    """Prints the article's log, and how far an epoch has come.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> trainer = SimpleNamespace(log=[{"seconds": 1177.2}], best_accuracy=0.998)
+    >>> Console().on_end(trainer)
+    Training complete in 19m 37s
+    Best val Acc: 0.998000
+    """
+
+    def __init__(self) -> None:
+        self._of = ""
+        self._progress: Progress | None = None
+
+    def on_begin(self, trainer: Trainer, epochs: int) -> None:
+        """Remember how many epochs there are."""
+        self._of = f"/{epochs}"
+
+    def on_epoch_begin(self, trainer: Trainer, epoch: int) -> None:
+        """Print the epoch's title."""
+        say(f"Epoch {epoch + 1}{self._of}")
+        say("-----")
+        self._show(Progress(f"epoch {epoch + 1}{self._of}", trainer.train.n_samples))
+
+    def on_step(self, trainer: Trainer, step: int) -> None:
+        """Move the bar on."""
+        if self._progress is not None:
+            loss, _ = trainer.totals.means
+            self._progress.update(trainer.totals.images - self._progress.done, loss)
+
+    def on_validation_begin(self, trainer: Trainer, epoch: int) -> None:
+        """Print how training went."""
+        self._show(None)
+        loss, accuracy = trainer.totals.means
+        say(f"train Loss: {loss:.4f} Acc: {accuracy:.4f}")
+        self._show(Progress("validating", trainer.validation.n_samples))
+
+    def on_validation_step(self, trainer: Trainer, images: int) -> None:
+        """Move the bar on."""
+        if self._progress is not None:
+            self._progress.update(images)
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, row: dict[str, float]) -> None:
+        """Print how validation went."""
+        self._show(None)
+        say(f"val Loss: {row['val_loss']:.4f} Acc: {row['val_accuracy']:.4f}")
+
+    def on_error(self, trainer: Trainer, error: BaseException) -> None:
+        """Take the bar away, before the error is printed."""
+        self._show(None)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Print the result."""
+        say(f"Training complete in {duration(sum(row['seconds'] for row in trainer.log))}")
+        say(f"Best val Acc: {trainer.best_accuracy:.6f}")
+
+    def _show(self, progress: Progress | None) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        self._progress = progress
 
 
 def _columns(file: TextIO) -> int:

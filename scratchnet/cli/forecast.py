@@ -1,4 +1,4 @@
-"""What a training will cost, before it begins: multiply-adds, memory by category, and the time of an epoch.
+"""The forecast of a training: multiply-adds, memory by category, and the time of an epoch.
 
 Memory is added up from what will be allocated: the flat arrays of parameters, gradients and momentum, and the
 block of a plan, whose buffers all have their places before any of them exists. What the process holds already
@@ -12,19 +12,22 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
-from scratchnet import plans
+from scratchnet import checks, plans
+from scratchnet.cli.system import available_bytes, resident_bytes
 from scratchnet.data import Loader
+from scratchnet.functional.conv import COLUMNS_ON_CPU
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU, leaves
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
+from scratchnet.tables import aligned
+from scratchnet.training.console import duration
+from scratchnet.training.engine import make_engine
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.log import duration
 from scratchnet.training.trainer import Trainer
 
 MB = 1e6
@@ -82,7 +85,7 @@ class Forecast:
     held : int
         Bytes of ``memory`` that are held already.
     largest_batch : int or None
-        At least so many images a step would fit.
+        At least so many images per step would fit.
     timing : Timing or None
         If steps were measured.
     images : int or None
@@ -97,7 +100,7 @@ class Forecast:
     held: int
     largest_batch: int | None
     timing: Timing | None = None
-    pictures: int | None = None
+    images: int | None = None
 
     @property
     def total(self) -> int:
@@ -112,7 +115,7 @@ class Forecast:
     @property
     def line(self) -> str:
         """The shortest form."""
-        return f"{count(self.multiply_adds)} multiply-adds an image, {megabytes(self.total)} of memory"
+        return f"{count(self.multiply_adds)} multiply-adds per image, {megabytes(self.total)} of memory"
 
     @property
     def warning(self) -> str:
@@ -122,37 +125,37 @@ class Forecast:
         advice = f"{self.largest_batch} would fit" if self.largest_batch else "no batch would fit"
         return (
             f"a batch of {self.batch_size} needs {megabytes(self.total - self.held)} of memory, "
-            f"{megabytes(self.available)} are available: {advice}"
+            f"{megabytes(self.available or 0)} are available: {advice}"
         )
 
     def __str__(self) -> str:
         rows = [
             ("parameters", f"{self.parameters:,}", ""),
-            ("multiply-adds", count(self.multiply_adds), "an image, forward; three times that in training"),
+            ("multiply-adds", count(self.multiply_adds), "per image, forward; three times that in training"),
             (f"memory, batches of {self.batch_size}", "", ""),
             *((f"  {name}", megabytes(size), NOTES.get(name, "")) for name, size in self.memory.items()),
             ("  together", megabytes(self.total), ""),
         ]
         if self.available is not None:
             fit = f"batches of {self.largest_batch:,} would fit" if self.largest_batch else "no batch fits"
-            if self.largest_batch and self.largest_batch == self.pictures:
-                fit = f"a batch of all {self.pictures:,} images would fit"
+            if self.largest_batch and self.largest_batch == self.images:
+                fit = f"a batch of all {self.images:,} images would fit"
             rows.append(("  available", megabytes(self.available + self.held), fit))
         if self.timing is not None:
             t = self.timing
             rows += [
                 ("time", "", ""),
-                ("  a step", seconds(t.step), f"{self.batch_size / t.step:,.0f} images a second"),
+                ("  per step", seconds(t.step), f"{self.batch_size / t.step:,.0f} images per second"),
                 (
-                    "  an epoch",
+                    "  per epoch",
                     duration(t.epoch),
                     f"{t.steps:,} steps, and {t.validation_steps:,} to validate",
                 ),
             ]
             if t.epochs > 1:
                 rows.append((f"  {t.epochs} epochs", duration(t.epochs * t.epoch), ""))
-        left, right = (max(len(row[k]) for row in rows) for k in (0, 1))
-        return "\n".join(f"{a.ljust(left)}  {b.rjust(right)}  {c}".rstrip() for a, b, c in rows)
+        lines = aligned([row[:2] for row in rows], gap="  ")
+        return "\n".join(f"{line}  {note}".rstrip() for line, (_, _, note) in zip(lines, rows, strict=True))
 
 
 VARYING = ("activations", "workspace", "batches")  # with the batch
@@ -181,12 +184,12 @@ def forecast(
     saves: bool = False,
     measure: bool = False,
 ) -> Forecast:
-    """Say what training a network will cost.
+    """Return what training a network will cost.
 
     Parameters
     ----------
     net : Layer
-        On the backend on which it shall train, in training mode. It is not changed.
+        On the backend on which it is to train, in training mode. It is not changed.
     batch_size : int
     image_size : int, optional
         Side of the images; by default that which a VGG was built for.
@@ -222,10 +225,9 @@ def forecast(
     >>> f.parameters, f.memory["gradients"]
     (678506, 2714024)
     >>> print(f.line)  # doctest: +ELLIPSIS
-    10.0 M multiply-adds an image, ... MB of memory
+    10.0 M multiply-adds per image, ... MB of memory
     """
-    if batch_size < 1:
-        raise ValueError(f"the batch size must be a whole number above zero, not {batch_size}")
+    checks.whole(batch_size=batch_size)
     size = image_size or net.settings().get("image_size")
     if size is None:
         raise ValueError("this network does not say which images it takes: give image_size")
@@ -255,7 +257,7 @@ def forecast(
             "batches": BATCHES * prod(shape(n)) * net.dtype.itemsize,
             "validation": plans.weight_memory_budget(weights) if on_cpu and engine != "layers" else 0,
             "saving": weights if saves and on_cpu else 0,
-            "program": max(0, resident) if on_cpu else _pictures_on_device(train),
+            "program": max(0, resident) if on_cpu else _images_on_device(train),
         }
 
     own = memory(batch_size)
@@ -272,15 +274,15 @@ def forecast(
             room=available + held - (total - varying),
         )
         largest = min(largest, train.n_samples) if train is not None else largest
-    pictures = train.n_samples if train is not None else None
+    images = train.n_samples if train is not None else None
     timing = None
-    if measure:
+    if measure and train is not None:
         timing = _measured(net, optimizer, train, validation, loss, epochs, engine, precision)
         gc.collect()  # the copy and its plans refer to each other
     forward = net.multiply_adds(shape(1))
     own = {name: size for name, size in own.items() if size}
     count_ = sum(p.size for p in parameters)
-    return Forecast(batch_size, count_, forward, own, available, held, largest, timing, pictures)
+    return Forecast(batch_size, count_, forward, own, available, held, largest, timing, images)
 
 
 def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
@@ -316,12 +318,13 @@ def _of_layers(net: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
     """Estimate what the layers keep for the backward pass, and what they need on the way.
 
     Maps are numbered: map i goes into layer i. A convolution, a linear layer and a batch normalisation keep
-    their input, a ReLU its output; pooling and dropout a byte a number. What else there is lives for a
-    moment: a layer's output, and in the backward pass the gradients on both of its sides.
+    their input, a ReLU its output; pooling and dropout a byte per number. What else there is lives for a
+    moment: a layer's output, a chunk of a convolution's patches, and in the backward pass the gradients on
+    both of its sides.
     """
     item = net.dtype.itemsize
     maps, kept, extra = [prod(shape) * item], set(), 0
-    moments = []
+    peaks = []
     chain = [layer for _, layer in leaves(net)]
     for i, layer in enumerate(chain):
         shape = layer.output_shape(shape)
@@ -333,9 +336,10 @@ def _of_layers(net: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
         elif isinstance(layer, (MaxPool2d, Dropout)):
             extra += prod(shape)
         so_far = extra + sum(maps[k] for k in kept)
-        moments.append(so_far + 2 * maps[i] + 2 * maps[i + 1])
+        columns = COLUMNS_ON_CPU if isinstance(layer, Conv2d) else 0  # of patches, at most
+        peaks.append(so_far + 2 * maps[i] + 2 * maps[i + 1] + columns)
     activations = extra + sum(maps[k] for k in kept)
-    return activations, max(0, max(moments) - activations)
+    return activations, max(0, max(peaks) - activations)
 
 
 def _measured(
@@ -350,18 +354,20 @@ def _measured(
 ) -> Timing:
     """Time steps of the trainer's own loop on a copy of the network."""
     twin = copy.deepcopy(net)
-    how = optimizer or SGD(twin.parameters(), 0.0, momentum=0.9)
-    settings = {"momentum": how.momentum, "nesterov": how.nesterov, "weight_decay": how.weight_decay}
+    settings: dict[str, Any] = {"momentum": 0.9}
+    if optimizer is not None:
+        settings = {name: getattr(optimizer, name) for name in ("momentum", "nesterov", "weight_decay")}
     steps = SGD(twin.parameters(), 0.0, **settings)
     part = copy.copy(train)  # some of its images, prepared as they will be
     part.indices = train.indices[: train.batch_size]
-    loop = Trainer(twin, steps, lambda step: 0.0, part, part, loss=loss, engine=engine, precision=precision)
-    step = _median(lambda: loop.train_epoch(0, "measuring"), part, train)
+    computes = make_engine(twin, engine, precision)
+    loop = Trainer(twin, steps, lambda step: 0.0, part, part, None, loss, computes, observers=())
+    step = _median(lambda: loop.train_epoch(0), part, train)
     validation_step = 0.0
     if validation is not None and len(validation):
         part = copy.copy(validation)
         part.indices = validation.indices[: validation.batch_size]
-        validation_step = _median(lambda: evaluate(twin, part, "measuring", loop.engine), part, validation)
+        validation_step = _median(lambda: evaluate(twin, part, computes), part, validation)
     return Timing(step, len(train), validation_step, 0 if validation is None else len(validation), epochs)
 
 
@@ -387,73 +393,9 @@ def _time(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _pictures_on_device(train: Loader | None) -> int:
+def _images_on_device(train: Loader | None) -> int:
     """Return the bytes of the images, which training on a GPU keeps there."""
     return 0 if train is None else train.images.nbytes
-
-
-# What the system says
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process holds now; 0 where the system does not say.
-
-    Examples
-    --------
-    >>> resident_bytes() > 1_000_000 or not Path("/proc/self/status").exists()
-    True
-    """
-    return _kilobytes(Path("/proc/self/status"), "VmRSS") or 0
-
-
-def available_bytes(net: Layer) -> int | None:
-    """Return how much more memory may be taken where the network computes; None where nobody says.
-
-    On a CPU it is what Linux counts as available, or what a container may still take where that is less. On a
-    GPU it is the free memory.
-
-    Parameters
-    ----------
-    net : Layer
-
-    Examples
-    --------
-    >>> from scratchnet.layers import Linear
-    >>> available = available_bytes(Linear(4, 2))
-    >>> available is None or available > 0
-    True
-    """
-    if net.backend.name != "numpy":
-        free, _ = net.backend.xp.cuda.runtime.memGetInfo()
-        return int(free)
-    limits = [_kilobytes(Path("/proc/meminfo"), "MemAvailable"), *_of_container()]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _of_container(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Yield what a control group leaves, by either version of the interface; files read are no burden."""
-    for folder, limit, used, cached in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = (folder / limit).read_text().strip()
-            now = int((folder / used).read_text())
-            lines = (folder / "memory.stat").read_text().splitlines()
-            files = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
-        except (OSError, ValueError):
-            continue
-        if most.isdecimal():
-            yield max(0, int(most) - now + files)
-
-
-def _kilobytes(path: Path, name: str) -> int | None:
-    """Return a line of a file in /proc, such as ``VmRSS:  1234 kB``, in bytes."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 # Numbers as text

@@ -1,4 +1,4 @@
-"""What the doctor hands out: rows of numbers, verdicts in words, and both together as a table or as JSON."""
+"""Diagnoses: rows of numbers, verdicts in words, and both together as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
+from scratchnet.tables import aligned
 from scratchnet.training.rundir import DIAGNOSES, RunError
 
 
@@ -125,22 +126,17 @@ class Diagnosis:
         )
 
     def _table(self) -> list[str]:
-        titles = ("layer", "std", "signal", "dead", "gradient/weight", "update/weight")
-        table = [titles]
+        table = [("layer", "std", "signal", "dead", "gradient/weight", "update/weight")]
         for row in self.rows:
             dead = "" if row.dead is None else f"{100 * row.dead:.1f} %"
             numbers = [row.std, row.signal, row.gradient, row.update]
             std, signal, gradient, update = ("" if n is None else f"{n:.1e}" for n in numbers)
             table.append((f"{row.layer} {row.kind}".strip(), std, signal, dead, gradient, update))
-        shown = [i for i in range(len(titles)) if any(row[i] for row in table[1:])]
-        widths = {i: max(len(row[i]) for row in table) for i in shown}
-        return [
-            "   ".join(row[i].rjust(widths[i]) if i else row[i].ljust(widths[i]) for i in shown).rstrip()
-            for row in table
-        ]
+        columns = [column for column in zip(*table, strict=True) if any(column[1:])]
+        return aligned(list(zip(*columns, strict=True)))
 
 
-def read(run_path: str | os.PathLike) -> list[Diagnosis]:
+def read(run_path: str | os.PathLike[str]) -> list[Diagnosis]:
     """Return the diagnoses that a run left, in the order of its steps; an empty list where it left none.
 
     Parameters

@@ -1,0 +1,62 @@
+"""Data sets by name, as the programs take them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from scratchnet import data
+
+
+def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) -> data.ImageData:
+    """Return a data set by name: ``cifar10``, ``shapes10``, or ``auto``.
+
+    Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
+    shapes10, which it reports in three lines that cannot be overlooked. CIFAR-10 that is there but damaged
+    is an error all the same. A dry run downloads nothing: grey images stand in for CIFAR-10.
+
+    Raises
+    ------
+    DataError
+        If the data set is missing or damaged.
+    """
+    if name == "shapes10":
+        return data.shapes10()
+    try:
+        return data.cifar10(folder, download=not dry_run)
+    except data.MissingDataError as error:
+        if dry_run:
+            print("CIFAR-10 is not here: as many grey images stand in for it.", file=sys.stderr, flush=True)
+            grey, labels = np.full((60_000, 32, 32, 3), 128, np.uint8), np.arange(60_000) % 10
+            train, test = slice(50_000), slice(50_000, None)
+            names = tuple(str(k) for k in range(10))
+            return data.ImageData(grey[train], labels[train], grey[test], labels[test], names, "CIFAR-10")
+        if name != "auto":
+            raise
+        for line in (
+            "*** CIFAR-10 IS NOT HERE: this trains on the built-in set shapes10 INSTEAD.",
+            f"*** {error}",
+            "*** Accuracies on shapes10 say nothing about CIFAR-10. Log and model name the data set.",
+        ):
+            print(line, file=sys.stderr, flush=True)
+        return data.shapes10()
+
+
+def write_images(folder: Path, images: data.ImageData) -> None:
+    """Write one test image of each class as PNG, enlarged, so that there is something to name.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    images : ImageData
+    """
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(images.class_names):
+        pixels = images.test_images[int(np.argmax(images.test_labels == label))]
+        Image.fromarray(pixels).resize((256, 256), Image.Resampling.NEAREST).save(folder / f"{name}.png")

@@ -1,0 +1,164 @@
+"""``scratchnet evaluate``: what is in an image, or how good a model is."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from os.path import expanduser, isdir
+from pathlib import Path
+
+import numpy as np
+
+from scratchnet import backend, checkpoint
+from scratchnet.backend import Array
+from scratchnet.cli.datasets import load_data
+from scratchnet.cli.program import Parser, complain, positive
+from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, images_in
+from scratchnet.layers import Chain
+from scratchnet.training import confusion_matrix, evaluate, make_engine, predict
+from scratchnet.training.console import Progress, say
+from scratchnet.training.engine import ENGINES, Layers, Plans
+from scratchnet.training.evaluation import VIEWS, confusion_table
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what torchvision's weights expect
+
+Decoded = tuple[
+    str | PathLike[str], np.ndarray | DataError
+]  # which image, and its pixels or why there are none
+
+
+def main() -> int:
+    """Name images, or measure accuracy."""
+    options = _parse()
+    device = backend.get(options.backend)
+    print(f"Device: {device}", file=sys.stderr, flush=True)
+    net = checkpoint.load(options.model, device)
+    engine = make_engine(net, options.engine)
+    normalisation = Normalisation(**{key: net.info.get(key, IMAGENET[key]) for key in IMAGENET})
+    work = measure if options.data else name_images
+    return work(net, engine, normalisation, options)
+
+
+def _parse() -> Namespace:
+    parser = Parser(description="Say what is in an image, or how good a model is.")
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        type=expanduser,
+        help="a .safetensors file, such as runs/demo/best.safetensors",
+    )
+    images = "image files, folders of them, or http(s) addresses"
+    add("images", metavar="IMAGE", nargs="*", default=[], type=expanduser, help=images)
+    top = "print the K likeliest classes with probabilities"
+    add("--top", type=positive(int), metavar="K", help=top)
+    add("--data", choices=("cifar10", "shapes10"), help="measure on these official test images")
+    folder = "the folder of CIFAR-10 (default data)"
+    add("--data-dir", default="data", metavar="DIR", type=expanduser, help=folder)
+    add("--backend", choices=("auto", "numpy", "cupy"), default="auto")
+    add("--engine", choices=ENGINES, help="a plan (the default), or the layers")
+    views = "look at so many views of each image: 2 with its mirror image, 10 shifted, too (default 1)"
+    add("--views", type=positive(int), choices=VIEWS, default=1, help=views)
+    options = parser.parse_intermixed_args()  # so that options may stand between the images
+    if bool(options.images) == bool(options.data):
+        parser.error("give either images to name, or --data to measure on")
+    if options.data and options.top:
+        parser.error("--top is for images; --data measures how often the likeliest class is right")
+    return options
+
+
+def name_images(net: Chain, engine: Layers | Plans, normalisation: Normalisation, options: Namespace) -> int:
+    """Print the class of each image, one per line; for those that cannot be read, a sentence on stderr."""
+    size, num_classes = sizes_of(net, options.model)
+    classes, status = net.info.get("class_names") or [f"class {k}" for k in range(num_classes)], 0
+    images: list[str] = []
+    in_folders: set[str] = set()
+    for given in options.images:
+        try:
+            found = images_in(given) if isdir(given) else []
+        except OSError as error:
+            complain(f"{given} cannot be read: {error.strerror}")
+            status = 2
+            continue
+        in_folders.update(found)  # they are told apart by their names
+        images += found or [given]
+
+    number = batch_size(size)
+    decoded = decode_ahead(images, size, ahead=2 * number)
+    while batch := take(decoded, number):
+        readable = [pixels for _, pixels in batch if not isinstance(pixels, DataError)]
+        likely: Iterator[np.ndarray] = iter(())
+        if readable:
+            x = normalisation.apply(np.stack(readable), dtype=net.dtype)
+            likely = iter(finite(predict(net, x, engine, options.views), options.model))
+        for image, pixels in batch:
+            if isinstance(pixels, DataError):
+                complain(str(pixels))
+                status = 2
+                continue
+            probabilities = next(likely)
+            best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
+            words = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
+            say((f"{image}: " if image in in_folders else "") + ", ".join(words))
+    return status
+
+
+def sizes_of(net: Chain, model: str) -> tuple[int, int]:
+    """Return the side of the images that a network takes, and how many classes it has."""
+    size = net.settings().get("image_size", net.info.get("image_size"))
+    if size is None:
+        raise ValueError(f"{model} does not say which images its network takes: save it with image_size=")
+    return int(size), net.output_shape((1, int(size), int(size), 3))[-1]
+
+
+def finite(values: Array, model: str | Path) -> Array:
+    """Return them, or refuse the model: of NaN the likeliest class would be the first."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{model} puts out NaN: its weights are damaged, or its training failed")
+    return values
+
+
+def take(decoded: Iterable[Decoded], count: int) -> list[Decoded]:
+    """Take images until so many can be read: a batch of another size would take a plan of its own."""
+    batch: list[Decoded] = []
+    readable = 0
+    for item in decoded:
+        batch.append(item)
+        readable += not isinstance(item[1], DataError)
+        if readable == count:
+            break
+    return batch
+
+
+def batch_size(image_size: int) -> int:
+    """Return how many images go through the network at a time."""
+    return 128 if image_size <= 64 else 8
+
+
+def measure(net: Chain, engine: Layers | Plans, normalisation: Normalisation, options: Namespace) -> int:
+    """Print accuracy and a confusion matrix on official test images."""
+    images = load_data(options.data, options.data_dir)
+    classes = images.class_names
+    size, num_classes = sizes_of(net, options.model)
+    if num_classes != len(classes):
+        raise ValueError(f"{options.model} has {num_classes} classes, {images.name} has {len(classes)}")
+    trained_on = net.info.get("data", images.name)
+    if trained_on != images.name:
+        complain(f"note: trained on {trained_on}, measured on {images.name}")
+    test = Loader(
+        images.test_images,
+        images.test_labels,
+        batch_size=batch_size(size),
+        shuffle=False,
+        normalisation=normalisation,
+        image_size=size,
+        dtype=net.dtype,
+    )
+    with Progress(images.name, test.n_samples) as progress:
+        result = evaluate(net, test, engine, options.views, progress.update)
+    finite(np.array(result.loss), options.model)
+    say(f"Accuracy: {result.accuracy:.4f} ({images.name}, {test.n_samples:,} official test images)")
+    say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
+    return 0

@@ -1,0 +1,101 @@
+"""What every program shares: its parser, the numbers that it takes, and how it fails."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scratchnet import checks, data
+from scratchnet.backend import BackendError
+from scratchnet.checkpoint import FormatError
+from scratchnet.training import NotFinite, RunError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one sentence what is wrong, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2."""
+        message = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {message} (--help lists all options)\n")
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+    """Return what reads an int or float above zero from the command line, and refuses everything else."""
+    return lambda text: _number(kind, text, "above zero", 1 if kind is int else sys.float_info.min)
+
+
+def at_least_zero(kind: type) -> Callable[[str], Any]:
+    """Return what reads an int or float of at least zero, and refuses everything else."""
+    return lambda text: _number(kind, text, "of at least zero", 0)
+
+
+def _number(kind: type, text: str, wanted: str, least: Any) -> Any:
+    name = "whole number" if kind is int else "number"
+    try:
+        value = kind(text)
+        if kind is int:
+            checks.whole(least, value=value)
+        else:
+            checks.real(least, value=value)
+        return value
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a {name} {wanted}, not {text!r}") from None
+
+
+def name_of_program() -> str:
+    """Return what messages begin with: the script's name, or ``scratchnet train``."""
+    return Path(sys.argv[0]).name
+
+
+def complain(sentence: str) -> None:
+    """Print a sentence on standard error, on one line, whatever a file in it may be called."""
+    print(f"{name_of_program()}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
+    """Call a program's main function and leave, with one sentence on standard error where it fails.
+
+    Parameters
+    ----------
+    main : callable
+        Returns the exit status, None for 0.
+    memory_advice : str
+        What to do where there is not enough memory, after those words.
+
+    Notes
+    -----
+    Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C.
+    """
+    # What overflows shows in the loss, which the trainer watches; NumPy's remarks would only come in between.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="scratchnet")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we were started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (it stays open)
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files need not be text; they are printed as they are, and if that cannot be, spelt out.
+        utf = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if utf else "backslashreplace")
+    try:
+        sys.exit(main() or 0)
+    except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
+        status, message = 2, str(error)
+    except MemoryError:
+        status, message = 2, f"not enough memory{memory_advice}"
+    except NotFinite as error:
+        status, message = 1, str(error)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = error.filename or "cannot write"  # what has no name is the output
+        status, message = 2, f"{where}: {error.strerror}" if error.strerror else str(error)
+    except KeyboardInterrupt as error:
+        status, message = 130, f"stopped {error}".strip()
+    complain(message)
+    sys.exit(status)

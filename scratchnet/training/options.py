@@ -1,0 +1,92 @@
+"""The options of a run and their defaults: what ``config.json`` holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from scratchnet.training.rundir import RunDirectory, RunError
+
+DEFAULTS: dict[str, Any] = {
+    "backend": "auto",
+    "engine": None,
+    "precision": "fp32",
+    "data": "auto",
+    "data_dir": "data",
+    "arch": "vgg16",
+    "batch_norm": False,
+    "width": 1.0,
+    "image_size": 32,
+    "head": "flatten",
+    "classifier_width": 4096,
+    "dropout": 0.5,
+    "init": "he",
+    "output_scale": 1.0,
+    "subset": None,
+    "validation": None,
+    "epochs": 15,
+    "batch_size": 128,
+    "lr": 0.02,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "label_smoothing": 0.0,
+    "augment": "crop-flip",
+    "seed": 0,
+    "run_dir": None,
+    "resume": False,
+    "dry_run": False,
+    "diagnose": False,
+    "views": 1,
+    "demo": False,
+    "recipe": None,
+}
+
+UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str}  # if not given: None
+
+
+def read_options(run: RunDirectory) -> dict[str, Any]:
+    """Return the options of a run, each of the right kind; those that there were not yet by their defaults.
+
+    Parameters
+    ----------
+    run : RunDirectory
+
+    Raises
+    ------
+    RunError
+        If its ``config.json`` is missing or damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> run = RunDirectory(tempfile.mkdtemp())
+    >>> run.write_config({"options": {"lr": 0.3}})
+    >>> options = read_options(run)
+    >>> options["lr"], options["momentum"]
+    (0.3, 0.9)
+    """
+    options = run.read_config().get("options")
+    if not isinstance(options, dict):
+        raise RunError(f"{run.config} is damaged: it does not hold the options of a run")
+    options = DEFAULTS | options
+    for name in DEFAULTS:
+        if wanted := _kind_missed(name, options[name]):
+            shown = f"{name} is {json.dumps(options[name])}, and should be {wanted}"
+            raise RunError(f"{run.config} is damaged: its option {shown}")
+    return options
+
+
+def _kind_missed(name: str, value: Any) -> str:
+    """Return what an option should have been, in words; nothing if ``value`` is that."""
+    if value is None and name in UNSET:
+        return ""
+    kind = UNSET.get(name) or type(DEFAULTS[name])
+    if kind in (bool, str):
+        return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
+    least = 1 if kind is int and name != "seed" else 0
+    kinds = (int,) if kind is int else (int, float)  # a caller of the library may say lr=1
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf"):
+        return ""
+    return f"a {'whole number' if kind is int else 'number'} of at least {least}"

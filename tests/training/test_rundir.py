@@ -1,0 +1,115 @@
+"""The run directory: always whole, and each file of it named where it is damaged."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from scratchnet import tensorfile
+from scratchnet.training import (
+    RunDirectory,
+    RunError,
+)
+from scratchnet.training.rundir import COLUMNS
+from tests.fakes.runs import FILES, fit, prepare
+
+# The run directory
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write to the folder .*file.run"):
+        RunDirectory(tmp_path / "file" / "run")
+    with pytest.raises(RunError, match="cannot write to the folder .*file: it is a file"):
+        RunDirectory(tmp_path / "file")
+
+
+def test_opening_a_run_directory_leaves_nothing_in_it(tmp_path):
+    RunDirectory(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []
+
+
+def test_who_only_looks_makes_and_writes_nothing(uninterrupted, tmp_path):
+    with pytest.raises(RunError, match="there is no run: .*nowhere is no folder"):
+        RunDirectory(tmp_path / "nowhere", read_only=True)
+    assert not (tmp_path / "nowhere").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in [uninterrupted, *uninterrupted.iterdir()]}
+    RunDirectory(uninterrupted, read_only=True).read_log()
+    assert before == {
+        path.name: path.stat().st_mtime_ns for path in [uninterrupted, *uninterrupted.iterdir()]
+    }
+
+
+def test_the_log_is_read_as_it_was_written(uninterrupted, tmp_path):
+    rows = RunDirectory(uninterrupted, read_only=True).read_log()
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    run = RunDirectory(tmp_path)
+    assert run.read_log() == []
+    run.write_log(rows)
+    assert run.read_log() == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no log at all",
+        "epoch,loss\n1,2\n",
+        f"{','.join(COLUMNS)}\n1,2,three\n",
+        f"{','.join(COLUMNS)}\nnan{',1' * (len(COLUMNS) - 1)}\n",
+        f"{','.join(COLUMNS)}\ninf{',1' * (len(COLUMNS) - 1)}\n",
+        "\xff\xfe",
+    ],
+)
+def test_a_damaged_log_is_named(tmp_path, text):
+    (tmp_path / "log.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match="log.csv is damaged"):
+        RunDirectory(tmp_path).read_log()
+
+
+def test_a_disk_without_room_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(RunError, match=r"has 0 MB left and a run of this network needs 1 MB: free some, or"):
+        RunDirectory(tmp_path).require_space(prepare().net)
+
+
+def test_going_on_needs_only_the_room_that_the_run_does_not_take_already(tmp_path, monkeypatch):
+    trainer = fit(tmp_path, 1)
+    weights = sum(p.size * 4 for p in trainer.net.parameters().values())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2 * weights))
+    trainer.run.require_space(trainer.net)
+    with pytest.raises(RunError, match="MB left and a run of this network needs"):
+        RunDirectory(tmp_path / "another").require_space(trainer.net)
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_the_epoch_before(tmp_path, monkeypatch):
+    trainer = fit(tmp_path, 1)
+    before = {name: (tmp_path / name).read_bytes() for name in FILES}
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensorfile, "save_file", full)
+    with pytest.raises(OSError, match="safetensors cannot be written: No space left on device"):
+        trainer.fit(2)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
+    assert set(os.listdir(tmp_path)) == FILES
+
+
+def test_what_a_killed_run_left_unfinished_can_be_removed(tmp_path):
+    run = RunDirectory(tmp_path)
+    for name in (".best.safetensors.x1.partial", ".config.json.x2.partial", "notes.txt", ".mine.partial"):
+        (tmp_path / name).write_text("")
+    run.remove_partial()
+    assert set(os.listdir(tmp_path)) == {"notes.txt", ".mine.partial"}
+    assert not run.has_results
+    fit(tmp_path, 1)
+    assert run.has_results
+    run.clear()
+    assert set(os.listdir(tmp_path)) == {"notes.txt", ".mine.partial"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunError, match="config.json is damaged"):
+        RunDirectory(tmp_path).read_config()
