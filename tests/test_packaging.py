@@ -1,6 +1,7 @@
 """The package as it is installed: every file comes along, and messages name it correctly."""
 
 import configparser
+import importlib
 import re
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def test_every_file_that_is_not_python_comes_along():
     }
     assert others - packaged == set()
     assert ROOT / "scratchnet/py.typed" in packaged
+
+
+def test_the_console_script_is_there():
+    name, _, function = SETUP["options.entry_points"]["console_scripts"].partition("=")
+    module, _, attribute = function.strip().partition(":")
+    assert name.strip() == "scratchnet" and callable(getattr(importlib.import_module(module), attribute))
 
 
 def test_every_folder_with_python_is_a_package():

@@ -71,7 +71,7 @@ def test_links_resolve(page):
             assert place in map(anchor, headings), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", [page for page in TEXTS if "README" in page and "scratchnet" not in page])
+@pytest.mark.parametrize("page", [page for page in TEXTS if "README" in page])
 def test_files_named_in_readmes_exist(page):
     for name in re.findall(r"`([\w./*-]+(?:/|\.(?:py|md|cu|ipynb)))`", TEXTS[page]):
         if name.startswith(("data/", "runs/")) and page == "examples/README.md":
