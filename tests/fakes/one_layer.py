@@ -56,8 +56,10 @@ def assert_accurate(got, expected):
         assert error(got[name], expected[name]) < EPSILON, name
 
 
-def assert_plan_equals_layers(net, shape, workers, training=True, algorithm="auto"):
+def assert_plan_equals_layers(net, shape, workers, training=True, algorithm="auto", frozen=()):
     """Compare a plan on some workers with its layers, forward and, in training, backward; return the plan."""
+    for prefix in frozen:
+        net.freeze(prefix)
     rng = np.random.default_rng(0)
     for name, parameter in net.train(training).parameters().items():
         if name.endswith("bias"):
@@ -70,9 +72,14 @@ def assert_plan_equals_layers(net, shape, workers, training=True, algorithm="aut
         if training:
             dy = rng.standard_normal(plan.output_shape).astype(np.float32)
             expected["dx"] = net.backward(dy)
-            expected |= {name: p.grad.copy() for name, p in net.parameters().items()}
+            learning = {name: p for name, p in net.parameters().items() if p.trainable}
+            expected |= {name: p.grad.copy() for name, p in learning.items()}
+            for p in net.parameters().values():
+                p.grad_view[...] = np.nan
             got["dx"] = plan.backward(dy, need_input_gradient=True)
-            got |= {name: p.grad for name, p in net.parameters().items()}
+            got |= {name: p.grad for name, p in learning.items()}
+            for name, p in net.parameters().items():
+                assert p.trainable or np.isnan(p.grad_view).all(), f"{name} is frozen"
     for name, value in expected.items():
         scale = max(1.0, np.abs(value).max())
         np.testing.assert_allclose(got[name] / scale, value / scale, rtol=0, atol=EPSILON, err_msg=name)

@@ -28,6 +28,8 @@ class Convolution(Kernel):
         Channels of the input and the output.
     fold : Fold
         Its weight and bias, with a batch normalisation.
+    trained_weight, trained_bias : Parameter or None
+        Its weight and bias, unless they are frozen (or there is no bias).
     """
 
     def __init__(self, *arguments: Any, **settings: Any):
@@ -37,6 +39,8 @@ class Convolution(Kernel):
         self.conv = conv
         self.C, self.O = conv.in_channels, conv.out_channels
         self.fold = Fold(conv, norm)
+        self.trained_weight = conv.weight if conv.weight.trainable else None
+        self.trained_bias = conv.bias if conv.bias is not None and conv.bias.trainable else None
 
     def transform_weights(
         self, do: Calls, matrix: np.ndarray, w: np.ndarray, scratch: np.ndarray, out: np.ndarray

@@ -189,10 +189,10 @@ class FirstConv(Convolution):
         total = self.dweight[0].array[0]
         sum_over_workers(do, [total, *(d.array[0] for d in self.dweight[1:])], out=total)
         total = total.reshape(3, self.depth, self.O)
-        weight, bias = self.conv.weight, self.conv.bias
-        do.copy(total[:, : 3 * C], out=weight.grad_view.reshape(3, 3 * C, self.O))
-        if bias is not None:
-            do.copy(total[1, 3 * C], out=bias.grad_view)
+        if self.trained_weight is not None:
+            do.copy(total[:, : 3 * C], out=self.trained_weight.grad_view.reshape(3, 3 * C, self.O))
+        if self.trained_bias is not None:
+            do.copy(total[1, 3 * C], out=self.trained_bias.grad_view)
         rarely = self.phase("dx", for_input_gradient=True)
         rarely.workers[0].call(self._input_gradient)
         return [phase, last, rarely]

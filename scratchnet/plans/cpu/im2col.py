@@ -136,23 +136,27 @@ class Im2col(Convolution):
             for k, region in enumerate(self.regions[worker]):
                 dy = first_of(scratch.y[worker], *region.shape)
                 self.epilogue.record_backward(do, worker, region, dy)
-                columns = self._columns(do, worker, region, scratch)
-                do(np.matmul, columns.T, dy.reshape(-1, self.O), out=one if k else total)
-                self._channel_sum(do, worker, dy, out=db_one if k else db_total)
-                if k:
+                if self.trained_weight is not None:
+                    columns = self._columns(do, worker, region, scratch)
+                    do(np.matmul, columns.T, dy.reshape(-1, self.O), out=one if k else total)
+                if self.trained_bias is not None:
+                    self._channel_sum(do, worker, dy, out=db_one if k else db_total)
+                if k and self.trained_weight is not None:
                     do(np.add, total, one, out=total)
+                if k and self.trained_bias is not None:
                     do(np.add, db_total, db_one, out=db_total)
                 if self.first:  # later, if at all, and dy is made again for it
                     self.epilogue.record_backward(rarely.workers[worker], worker, region, dy)
                     self._input_gradient(rarely.workers[worker], worker, region, dy)
                 else:
                     self._input_gradient(do, worker, region, dy)
-        dweight = self.conv.weight.grad_view.reshape(self.row, self.O)
-        for do, some in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
-            rows = slice(some.start, some.stop)
-            sum_over_workers(do, [d.array[0][rows] for d in self.dweight], out=dweight[rows])
-        if self.conv.bias is not None:
-            dbias = self.conv.bias.grad_view
+        if self.trained_weight is not None:
+            dweight = self.trained_weight.grad_view.reshape(self.row, self.O)
+            for do, some in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
+                rows = slice(some.start, some.stop)
+                sum_over_workers(do, [d.array[0][rows] for d in self.dweight], out=dweight[rows])
+        if self.trained_bias is not None:
+            dbias = self.trained_bias.grad_view
             sum_over_workers(last.workers[0], [d.array[0] for d in self.dbias], out=dbias)
         return [phase, rarely, last]
 

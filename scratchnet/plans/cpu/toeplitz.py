@@ -197,26 +197,28 @@ class Toeplitz(Convolution):
             contract_adjoint(do, dy, half, out=dM[:, :, n])
             x = self.input.data[:, :, n]
             half = first_of(self.back_half[worker], 3, 2, len(images), self.C)
-            expand(do, x, half, out=V[:, :, n])
+            if self.trained_weight is not None:
+                expand(do, x, half, out=V[:, :, n])
 
             do, dx = fourth.workers[worker], self.input.grad[:, :, n]
             expand_adjoint(do, V[:, :, n], half.reshape(2, 3, len(images), self.C), out=dx)
             self.mask_gradient(do, worker, dx, x)
 
-        dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)
         for b, c in enumerate(self.back_columns):
             worker = self.worker_of(b, len(self.back_columns))
             k = c.stop - c.start
             do = second.workers[worker]
-            dU = in_planes(self.dU[worker].array, 3, 3, k, self.O)
-            self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
-            small_matmul(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight[:, c], 9, k * self.O))
+            if self.trained_weight is not None:
+                dweight = self.trained_weight.grad_view.reshape(9, self.C, self.O)[:, c]
+                dU = in_planes(self.dU[worker].array, 3, 3, k, self.O)
+                self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
+                small_matmul(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight, 9, k * self.O))
 
             do = third.workers[worker]  # dV over V, which is no longer needed
             scratch, memory = self.back_w[worker].array, self.UT[worker].array
             U = self.transpose_weights(do, K2, c, scratch, memory, rows=self.N)
             self.product(do, dM, U, out=V[..., c])
-        if self.conv.bias is not None:
-            db = self.conv.bias.grad_view
+        if self.trained_bias is not None:
+            db = self.trained_bias.grad_view
             second.workers[-1](np.matmul, np.ones(self.N, np.float32), dM[0, 0], out=db)
         return [first, second, third, fourth]

@@ -205,15 +205,15 @@ class WinogradBase(Convolution):
         else:
             dy = first_of(self.dy[worker], *part.region.shape)
             self.epilogue.record_backward(do, worker, part.region, dy)
-        if self.conv.bias is not None:
+        if self.trained_bias is not None:
             pixels = reshaped(dy, -1, self.O)  # (16*T, O)
             do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=self.db.array[part.index])
         transforms.dy_transform(do, dy, self.half_dM[worker].array, dM)
 
     def sum_db(self, do: Calls) -> None:
         """Record db = its sum over parts."""
-        if self.conv.bias is not None:
-            do(np.add.reduce, self.db.array, 0, None, out=self.conv.bias.grad_view)
+        if self.trained_bias is not None:
+            do(np.add.reduce, self.db.array, 0, None, out=self.trained_bias.grad_view)
 
     def transform_dV(self, do: Calls, worker: int, part: Part, dV: np.ndarray, *, clear: bool) -> None:
         r"""Record dx = B dV B^T, where dV has the axes (6, dV_width, R, L).

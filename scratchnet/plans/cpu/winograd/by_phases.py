@@ -89,17 +89,9 @@ class ByPhases(WinogradBase):
                 self.transform_dy(first.workers[worker], worker, part, dM_part)
                 self.transform_dV(fourth.workers[worker], worker, part, dV_part, clear=True)
 
-        dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)
-        for b, rows in enumerate(self.rows_of_dU):
-            worker = self.worker_of(b, len(self.rows_of_dU))
-            do, k = second.workers[worker], rows.stop - rows.start
-            dU = in_planes(self.dU[worker].array, WINDOW, WINDOW, k, self.O)
-            # Packed, since channels that lie a power of two apart would compete for places in the cache.
-            packed = first_of(self.packed_V[worker], WINDOW, WINDOW, self.T, k)
-            do.copy(V[..., rows], out=packed)
-            self.product(do, packed.swapaxes(-1, -2), dM, out=dU)
-            dw = reshaped(dweight[:, rows], 9, k * self.O)
-            transforms.dU_transform(do, reshaped(dU, PLANES, k * self.O), dw)
+        if self.trained_weight is not None:
+            dweight = self.trained_weight.grad_view.reshape(9, self.C, self.O)
+            self._record_dW(second, V, dM, dweight)
         self.sum_db(second.workers[-1])
 
         for b, columns in enumerate(self.back_columns):
@@ -109,3 +101,16 @@ class ByPhases(WinogradBase):
             U = self.transpose_weights(do, transforms.G2, columns, scratch, memory, rows=self.T)
             self.product(do, dM, U, out=own_columns(dV)[..., columns])
         return [first, second, third, fourth]
+
+    def _record_dW(self, phase: Phase, V: np.ndarray, dM: np.ndarray, dweight: np.ndarray) -> None:
+        """Record dU = V^T dM and dw = G^T dU G, some channels at a time; dweight is (9, C, O)."""
+        for b, rows in enumerate(self.rows_of_dU):
+            worker = self.worker_of(b, len(self.rows_of_dU))
+            do, k = phase.workers[worker], rows.stop - rows.start
+            dU = in_planes(self.dU[worker].array, WINDOW, WINDOW, k, self.O)
+            # Packed, since channels that lie a power of two apart would compete for places in the cache.
+            packed = first_of(self.packed_V[worker], WINDOW, WINDOW, self.T, k)
+            do.copy(V[..., rows], out=packed)
+            self.product(do, packed.swapaxes(-1, -2), dM, out=dU)
+            dw = reshaped(dweight[:, rows], 9, k * self.O)
+            transforms.dU_transform(do, reshaped(dU, PLANES, k * self.O), dw)

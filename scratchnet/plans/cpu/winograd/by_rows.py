@@ -84,10 +84,11 @@ class ByRows(WinogradBase):
                 V = own_columns(dV)
                 dM = in_planes(self.dM[worker].array, WINDOW, WINDOW, part.T, self.O)
                 self.transform_dy(do, worker, part, part.by_vectors(dM))
-                self.transform_input(do, part, part.by_vectors(V), self.back_half_V[worker], clear=clear)
-                self.product(do, V.swapaxes(-1, -2), dM, out=one if k else total)
-                if k:
-                    do(np.add, total, one, out=total)
+                if self.trained_weight is not None:
+                    self.transform_input(do, part, part.by_vectors(V), self.back_half_V[worker], clear=clear)
+                    self.product(do, V.swapaxes(-1, -2), dM, out=one if k else total)
+                    if k:
+                        do(np.add, total, one, out=total)
                 # dV, over V, which is no longer needed.
                 for columns, U_block in zip(self.back_columns, UT, strict=True):
                     self.product(do, dM, U_block, out=V[..., columns])
@@ -97,7 +98,10 @@ class ByRows(WinogradBase):
     def _sum_over_workers(self) -> Phase:
         """Return the phase that computes dw and db from what the workers have added up."""
         phase = self.phase("sum over workers")
-        dweight = self.conv.weight.grad_view.reshape(9, -1)
+        self.sum_db(phase.workers[0])
+        if self.trained_weight is None:
+            return phase
+        dweight = self.trained_weight.grad_view.reshape(9, -1)
         for do, some in zip(phase.workers, split_evenly(self.C * self.O, self.context.workers), strict=True):
             numbers = slice(some.start, some.stop)
             if some:
@@ -105,5 +109,4 @@ class ByRows(WinogradBase):
                 dUs = [total[..., numbers] for total in totals]
                 sum_over_workers(do, dUs, out=dUs[0])
                 transforms.dU_transform(do, reshaped(dUs[0], PLANES, -1), dweight[:, numbers])
-        self.sum_db(phase.workers[0])
         return phase
