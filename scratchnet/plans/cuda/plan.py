@@ -138,8 +138,7 @@ class CudaPlan(Plan):
         """Return what a recorded graph contains and would have to be recorded again for, if it changes."""
         grad = None if self._buffer is None or self._buffer.grad is None else address(self._buffer.grad)
         block = address(self.workspace.block)
-        trained = tuple(p.trainable for p in self._parameters)
-        return grad, block, address(self.counters), trained, *(kernel.constants() for kernel in self.kernels)
+        return grad, block, address(self.counters), *(kernel.constants() for kernel in self.kernels)
 
     def _run_forward(self, x: Array, derive: bool) -> Array:
         self.maps[0].put(x)

@@ -117,6 +117,7 @@ class TrainingSteps:
         self.choices: Array = self.xp.empty((0, 6), np.int32)
         self.counters: Array = self.xp.empty(0, np.int64)
         self._of_size: dict[int, _Step] = {}
+        self._trained: list[str] = []  # when they were made
 
     def begin(self, rates: ArrayLike, choices: ArrayLike | None = None) -> None:
         """Begin an epoch.
@@ -156,6 +157,8 @@ class TrainingSteps:
         if images is None:
             raise ValueError("a step needs images and labels, unless TrainingSteps was given data")
         self._prepare_optimizer()
+        if (trained := list(self.optimizer.trainable())) != self._trained:  # frozen or unfrozen since
+            self._of_size, self._trained = {}, trained
         if count not in self._of_size:
             self._of_size[count] = _Step(self, (count, *images.shape[1:]))
         self._of_size[count](x, labels)

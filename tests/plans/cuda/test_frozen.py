@@ -41,13 +41,13 @@ def test_steps_of_a_partly_frozen_network_are_those_of_the_layers(device):
     settings = {"momentum": 0.9, "weight_decay": 1e-2}
     sgd, right = (optim.SGD(n.parameters(), 0.02, **settings) for n in (net, twin))
     loss = losses.SoftmaxCrossEntropy()
+    steps = TrainingSteps(net, sgd, losses.SoftmaxCrossEntropy(), 4)
     before = twin[0].weight.data.copy()
     for prefix in ("", "0", "5"):
         for n in (net, twin):
             n.unfreeze()
             if prefix:
                 n.freeze(prefix)
-        steps = TrainingSteps(net, sgd, losses.SoftmaxCrossEntropy(), 4)
         steps.begin(np.full(4, 0.02))
         for _ in range(4):
             steps.step(4, device.asarray(x), device.asarray(labels))
