@@ -68,7 +68,7 @@ def test_the_gradient_is_that_of_central_differences(path):
         step[index] = h
         up, down = tail(net, path, maps + step), tail(net, path, maps - step)
         expected[index] = (up[n, classes[n]] - down[n, classes[n]]) / (2 * h)
-    if path.endswith(".2"):  # where a window is all zero the pooling behind the ReLU has a kink
+    if path.endswith(".2"):  # where a window is all zero the pooling after the ReLU has a kink
         highest = MaxPool2d().eval().forward(maps)
         alive = highest.repeat(2, axis=1).repeat(2, axis=2) > 0
         gradient, expected = gradient * alive, expected * alive
