@@ -183,7 +183,7 @@ class Plan:
             self._last_forward = 0
             mine = self.workspace.take()
             version = self._buffer.version if self._buffer is not None else 0
-            derive = self.training or self._derived_from != version or self._statistics_changed
+            derive = self.training or self._derived_from != version or self._statistics_changed()
             self._derived_from = None
             y = self._run_forward(x, derive)
             self._derived_from = version
@@ -263,8 +263,9 @@ class Plan:
 
     # How it runs: each device's own
 
-    # Whether what was derived from the statistics of batch normalisations has to be derived again.
-    _statistics_changed = False
+    def _statistics_changed(self) -> bool:
+        """Tell whether what follows from the statistics of batch normalisations has to be derived again."""
+        return False
 
     def _run_forward(self, x: Array, derive: bool) -> Array:
         """Return the output; ``derive`` what follows from the parameters again, or use what there is."""
@@ -301,7 +302,7 @@ class Plan:
         elif (settings := [_settings(layer) for _, layer in now]) != self._settings:
             k = next(k for k, own in enumerate(settings) if own != self._settings[k])
             reason = f"{now[k][1].label} has other settings"
-        elif self._parameters and (
+        elif self._buffer is not None and (
             self._buffer.data is not self._values
             or any(p.buffer is not self._buffer for p in self._parameters)
             or [p for _, layer in now for p in _own_parameters(layer)] != self._of_layers

@@ -23,9 +23,10 @@ def register(
     layer_class : type
         A subclass of Layer.
     cpu, cuda : type, optional
-        What computes it on either device: a subclass of ``Elementwise``, ``Windows`` or ``Kernel``. There
-        may be several for one class of layers; of those that suit, the one that was registered last is
-        chosen. One whose ``algorithm`` has been registered for this class before takes its place.
+        What computes it on either device: a subclass of ``Elementwise``, ``Windows`` or ``Kernel`` (a GPU has
+        a ``Kernel`` of its own). There may be several for one class of layers; of those that suit, the one
+        that was registered last is chosen. One whose ``algorithm`` has been registered for this class before
+        takes its place.
 
     Examples
     --------

@@ -61,7 +61,7 @@ class Calls(list[Any]):
         """Record ``function(*arguments)``."""
         self.append((function, arguments, {}))
 
-    def copy(self, source: Any, out: np.ndarray) -> None:
+    def copy(self, source: Any, out: np.ndarray) -> None:  # type: ignore[override]
         """Record ``out[...] = source``, where ``source`` may be a number."""
         self.append((setitem, (out, Ellipsis, source), {}))
 

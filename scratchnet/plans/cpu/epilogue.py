@@ -24,6 +24,7 @@ larger one before it still counts.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -96,7 +97,7 @@ class RegionMasks:
     """
 
     def __init__(
-        self, arena: Arena, name: str, shapes: dict[Region, tuple[int, ...]], forward: int, backward: int
+        self, arena: Arena, name: str, shapes: Mapping[Region, tuple[int, ...]], forward: int, backward: int
     ):
         self.shapes, self.starts, size = shapes, {}, 0
         for region, shape in shapes.items():
@@ -142,11 +143,9 @@ class Epilogue:
             else:
                 self.backward_scratch = scratch
         if backward is not None:
-            sides, pooled = (
-                {region: getattr(region, name) for region in regions} for name in ("sides", "pooled")
-            )
-            self.right = RegionMasks(arena, "right", sides, forward, backward)
-            self.lower = RegionMasks(arena, "lower", pooled, forward, backward)
+            shapes = {r: r.sides for r in regions}, {r: r.pooled for r in regions}
+            self.right = RegionMasks(arena, "right", shapes[0], forward, backward)
+            self.lower = RegionMasks(arena, "lower", shapes[1], forward, backward)
 
     def record_forward(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> None:
         """Record what becomes of a region ``y`` of the convolution's result; ``y`` is overwritten."""
@@ -189,6 +188,7 @@ class Epilogue:
         return pooled
 
     def _unpool(self, do: Calls, worker: int, region: Region, g: np.ndarray, dy: np.ndarray) -> None:
+        assert self.right is not None and self.lower is not None
         sides = first_of(self.backward_scratch[0][worker], *region.sides)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]

@@ -19,7 +19,7 @@ from scratchnet.plans.cpu.calls import Calls
 
 
 class Fold:
-    """The weight and bias of a convolution, with what a batch normalisation behind it makes of them.
+    """The weight and bias of a convolution, with what the batch normalisation after it makes of them.
 
     Parameters
     ----------
@@ -55,8 +55,10 @@ class Fold:
         return eps != norm.eps or not ((norm.running_mean == mean).all() and (norm.running_var == var).all())
 
     def _compute(self) -> None:
-        self._computed_from = self.norm.running_mean.copy(), self.norm.running_var.copy(), self.norm.eps
-        norm, b = self.norm, 0.0 if self.conv.bias is None else self.conv.bias.data.astype(np.float64)
+        assert self.norm is not None and self.bias is not None
+        norm = self.norm
+        self._computed_from = norm.running_mean.copy(), norm.running_var.copy(), norm.eps
+        b = 0.0 if self.conv.bias is None else self.conv.bias.data.astype(np.float64)
         gain = norm.weight.data.astype(np.float64) / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
         self.gain[...] = gain
         self.bias[...] = (b - norm.running_mean) * gain + norm.bias.data

@@ -10,8 +10,9 @@ import numpy as np
 from scratchnet.plans import kernel
 from scratchnet.plans.cpu.blocks import product
 from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase
-from scratchnet.plans.cpu.layouts import Pair
+from scratchnet.plans.cpu.layouts import Map, Pair
 from scratchnet.plans.cpu.measuring import choose_block_shape
+from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena, Buffer
 
 
@@ -38,7 +39,18 @@ class Kernel(kernel.Kernel):
     written (``masking.py``).
 
     First ``reserve`` asks for memory; when it is there, ``record_weights``, ``record_forward`` and
-    ``record_backward`` return the phases to run. In between nothing is computed.
+    ``record_backward`` return the phases to run. In between nothing is computed. For a layer that computes
+    each image by itself, from a plain map, ``by_images.py`` has a base that is simpler.
+
+    Parameters
+    ----------
+    group : Group
+        The layers.
+    input, output : Map
+        ``output`` may have any layout, unless ``output_layout`` says which.
+    context : PlanContext
+    first : bool
+        Whether the gradient of its input is rarely asked for: below it nothing is trained.
 
     Attributes
     ----------
@@ -52,6 +64,13 @@ class Kernel(kernel.Kernel):
         Whether a plan for inference has room to keep them in that form from one forward pass to the next.
     activation : Elementwise or None
         What computes the group's activation.
+
+    Examples
+    --------
+    >>> from scratchnet import layers, plans
+    >>> plan = plans.compile(layers.Linear(3, 2), (4, 3), training=True)
+    >>> [(kernel.algorithm, kernel.group.title) for kernel in plan.kernels]
+    [('product', 'Linear')]
     """
 
     input_layout: str | None = "plain"
@@ -61,10 +80,10 @@ class Kernel(kernel.Kernel):
     keeps_weights = False
     context: PlanContext
 
-    def __init__(self, *arguments: Any, **settings: Any):
-        super().__init__(*arguments, **settings)
+    def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
+        super().__init__(group, input, output, context, first)
         kind = self.group.activation_kernel
-        self.activation = None if kind is None else kind(self.group.activation)
+        self.activation: Any = None if kind is None else kind(self.group.activation)
 
     @property
     def weight_bytes(self) -> int:

@@ -111,6 +111,7 @@ class Linear(Kernel):
             long_product(do, x, weight, out=out, scratch=self.scratch[worker].array, block=block)
 
     def _draw(self) -> None:
+        assert self.dropout is not None
         np.copyto(self.kept.array, self.dropout.draw(self.kept.shape))
 
     def record_backward(self) -> list[Phase]:  # noqa: D102

@@ -21,11 +21,11 @@ from scratchnet.plans.cpu.norm import Norm
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.windows import MaxPool
 from scratchnet.plans.cpu.winograd import Winograd
-from scratchnet.plans.kernel import Group
+from scratchnet.plans.kernel import Group, Registrable
 from scratchnet.plans.plan import Plan
 from scratchnet.plans.registry import kernel_for, register
 
-for _layer, _kernels in {
+_KERNELS: dict[type[layers.Layer], list[type[Registrable]]] = {
     layers.Conv2d: [Im2col, Winograd, FirstConv, Toeplitz],  # the most special last
     layers.BatchNorm2d: [Norm],
     layers.BatchNorm1d: [Norm],
@@ -35,7 +35,8 @@ for _layer, _kernels in {
     layers.GlobalAvgPool2d: [misc_kernels.Average],
     layers.Flatten: [misc_kernels.View],
     layers.Dropout: [misc_kernels.Identity, misc_kernels.Dropout],
-}.items():
+}
+for _layer, _kernels in _KERNELS.items():
     for _kernel in _kernels:
         register(_layer, cpu=_kernel)
 
@@ -111,7 +112,6 @@ class CpuPlan(Plan):
 
     # Running
 
-    @property
     def _statistics_changed(self) -> bool:
         return any(fold.stale for fold in self._folds)
 
@@ -132,9 +132,10 @@ class CpuPlan(Plan):
         last = self.maps[-1]
         with workers.one_blas_thread():
             last.grad[...] = np.asarray(dy).reshape(last.grad.shape)
-            calls = Calls()  # no kernel writes this gradient, so none masks it
-            last.mask.record(calls, last.grad, last.data, np.empty(CACHE_ELEMENTS, last.mask.scratch_dtype))
-            calls.run()
+            if (dtype := last.mask.scratch_dtype) is not None:
+                calls = Calls()  # no kernel writes this gradient, so none masks it
+                last.mask.record(calls, last.grad, last.data, np.empty(CACHE_ELEMENTS, dtype))
+                calls.run()
             lowest = 0 if need_input_gradient else self.lowest
             phases = [(i, p) for i in reversed(range(lowest, len(self.kernels))) for p in self._backward[i]]
             phases = [(i, p) for i, p in phases if need_input_gradient or not p.for_input_gradient]
@@ -151,6 +152,11 @@ def weight_memory_budget(parameter_bytes: int) -> int:
     ``SCRATCHNET_PLAN_MEMORY`` says how many megabytes; by default it is a quarter of the parameters' size.
     Weights for which there is no room are transformed again in each forward pass, a block at a time. (A batch
     normalisation that is folded into a convolution by im2col costs a copy of its weights besides.)
+
+    Parameters
+    ----------
+    parameter_bytes : int
+        The size of all parameters.
 
     Examples
     --------
