@@ -6,6 +6,7 @@ backward; max pooling is the epilogue's, without a ReLU; a copy is a cast from f
 
 from __future__ import annotations
 
+from typing import Any
 from typing import cast as typed
 
 import numpy as np
@@ -81,10 +82,10 @@ class Dropout(Kernel):
     def does_nothing(cls, layer: layers.Layer) -> bool:  # noqa: D102
         return not layer.training or typed(layers.Dropout, layer).p == 0.0
 
-    def __init__(self, group: Group, *arguments: object, **settings: object):
-        super().__init__(group, *arguments, **settings)  # type: ignore[arg-type]
-        if not self.does_nothing(group.main):
-            self.dropout = typed(layers.Dropout, group.main)
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        if not self.does_nothing(self.group.main):
+            self.dropout = typed(layers.Dropout, self.group.main)
 
     def forward(self) -> None:  # noqa: D102
         cast(self.input.data, self.output.data)

@@ -17,7 +17,14 @@ from scratchnet.plans.cuda import conv, matmul
 from scratchnet.plans.cuda.plan import CudaPlan
 from tests.fakes import cuda_runtime, cupy_stand_in
 from tests.fakes.comparing import Scale, assert_close, batch
-from tests.fakes.cuda_networks import TOLERANCE, assert_plan_equals_layers, copy_of, normalised, plain
+from tests.fakes.cuda_networks import (
+    TOLERANCE,
+    assert_plan_equals_layers,
+    assert_same_gradients,
+    copy_of,
+    normalised,
+    plain,
+)
 
 NETWORKS = {
     "plain": (plain, (3, 8, 9, 3)),
@@ -281,8 +288,7 @@ def test_plans_of_one_network_share_their_memory_and_may_take_turns(device):
             assert_close(device.to_numpy(plan.forward(device.asarray(x))), twin.forward(x), 2e-5)
             plan.backward(device.asarray(dy))
             twin.backward(dy)
-            for ours, right in zip(net.parameters().values(), twin.parameters().values(), strict=True):
-                assert_close(device.to_numpy(ours.grad), right.grad, 1e-4)
+            assert_same_gradients(device, net, twin, 1e-4)
     assert len({id(plan.workspace.block) for plan in made}) == 1
     made[0].forward(device.asarray(batch(3, 8, 8, 3)))
     made[1].forward(device.asarray(batch(5, 8, 8, 3)))
