@@ -349,7 +349,7 @@ def _find(path: str | None, layers: list[tuple[str, Layer]], outputs: list[Array
 def _one_hot(classes: int | Sequence[int] | None, logits: np.ndarray) -> np.ndarray:
     """Return the gradient (N, K) of one logit per image with respect to all of them."""
     N, K = logits.shape
-    chosen = logits.argmax(axis=1) if classes is None else np.broadcast_to(np.asarray(classes), (N,))
+    chosen: Array = logits.argmax(axis=1) if classes is None else np.broadcast_to(np.asarray(classes), (N,))
     if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= K:
         raise ValueError(f"classes must be whole numbers from 0 to {K - 1}")
     return np.eye(K, dtype=logits.dtype)[chosen]

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scratchnet import checks, workers
+from scratchnet.backend import Array
 from scratchnet.data._common import DataError
 from scratchnet.data.download import TIMEOUT, USER_AGENT
 
@@ -262,7 +263,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow would clip every value above 255 to white. 65535 becomes 255 if divided by 257.
-        values = np.asarray(image).astype(np.int64)
+        values: Array = np.asarray(image).astype(np.int64)
         if image.mode != "I" or values.max(initial=0) > 255:
             values = (values + 128) // 257
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

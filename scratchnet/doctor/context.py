@@ -96,7 +96,8 @@ def _observe(stats: LayerStats, found: list[LayerStats], compare: bool) -> None:
 
 def rms(x: Array) -> float:
     """Return the root mean square, of numbers however large or small."""
-    largest = float(abs(x).max())
+    sizes: Array = abs(x)
+    largest = float(sizes.max())
     if largest == 0.0 or not isfinite(largest):
         return largest
     return largest * sqrt(float(((x / largest) ** 2).mean()))
