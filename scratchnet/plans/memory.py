@@ -1,7 +1,7 @@
-"""Memory: every buffer of a plan lies in one block, and buffers that never live at the same time share it.
+"""Memory: all buffers of a plan lie in one block, where those that are never live at the same time overlap.
 
-A training step is a row of steps: the forward of each group, first to last, then their backward passes,
-last to first. With three groups::
+A training step consists of the forward passes of all groups, first to last, then their backward passes, last
+to first; these are the steps of a plan's timeline. With three groups::
 
     step           0 forward   1 forward   2 forward   3 backward  4 backward  5 backward
     group                0           1           2           2           1           0
@@ -11,9 +11,10 @@ last to first. With three groups::
     gradient 0 -> 1                                                  ########################
     scratch of 1                     ###                                 ###
 
-A buffer is asked for with the steps of its life, and when all are known each is given a place: the largest
-first, each at the lowest address where it overlaps no other buffer that lives when it does (first fit,
-decreasing). Nothing here knows what the buffers are for.
+A buffer is live from its first use to its last. Kernels reserve buffers; when all are known, offsets are
+assigned: the largest first, each the lowest at which it overlaps no other buffer that is live when it is
+(first fit, decreasing); then arrays are bound to them. Nothing here knows what the buffers are for. How many
+there are depends on the network, not on the batch, so that large batches take no longer to place.
 
 All plans of one network use one block, as large as the largest of them needs: only one of them runs at a
 time, others that are called meanwhile wait for it.
@@ -30,18 +31,18 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.backend import array_module
+from scratchnet.backend import Array, array_module
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 @dataclass(eq=False)
 class Buffer:
-    """An array that will exist from step ``first_use`` to step ``last_use``, both included."""
+    """An array that keeps its contents from step ``first_use`` to step ``last_use``, both included."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     first_use: int
     last_use: int
     offset: int = -1
@@ -52,8 +53,8 @@ class Buffer:
         """Its size, rounded up to whole cache lines."""
         return -(-prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
-    def lives_with(self, other: Buffer) -> bool:
-        """Tell whether there is a step at which both exist."""
+    def interferes(self, other: Buffer) -> bool:
+        """Tell whether there is a step at which both are live."""
         return self.first_use <= other.last_use and other.first_use <= self.last_use
 
 
@@ -76,7 +77,7 @@ class Arena:
     size: int = 0
 
     def reserve(self, name: str, shape: tuple[int, ...], dtype: Any, first_use: int, last_use: int) -> Buffer:
-        """Ask for an array: after ``assign_offsets`` and ``bind``, the ``.array`` of what is returned."""
+        """Return a new buffer; its ``array`` is there after ``assign_offsets`` and ``bind``."""
         buffer = Buffer(name, tuple(shape), np.dtype(dtype), first_use, last_use)
         self.buffers.append(buffer)
         return buffer
@@ -84,9 +85,9 @@ class Arena:
     def assign_offsets(self) -> None:
         """Give every buffer its offset."""
         placed: list[Buffer] = []
-        for buffer in sorted(self.buffers, key=lambda b: -b.nbytes):  # stable: the same places every time
+        for buffer in sorted(self.buffers, key=lambda b: -b.nbytes):  # stable: the same offsets every time
             offset = 0
-            for other in sorted((b for b in placed if b.lives_with(buffer)), key=lambda b: b.offset):
+            for other in sorted((b for b in placed if b.interferes(buffer)), key=lambda b: b.offset):
                 if offset + buffer.nbytes <= other.offset:
                     break
                 offset = max(offset, other.offset + other.nbytes)
@@ -94,12 +95,12 @@ class Arena:
             placed.append(buffer)
         self.size = max((b.offset + b.nbytes for b in self.buffers), default=0)
 
-    def bind(self, block: np.ndarray) -> None:
-        """Make the arrays, as views into a block of bytes of at least ``size``."""
+    def bind(self, block: Array) -> None:
+        """Bind each buffer's array, a view into a block of at least ``size`` bytes."""
         for buffer in self.buffers:
             nbytes = prod(buffer.shape) * buffer.dtype.itemsize
-            piece = block[buffer.offset : buffer.offset + nbytes]
-            buffer.array = piece.view(buffer.dtype).reshape(buffer.shape)
+            memory = block[buffer.offset : buffer.offset + nbytes]
+            buffer.array = memory.view(buffer.dtype).reshape(buffer.shape)
 
 
 class Workspace:
@@ -119,7 +120,7 @@ class Workspace:
     _of_network: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self.block = np.empty(0, np.uint8)
+        self.block: Array = np.empty(0, np.uint8)
         self.owner = 0
         self.lock = RLock()
 
@@ -134,7 +135,7 @@ class Workspace:
         return self.owner
 
     def reserve(self, size: int, xp: Any = np) -> None:
-        """See to it that the block has so many bytes, as an array of the library ``xp``.
+        """Ensure the block has at least ``size`` bytes, as an array of the library ``xp``.
 
         Plans that hold the old one notice at their next forward pass, and move.
         """

@@ -9,6 +9,7 @@ from scratchnet import plans
 from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
 from scratchnet.models import vgg11, vgg16
 from scratchnet.plans import memory as sizes
+from scratchnet.plans.compile import plan_class
 from scratchnet.plans.memory import Arena
 
 
@@ -63,6 +64,12 @@ def test_buffers_that_live_together_never_overlap():
     arena.assign_offsets()
     for a in arena.buffers:
         for b in arena.buffers:
-            if a is not b and a.lives_with(b):
+            if a is not b and a.interferes(b):
                 assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
     assert arena.size < 0.6 * sum(b.nbytes for b in arena.buffers)
+
+
+def test_a_larger_batch_has_no_more_buffers_to_place():
+    net = vgg11(num_classes=10, image_size=64, width=0.25, classifier_width=64)
+    few, many = (plan_class(net)(net, (N, 64, 64, 3), True, "fp32", "auto").arena for N in (64, 1024))
+    assert len(few.buffers) == len(many.buffers) and few.size < many.size

@@ -4,12 +4,12 @@ Symbols: N images, I inputs, O outputs. The mathematics is in ``functional/linea
 
     y = x W + b        dW = x^T dy        dx = dy W^T        db = sum of dy
 
-dy is already with respect to the product: behind ReLU and dropout y > 0 exactly where both let a number pass,
-so (y > 0) / (1 - p) is the derivative of both, and it was applied where dy was written (see ``layouts.py``).
+dy is already with respect to the product: the derivative of activation and dropout was applied where dy was
+written, see ``masking.py``.
 
-The weight is the large matrix here, and every worker takes a part of it: columns of W forward, so that each
-makes some columns of y (see ``blocks.py`` for small batches); rows of W backward, so that each makes some
-rows of dW and some columns of dx. For a single image, reading W is all there is to do forward, and memory is
+The weight is the large matrix here, and every worker takes a share of it: columns of W forward, for some
+columns of y (see ``blocks.py`` for small batches); rows of W backward, for some rows of dW and some columns
+of dx. For a single image, reading W is all there is to do forward, and memory is
 read fastest in one go: there each worker takes whole rows of W, and then their sums are added up.
 """
 
