@@ -96,3 +96,11 @@ def test_fault_a_tie_routed_twice(monkeypatch):
 
     monkeypatch.setattr(Epilogue, "_unpool", twice)
     assert sees(network_for_faults, (3, 8, 8, 3))
+
+
+def test_fault_a_gradient_that_is_not_masked(monkeypatch):
+    from scratchnet.plans.cpu.masking import Mask
+
+    assert not sees(network_for_faults, (3, 8, 8, 3))
+    monkeypatch.setattr(Mask, "record", lambda self, calls, gradient, data, scratch: None)
+    assert sees(network_for_faults, (3, 8, 8, 3))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from scratchnet.backend import Array
 from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
 from scratchnet.plans.cpu.layouts import Plain, as_region
 from scratchnet.plans.memory import Arena, Buffer
+
+
+class Images(NamedTuple):
+    """Some images, and the worker that computes them: x (n, H, W, C) and y (n, OH, OW, O)."""
+
+    worker: int
+    n: slice
+    x: Array
+    y: Array
+    dx: Any = None
+    dy: Any = None
 
 
 class ByImages(Kernel):
@@ -37,47 +48,37 @@ class ByImages(Kernel):
                 self._scratch["dy"] = self.per_worker(arena, "dy", self.block_shape, backward)
         self.reserve_mask(arena, backward)
 
-    def record_images(self, calls: Calls, worker: int, n: slice, x: Array, y: Array) -> None:
-        """Record y (n, OH, OW, O), given x (n, H, W, C), for the images ``n``."""
+    def record_images(self, calls: Calls, images: Images) -> None:
+        """Record y, given x."""
         raise NotImplementedError
 
-    def record_images_backward(
-        self,
-        calls: Calls,
-        worker: int,
-        n: slice,
-        x: Array,
-        y: Array,
-        dy: Array,
-        dx: Array,
-    ) -> None:
-        """Record dx, given dy, which may be overwritten; y only if the kernel ``keeps_output``."""
+    def record_images_backward(self, calls: Calls, images: Images) -> None:
+        """Record dx, given dy, which may be overwritten; y is there if the kernel ``keeps_output``."""
         raise NotImplementedError
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("images")
         for worker, calls in enumerate(phase.workers):
-            for images in self.images[worker]:
-                n, y = slice(images.start, images.stop), self._output(worker, images, "y")
-                self.record_images(calls, worker, n, self.input.data[n], y)
+            for some in self.images[worker]:
+                n, y = slice(some.start, some.stop), self._output(worker, some, "y")
+                self.record_images(calls, Images(worker, n, self.input.data[n], y))
                 if self._scratch:
-                    copy_pairs(calls, self.output.pairs(images, 0, as_region(y)), to_map=True)
+                    copy_pairs(calls, self.output.pairs(some, 0, as_region(y)), to_map=True)
         return [phase]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("dx", for_input_gradient=self.first)
         for worker, calls in enumerate(phase.workers):
-            for images in self.images[worker]:
-                n = slice(images.start, images.stop)
-                y = self._output(worker, images, "y again")
-                dy = self._output(worker, images, "dy", grad=True)
+            for some in self.images[worker]:
+                n, y = slice(some.start, some.stop), self._output(worker, some, "y again")
+                dy = self._output(worker, some, "dy", grad=True)
                 if self._scratch and self.keeps_output:
-                    copy_pairs(calls, self.output.pairs(images, 0, as_region(y)), to_map=False)
+                    copy_pairs(calls, self.output.pairs(some, 0, as_region(y)), to_map=False)
                 if self._scratch:
-                    copy_pairs(calls, self.output.pairs(images, 0, as_region(dy), grad=True), to_map=False)
-                x, dx = self.input.data[n], self.input.grad[n]
-                self.record_images_backward(calls, worker, n, x, y, dy, dx)
-                self.mask_gradient(calls, worker, dx, x)
+                    copy_pairs(calls, self.output.pairs(some, 0, as_region(dy), grad=True), to_map=False)
+                images = Images(worker, n, self.input.data[n], y, self.input.grad[n], dy)
+                self.record_images_backward(calls, images)
+                self.mask_gradient(calls, worker, images.dx, images.x)
         return [phase]
 
     def _output(self, worker: int, images: range, name: str, *, grad: bool = False) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from scratchnet.backend import Array
 from scratchnet.layers import Layer
-from scratchnet.plans.cpu.by_images import ByImages
+from scratchnet.plans.cpu.by_images import ByImages, Images
 from scratchnet.plans.cpu.calls import Calls, cache_sized, reshaped
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.kernel import Group, Registrable
@@ -84,22 +84,13 @@ class ElementwiseKernel(ByImages):
         super().__init__(*arguments, **settings)
         self.algorithm = self.activation.algorithm
 
-    def record_images(self, calls: Calls, worker: int, n: slice, x: Array, y: Array) -> None:  # noqa: D102
-        for x_block, y_block in cache_sized(x, y):
-            calls.copy(x_block, out=y_block)
-            self.activation.record_forward(calls, y_block)
+    def record_images(self, calls: Calls, images: Images) -> None:  # noqa: D102
+        for x, y in cache_sized(images.x, images.y):
+            calls.copy(x, out=y)
+            self.activation.record_forward(calls, y)
 
-    def record_images_backward(  # noqa: D102
-        self,
-        calls: Calls,
-        worker: int,
-        n: slice,
-        x: Array,
-        y: Array,
-        dy: Array,
-        dx: Array,
-    ) -> None:
-        calls.copy(dy, out=dx)
+    def record_images_backward(self, calls: Calls, images: Images) -> None:  # noqa: D102
+        calls.copy(images.dy, out=images.dx)
 
 
 class ReLU(Elementwise):

@@ -9,7 +9,7 @@ import numpy as np
 from scratchnet.backend import Array
 from scratchnet.layers import Layer
 from scratchnet.plans import kernel
-from scratchnet.plans.cpu.by_images import ByImages
+from scratchnet.plans.cpu.by_images import ByImages, Images
 from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.kernel import Group, PlanContext
@@ -26,18 +26,8 @@ class View(kernel.View, Kernel):
         return []
 
 
-class Identity(View):
-    """A dropout that drops nothing: it only stands where a network has no other layer."""
-
-    algorithm = "identity"
-
-    @classmethod
-    def does_nothing(cls, layer: Any) -> bool:  # noqa: D102
-        return layer.p == 0.0 or not layer.training
-
-    @classmethod
-    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
-        return cls.does_nothing(groups[i].main)
+class Identity(kernel.Identity, View):
+    """A dropout that drops nothing."""
 
 
 class Dropout(ByImages):
@@ -65,22 +55,16 @@ class Dropout(ByImages):
         draw.workers[0].call(self._draw)
         return [draw, *super().record_forward()]
 
-    def record_images(self, calls: Calls, worker: int, n: slice, x: Array, y: Array) -> None:  # noqa: D102
-        calls(np.multiply, x, self.kept.array[n], out=y)
-        calls(np.multiply, y, y.dtype.type(dropout_scale(self.group.main)), out=y)
+    def record_images(self, calls: Calls, images: Images) -> None:  # noqa: D102
+        self._record(calls, images.x, images.n, out=images.y)
 
-    def record_images_backward(  # noqa: D102
-        self,
-        calls: Calls,
-        worker: int,
-        n: slice,
-        x: Array,
-        y: Array,
-        dy: Array,
-        dx: Array,
-    ) -> None:
-        calls(np.multiply, dy, self.kept.array[n], out=dx)
-        calls(np.multiply, dx, dx.dtype.type(dropout_scale(self.group.main)), out=dx)
+    def record_images_backward(self, calls: Calls, images: Images) -> None:  # noqa: D102
+        self._record(calls, images.dy, images.n, out=images.dx)
+
+    def _record(self, calls: Calls, x: Array, n: slice, out: Array) -> None:
+        """Record out = x * kept / (1 - p)."""
+        calls(np.multiply, x, self.kept.array[n], out=out)
+        calls(np.multiply, out, out.dtype.type(dropout_scale(self.group.main)), out=out)
 
     def _draw(self) -> None:
         layer: Any = self.group.main

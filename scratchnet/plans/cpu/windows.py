@@ -14,7 +14,7 @@ import numpy as np
 
 from scratchnet.backend import Array
 from scratchnet.layers import Layer
-from scratchnet.plans.cpu.by_images import ByImages
+from scratchnet.plans.cpu.by_images import ByImages, Images
 from scratchnet.plans.cpu.calls import Calls
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.kernel import Group, Registrable
@@ -115,23 +115,18 @@ class WindowsKernel(ByImages):
             ]
         self.steps = forward, backward
 
-    def record_images(self, calls: Calls, worker: int, n: slice, x: Array, y: Array) -> None:  # noqa: D102
-        scratch = [first_of(buffers[worker], *y.shape) for buffers in self.scratch[self.steps[0]]]
-        self.windows.record_forward(calls, self._windows(x), y, *scratch)
+    def record_images(self, calls: Calls, images: Images) -> None:  # noqa: D102
+        scratch = self._scratch_for(images, self.steps[0])
+        self.windows.record_forward(calls, self._windows(images.x), images.y, *scratch)
 
-    def record_images_backward(  # noqa: D102
-        self,
-        calls: Calls,
-        worker: int,
-        n: slice,
-        x: Array,
-        y: Array,
-        dy: Array,
-        dx: Array,
-    ) -> None:
-        scratch = [first_of(buffers[worker], *y.shape) for buffers in self.scratch[self.steps[1]]]
+    def record_images_backward(self, calls: Calls, images: Images) -> None:  # noqa: D102
+        x, y, dx, dy = images.x, images.y, images.dx, images.dy
         calls.copy(0, out=dx)
+        scratch = self._scratch_for(images, self.steps[1])
         self.windows.record_backward(calls, self._windows(x), y, dy, self._windows(dx), *scratch)
+
+    def _scratch_for(self, images: Images, step: int | None) -> list[Array]:
+        return [first_of(buffers[images.worker], *images.y.shape) for buffers in self.scratch[step]]
 
     def _windows(self, x: Array) -> list[Array]:
         """Return x at each place of all windows, K * K views (n, OH, OW, C)."""
