@@ -110,7 +110,7 @@ def sizes_of(net: Chain, model: str) -> tuple[int, int]:
     size = net.settings().get("image_size", net.info.get("image_size"))
     if size is None:
         raise ValueError(f"{model} does not say which images its network takes: save it with image_size=")
-    return int(size), net.output_shape((1, int(size), int(size), 3))[-1]
+    return int(size), net.output_shape((1, int(size), int(size), net.settings().get("in_channels", 3)))[-1]
 
 
 def finite(values: Array, model: str | Path) -> Array:

@@ -236,8 +236,10 @@ def forecast(
     if train is not None:
         batch_size = max(1, min(batch_size, train.n_samples))  # there may be fewer images than a batch has
 
+    channels = net.settings().get("in_channels", 3) if train is None else train.images.shape[3]
+
     def shape(n: int) -> tuple[int, ...]:
-        return (n, size, size, 3)
+        return (n, size, size, channels)
 
     parameters = list(net.parameters().values())
     on_cpu = net.backend.name == "numpy"
@@ -257,7 +259,7 @@ def forecast(
             "batches": BATCHES * prod(shape(n)) * net.dtype.itemsize,
             "validation": plans.weight_memory_budget(weights) if on_cpu and engine != "layers" else 0,
             "saving": weights if saves and on_cpu else 0,
-            "program": max(0, resident) if on_cpu else _images_on_device(train),
+            "program": max(0, resident) if on_cpu else 0 if train is None else train.images.nbytes,
         }
 
     own = memory(batch_size)
@@ -281,8 +283,9 @@ def forecast(
         gc.collect()  # the copy and its plans refer to each other
     forward = net.multiply_adds(shape(1))
     own = {name: size for name, size in own.items() if size}
-    count_ = sum(p.size for p in parameters)
-    return Forecast(batch_size, count_, forward, own, available, held, largest, timing, images)
+    return Forecast(
+        batch_size, sum(p.size for p in parameters), forward, own, available, held, largest, timing, images
+    )
 
 
 def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
@@ -391,11 +394,6 @@ def _time(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _images_on_device(train: Loader | None) -> int:
-    """Return the bytes of the images, which training on a GPU keeps there."""
-    return 0 if train is None else train.images.nbytes
 
 
 # Numbers as text

@@ -73,7 +73,7 @@ class DeviceEpochs:
         """Raise unless all labels are classes of the network: on the GPU they are not checked."""
         side = self.loader.image_size
         size = self.loader.images.shape[1:3] if side is None else (side, side)
-        classes = self.net.output_shape((1, *size, 3))[-1]
+        classes = self.net.output_shape((1, *size, self.loader.images.shape[3]))[-1]
         labels = self.loader.labels[self.loader.indices]
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()

@@ -279,9 +279,10 @@ class RunDirectory:
             tensors, header = read_tensors(self.state)
             progress = json.loads(header)
             backend = net.backend
+            frozen = progress.get("frozen", [])  # which states did not have at first
             for name, p in net.parameters().items():
                 p.data = backend.asarray(tensors[f"parameters.{name}"])
-                p.trainable = name not in progress["frozen"]
+                p.trainable = name not in frozen
             for name, array in net.buffers().items():
                 array[...] = backend.asarray(tensors[f"buffers.{name}"])
             if "momentum" in tensors:
@@ -295,7 +296,7 @@ class RunDirectory:
             progress = {"log": log, "best_accuracy": float(progress["best_accuracy"])}
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run to resume: it has no {self.state.name}") from None
-        except (FormatError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, FormatError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{self.state} is damaged, or of another network: {error}") from error
         with open_tensors(self.best):
             return progress

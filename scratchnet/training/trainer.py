@@ -91,12 +91,7 @@ class Trainer:
         self.totals = EpochTotals()
 
     def resume(self, epochs: int | None = None) -> None:
-        """Go back to where the run in the run directory stopped, bit for bit.
-
-        Parameters
-        ----------
-        epochs : int, optional
-            How many it is to have in the end.
+        """Go back to where the run in the run directory stopped, bit for bit; it is to have so many epochs.
 
         Raises
         ------
@@ -116,10 +111,7 @@ class Trainer:
     def fit(self, epochs: int) -> None:
         """Train until so many epochs are done, those before a resume included.
 
-        Raises
-        ------
-        NotFinite
-            If the loss becomes NaN or infinite. The weights of earlier epochs are on disk.
+        NotFinite is raised if the loss becomes NaN or infinite; the weights of earlier epochs are on disk.
         """
         with self.running(epochs) as remaining:
             for epoch in remaining:

@@ -158,6 +158,15 @@ def test_a_state_that_is_missing_damaged_or_of_another_network_is_named(tmp_path
         fit(run, 2, resume=True)
 
 
+def test_a_state_that_does_not_say_what_is_frozen_is_one_in_which_everything_learns(uninterrupted, tmp_path):
+    fit(tmp_path / "run", 2)
+    state = tmp_path / "run" / "state.safetensors"
+    tensors, header = read_tensors(state)
+    write_tensors(state, tensors, json.dumps({k: v for k, v in json.loads(header).items() if k != "frozen"}))
+    fit(tmp_path / "run", 4, resume=True)
+    assert bits(tmp_path / "run") == bits(uninterrupted)
+
+
 def test_a_run_whose_best_weights_are_gone_is_refused_before_it_trains(tmp_path):
     fit(tmp_path, 1)
     best = tmp_path / "best.safetensors"
