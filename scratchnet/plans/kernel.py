@@ -236,20 +236,6 @@ class View(Kernel):
     is_view = True
 
 
-class Identity(View):
-    """A dropout that drops nothing: it only stands where a network has no other layer."""
-
-    algorithm = "identity"
-
-    @classmethod
-    def does_nothing(cls, layer: Any) -> bool:  # noqa: D102
-        return layer.p == 0.0 or not layer.training
-
-    @classmethod
-    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
-        return cls.does_nothing(groups[i].main)
-
-
 class Fallback(Kernel):
     """A layer without a kernel: its own forward and backward, on the calling thread."""
 
