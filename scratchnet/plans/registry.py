@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scratchnet.layers import Layer
-from scratchnet.plans.kernel import Group, PlanContext, Registrable
+from scratchnet.plans.kernel import ROLES, Group, PlanContext, Registrable
 
 DEVICES = "cpu", "cuda"
 
@@ -100,9 +100,20 @@ def kernel_for(groups: list[Group], i: int, context: PlanContext) -> type[Regist
     Returns
     -------
     type or None
-        None if the group's layer has to run by its own passes.
+        None if the group is a layer that has to run by its own passes.
+
+    Raises
+    ------
+    ValueError
+        If the group has several layers, and no kernel supports it.
     """
-    able = [kernel for kernel in groups[i].kernels if kernel.supports(groups, i, context)]
+    group = groups[i]
+    taken = {role for role in ROLES if getattr(group, role) not in (None, group.main)}
+    able = [k for k in group.kernels if taken <= set(k.takes) and k.supports(groups, i, context)]
     named = (kernel for kernel in able if kernel.algorithm == context.algorithm)
     suited = (kernel for kernel in able if kernel.suits(groups, i, context))
-    return next(named, None) or next(suited, None)
+    chosen = next(named, None) or next(suited, None)
+    if chosen is None and taken:
+        names = ", ".join(kernel.__name__ for kernel in group.kernels)
+        raise ValueError(f"{group.name} ({group.title}): none of {names} supports all of it")
+    return chosen

@@ -1,4 +1,4 @@
-"""Average pooling as somebody outside the package writes it: the layer, and its kernel for plans."""
+"""Average pooling as an author outside the package writes it: the layer, and its kernel for plans."""
 
 import numpy as np
 

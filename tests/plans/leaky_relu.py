@@ -1,4 +1,4 @@
-"""Leaky ReLU as somebody outside the package writes it: the layer, and its kernel for plans."""
+"""Leaky ReLU as an author outside the package writes it: the layer, and its kernel for plans."""
 
 import numpy as np
 

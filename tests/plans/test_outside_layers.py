@@ -20,6 +20,7 @@ from scratchnet.layers import (
     ReLU,
     Sequential,
 )
+from scratchnet.plans.cpu.im2col import Im2col
 from scratchnet.plans.registry import kernels_for
 from tests.fakes.comparing import assert_plan_equals_layers, batch
 from tests.plans.avg_pool import AvgPool2d, AvgPoolKernel
@@ -164,7 +165,27 @@ def test_a_kernel_needs_a_name():
         plans.register(Layer, cpu=Nameless)
 
 
-# Networks of somebody's own
+def test_a_kernel_is_only_chosen_for_a_group_all_of_which_it_takes():
+    class MyConv(Conv2d):
+        pass
+
+    class Alone(Im2col):
+        algorithm, takes = "alone", ()
+
+    class Activated(Im2col):
+        algorithm, takes = "activated", ("activation",)
+
+    plans.register(MyConv, cpu=Activated)
+    plans.register(MyConv, cpu=Alone)
+    net = Sequential(MyConv(3, 4), MyConv(4, 4), ReLU()).eval()
+    plan = plans.compile(net, (1, 4, 4, 3))
+    assert [kernel.algorithm for kernel in plan.kernels] == ["alone", "activated"]
+    Activated.supports = lambda groups, i, context: False
+    with pytest.raises(ValueError, match=r"1-2 \(MyConv\+ReLU\): none of Alone, Activated supports all"):
+        plans.compile(net, (1, 4, 4, 3))
+
+
+# Networks of a user's own
 
 
 class MyNet(Layer):
