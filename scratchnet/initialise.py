@@ -36,19 +36,12 @@ import numpy as np
 Fill = Callable[[np.ndarray], None]
 
 
+# Each returns two functions, which fill the weights and the biases in place. ``fan_in`` is how many products
+# an output adds up: KH * KW * C for a convolution, the inputs for a linear layer.
+
+
 def he(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     """Normal weights of variance 2 / fan_in, biases zero (He et al. 2015, eq. 10). The default.
-
-    Parameters
-    ----------
-    fan_in : int
-        How many products an output adds up: KH * KW * C for a convolution, the inputs for a linear layer.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    fill_weight, fill_bias : callable
-        Each fills the array that it is given, in place.
 
     Examples
     --------
@@ -65,15 +58,6 @@ def pytorch(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
 
     ``torch.nn.Conv2d.reset_parameters`` calls it Kaiming with a = sqrt(5), which is a sixth of the variance
     that He et al. derive. A plain VGG16 does not learn from it. Kept by name, for lessons.
-
-    Parameters
-    ----------
-    fan_in : int
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    fill_weight, fill_bias : callable
 
     Examples
     --------
@@ -92,16 +76,6 @@ def normal(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     Simonyan and Zisserman (sec. 3.1) took it for VGG and could train only the shallow configuration A that
     way; the deeper ones began from A's trained layers. Kept by name, for lessons.
 
-    Parameters
-    ----------
-    fan_in : int
-        Not used.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    fill_weight, fill_bias : callable
-
     Examples
     --------
     >>> weight = np.empty((9, 100))
@@ -112,44 +86,37 @@ def normal(fan_in: int, rng: np.random.Generator) -> tuple[Fill, Fill]:
     return partial(_draw_normal, std=0.01, rng=rng), zeros
 
 
-def zeros(out: np.ndarray) -> None:
-    """Fill with zeros.
+INITIALISATIONS = {"he": he, "pytorch": pytorch, "normal": normal}
 
-    Parameters
-    ----------
-    out : array
-        Written to, in place.
+
+def fills(name: str, fan_in: int, rng: np.random.Generator | None = None) -> tuple[Fill, Fill]:
+    """Return what fills weights and biases, by the name of an initialisation; by default with a fixed seed.
 
     Examples
     --------
+    >>> fill_weight, fill_bias = fills("he", fan_in=9)
     >>> bias = np.empty(2)
-    >>> zeros(bias)
+    >>> fill_bias(bias)
     >>> bias
     array([0., 0.])
     """
-    out[...] = 0.0
-
-
-def ones(out: np.ndarray) -> None:
-    """Fill with ones.
-
-    Parameters
-    ----------
-    out : array
-        Written to, in place.
-
-    Examples
-    --------
-    >>> bias = np.empty(2)
-    >>> ones(bias)
-    >>> bias
-    array([1., 1.])
-    """
-    out[...] = 1.0
+    if name not in INITIALISATIONS:
+        raise ValueError(f"init must be one of {', '.join(INITIALISATIONS)}, not {name!r}")
+    return INITIALISATIONS[name](fan_in, rng if rng is not None else np.random.default_rng(0))
 
 
 # Partial functions of these, rather than closures: so a network that is copied or pickled before it is filled
 # takes a generator of its own along, and draws the same weights as the original.
+
+
+def zeros(out: np.ndarray) -> None:
+    """Fill with zeros."""
+    out[...] = 0.0
+
+
+def ones(out: np.ndarray) -> None:
+    """Fill with ones."""
+    out[...] = 1.0
 
 
 def _draw_normal(out: np.ndarray, std: float, rng: np.random.Generator) -> None:
@@ -161,27 +128,3 @@ def _draw_uniform(out: np.ndarray, bound: float, rng: np.random.Generator) -> No
     rng.random(out=out, dtype=out.dtype)
     out *= 2.0 * bound
     out -= bound
-
-
-INITIALISATIONS = {"he": he, "pytorch": pytorch, "normal": normal}
-
-
-def fills(name: str, fan_in: int, rng: np.random.Generator | None = None) -> tuple[Fill, Fill]:
-    """Return what fills the weights and the biases of a layer, by the name of an initialisation.
-
-    Parameters
-    ----------
-    name : {"he", "pytorch", "normal"}
-    fan_in : int
-    rng : numpy.random.Generator, optional
-        By default a new one with a fixed seed.
-
-    Examples
-    --------
-    >>> fill_weight, fill_bias = fills("he", fan_in=9)
-    >>> fill_bias is zeros
-    True
-    """
-    if name not in INITIALISATIONS:
-        raise ValueError(f"init must be one of {', '.join(INITIALISATIONS)}, not {name!r}")
-    return INITIALISATIONS[name](fan_in, rng if rng is not None else np.random.default_rng(0))

@@ -36,8 +36,7 @@ def filters(net: Layer) -> np.ndarray:
 
     Returns
     -------
-    array (O, KH, KW, 3), float
-        From 0 to 1.
+    array (O, KH, KW, 3), float from 0 to 1
 
     Raises
     ------
@@ -64,7 +63,6 @@ def feature_maps(net: Layer, x: np.ndarray) -> dict[str, np.ndarray]:
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised images.
 
     Returns
     -------
@@ -96,13 +94,11 @@ def most_active(maps: np.ndarray, count: int = 12) -> np.ndarray:
     Parameters
     ----------
     maps : array (H, W, C)
-    count : int
-        How many at most.
+    count : int, how many at most
 
     Returns
     -------
-    array of int
-        The most active first.
+    array of int, the most active first
 
     Examples
     --------
@@ -125,7 +121,6 @@ def logit_gradient(
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised images.
     classes : int or sequence of N int, optional
         Whose logit; by default each image's highest.
     layer : str, optional
@@ -133,8 +128,7 @@ def logit_gradient(
 
     Returns
     -------
-    maps : array (N, H, W, C)
-    gradient : array (N, H, W, C)
+    maps, gradient : array (N, H, W, C)
 
     Raises
     ------
@@ -181,7 +175,6 @@ def grad_cam(
     ----------
     net : Layer
     x : array (N, H, W, 3)
-        Normalised images.
     classes : int or sequence of N int, optional
         By default each image's likeliest.
     layer : str, optional
@@ -217,14 +210,11 @@ def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int
     ----------
     probabilities : array (N, K)
     labels : array (N,) of int
-        The right classes.
-    count : int
-        How many at most.
+    count : int, how many at most
 
     Returns
     -------
-    array of int
-        Indices into the N images.
+    array of int, indices into the N images
 
     Examples
     --------
@@ -246,9 +236,7 @@ def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
     images : array (N, H, W) or (N, H, W, 3)
         Grey or coloured, from 0 to 1.
     columns : int
-        Images per row.
-    gap : int
-        In pixels.
+    gap : int, in pixels
 
     Returns
     -------
@@ -313,8 +301,7 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    array (..., 3), float
-        Red, green and blue, from 0 to 1.
+    array (..., 3), red, green and blue from 0 to 1
 
     Examples
     --------
@@ -326,24 +313,22 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(values, stops, channel) for channel in zip(*RAMP, strict=True)], axis=-1) / 255
 
 
-# Running a network layer by layer
+# Which layer, and which class
 
 
 def _find(path: str | None, layers: list[tuple[str, Layer]], outputs: list[Array]) -> int:
     """Return the index of the layer whose maps are asked for."""
     if path is None:
-        with_maps = [
-            i for i, (_, layer) in enumerate(layers) if isinstance(layer, ReLU) and outputs[i].ndim == 4
-        ]
-        if not with_maps:
+        relus = [i for i, (_, layer) in enumerate(layers) if isinstance(layer, ReLU) and outputs[i].ndim == 4]
+        if not relus:
             raise ValueError("this network has no ReLU that gives feature maps: say which layer to look at")
-        return with_maps[-1]
-    for i, (name, _) in enumerate(layers):
-        if name == path:
-            if outputs[i].ndim != 4:
-                raise ValueError(f"the output of {path} is no feature map: choose a layer before it")
-            return i
-    raise ValueError(f"there is no layer {path!r}: {', '.join(name for name, _ in layers)}")
+        return relus[-1]
+    names = [name for name, _ in layers]
+    if path not in names:
+        raise ValueError(f"there is no layer {path!r}: {', '.join(names)}")
+    if outputs[names.index(path)].ndim != 4:
+        raise ValueError(f"the output of {path} is no feature map: choose a layer before it")
+    return names.index(path)
 
 
 def _one_hot(classes: int | Sequence[int] | None, logits: np.ndarray) -> np.ndarray:

@@ -99,16 +99,14 @@ class Parameter:
 
     @data.setter
     def data(self, values: ArrayLike) -> None:
-        self.view(self.buffer.allocate())[...] = self._fitting(values)
-        self.fill = None  # so that weights which are loaded are never drawn first
-        self.buffer.version += 1
+        self.assign(..., self._fitting(values))
 
     def view(self, flat: Array) -> Array:
         """Return this parameter's part of a flat array that is laid out as its buffer."""
         return flat[self.span].reshape(self.shape)
 
     def assign(self, where: Any, values: Array) -> None:
-        """Copy an array into a part of the values: what is assigned in parts is never drawn first, either.
+        """Copy an array into a part of the values.
 
         Examples
         --------
@@ -120,7 +118,7 @@ class Parameter:
                [2., 4.]], dtype=float32)
         """
         self.view(self.buffer.allocate())[where] = values
-        self.fill = None
+        self.fill = None  # so that weights which are loaded are never drawn first
         self.buffer.version += 1
 
     @property
@@ -196,31 +194,25 @@ class FlatBuffer:
         self.filled = False
         self.version = 0
         self.size = 0
-        self.backend = backends.get("numpy")
-        sources = [p.buffer for p in self.parameters if hasattr(p, "buffer")]
-        if sources:
-            self.backend = sources[0].backend
+        moved = [p for p in self.parameters if hasattr(p, "buffer")]  # all but a new one, alone in its first
+        self.backend: backends.Backend = moved[0].buffer.backend if moved else backends.get("numpy")
+        self.dtype = self.parameters[0].dtype if self.parameters else np.dtype(np.float32)
         dtypes = sorted({str(p.dtype) for p in self.parameters})
         if len(dtypes) > 1:
-            raise ValueError(
-                f"the layers of one network must have one dtype, and these have {' and '.join(dtypes)}"
-            )
-        if any(source.backend.xp is not self.backend.xp for source in sources):
+            names = " and ".join(dtypes)
+            raise ValueError(f"the layers of one network must have one dtype, and these have {names}")
+        if any(p.buffer.backend.xp is not self.backend.xp for p in moved):
             raise ValueError(
                 "the layers of one network must be on one backend: build it first, then call to()"
             )
-        self.dtype = self.parameters[0].dtype if self.parameters else np.dtype(np.float32)
 
-        values = [
-            (p, p.data, p.grad) for p in self.parameters if hasattr(p, "buffer") and p.buffer.data is not None
-        ]
+        values = [(p, p.data, p.grad) for p in moved if p.buffer.data is not None]
         for p in self.parameters:
             p.buffer, p.span = self, slice(self.size, self.size + p.size)
             self.size += p.size
         for p, data, grad in values:
             p.view(self.allocate())[...] = data
-            if grad is not None:
-                p.grad = grad
+            p.grad = grad
 
     @classmethod
     def gather(cls, parameters: list[Parameter]) -> FlatBuffer:
@@ -236,19 +228,15 @@ class FlatBuffer:
 
     def fill(self) -> None:
         """Give first values to all parameters that have none yet."""
-        if self.filled:
-            return
+        on_host = self.backend.name == "numpy"
         flat = self.allocate()
         for p in self.parameters:
-            if p.fill is None:
-                continue
-            if self.backend.name == "numpy":
-                p.fill(p.view(flat))
-            else:  # random numbers are drawn on the host
-                values = np.empty(p.shape, p.dtype)
-                p.fill(values)
-                p.view(flat)[...] = self.backend.asarray(values)
-            p.fill = None
+            if p.fill is not None:
+                values = p.view(flat) if on_host else np.empty(p.shape, p.dtype)
+                p.fill(values)  # random numbers are drawn on the host
+                if not on_host:
+                    p.view(flat)[...] = self.backend.asarray(values)
+                p.fill = None
         self.filled = True
 
     def allocate_grad(self) -> None:

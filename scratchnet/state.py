@@ -17,17 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.backend import Array, array_module
+from scratchnet.backend import array_module
 from scratchnet.layers import Layer
 
 
 class Attributes:
-    """The attributes of layers, the contents of arrays and generators among them.
-
-    Parameters
-    ----------
-    layers : iterable of objects
-        Each on its own: for a network, all that ``walk`` yields.
+    """The attributes of layers (all that ``walk`` yields), the contents of arrays and generators among them.
 
     Examples
     --------
@@ -43,10 +38,9 @@ class Attributes:
     def __init__(self, layers: Iterable[Any]):
         self._attributes = [(vars(layer), dict(vars(layer))) for layer in layers]
         values = [value for _, before in self._attributes for value in before.values()]
-        self._arrays: list[tuple[Array, Array]] = [(v, v.copy()) for v in values if _is_array(v)]
-        self._generators = [
-            (v.bit_generator, v.bit_generator.state) for v in values if isinstance(v, np.random.Generator)
-        ]
+        self._arrays = [(v, v.copy()) for v in values if isinstance(v, array_module(v).ndarray)]
+        generators = [v.bit_generator for v in values if isinstance(v, np.random.Generator)]
+        self._generators = [(g, g.state) for g in generators]
 
     def restore(self) -> None:
         """Put everything back; this may be done any number of times."""
@@ -65,13 +59,8 @@ def preserved(net: Layer, values: bool = False) -> Iterator[Layer]:
     """Within this context do anything with a network but move it; afterwards it is as it was.
 
     That is its mode, what it has saved for a backward pass, running statistics, generators and gradients. The
-    context begins without gradients, and those of before are not copied: they lie aside until it ends.
-
-    Parameters
-    ----------
-    net : Layer
-    values : bool
-        Whether the parameters' values may change too. If so the network computes with a copy meanwhile.
+    context begins without gradients, and those of before are not copied: they lie aside until it ends. With
+    ``values`` the parameters may change too: the network computes with a copy of them meanwhile.
 
     Examples
     --------
@@ -104,7 +93,3 @@ def preserved(net: Layer, values: bool = False) -> Iterator[Layer]:
         for p, had in gradients:
             p.has_grad = had
         attributes.restore()
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, array_module(value).ndarray)

@@ -12,8 +12,7 @@ class ReLU(Layer):
 
     Parameters
     ----------
-    dtype, rng
-        As of every ``Layer``.
+    dtype, rng : as of every ``Layer``
 
     Examples
     --------

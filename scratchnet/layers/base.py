@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import DTypeLike
 
 from scratchnet.backend import Array, Backend
 from scratchnet.layers import checking, summary, tree
-from scratchnet.parameters import Parameter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,6 +34,7 @@ class Layer:
 
     Examples
     --------
+    >>> from scratchnet.layers import Parameter
     >>> class Scale(Layer):
     ...     def __init__(self, channels):
     ...         super().__init__()
@@ -83,9 +82,7 @@ class Layer:
         cache, self._saved = checking.check_gradient(self, self._saved, dy), None
         return cache
 
-    def check_input(self, x: Array, *axes: str | int, hint: str = "") -> None:
-        """Refuse an input that has not these axes, each a size or a letter; the error ends with ``hint``."""
-        checking.check_input(self, x, axes, hint)
+    check_input = checking.check_input
 
     @property
     def label(self) -> str:
@@ -100,13 +97,8 @@ class Layer:
         """Return the layers that this one applies one after the other; None if it does anything else."""
         return None
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the output for an input of this shape: the chain's, or else the same."""
-        return tree.output_shape(self, shape)
-
-    def multiply_adds(self, shape: tuple[int, ...]) -> int:
-        """Return how many multiplications and additions a forward pass needs for an input of this shape."""
-        return tree.multiply_adds(self, shape)
+    output_shape = tree.output_shape  # the chain's, or else that of the input
+    multiply_adds = tree.multiply_adds
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Yield the layers that are attributes of this one, or in a list that is, with their names."""
@@ -117,35 +109,14 @@ class Layer:
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Layer))
 
     # What concerns this layer and all within it is in tree.py. Asking changes nothing.
-
-    def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
-        """Yield this layer and all layers within it, each with its path, in the order they were made."""
-        return tree.walk(self, path)
-
-    def parameters(self) -> dict[str, Parameter]:
-        """Return what is learned, from name to Parameter, in order; refuse one that stands in two places."""
-        return tree.parameters(self)
-
-    def buffers(self) -> dict[str, Array]:
-        """Return the state that is not learned (running statistics), from name to array, in order."""
-        return tree.buffers(self)
-
-    def generators(self) -> dict[str, np.random.Generator]:
-        """Return the generators that the layers hold, from the layer's path to its generator."""
-        return tree.generators(self)
-
-    @property
-    def backend(self) -> Backend:
-        """The backend of the parameters; NumPy if there are none."""
-        return tree.backend_of(self)
-
-    def to(self, backend: str | Backend) -> Self:
-        """Move parameters, gradients and statistics to "numpy", "cupy" or "auto"; return this network."""
-        return tree.move(self, backend)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training: dropout drops, batch normalisation uses the batch, backward is possible."""
-        return tree.set_training(self, mode)
+    walk = tree.walk
+    parameters = tree.parameters
+    buffers = tree.buffers
+    generators = tree.generators
+    to = tree.to
+    train = tree.train
+    recording = tree.recording
+    clear_saved = tree.clear_saved
 
     def eval(self) -> Self:
         """Switch to evaluation: nothing random, running statistics, and nothing saved for backward."""
@@ -159,13 +130,10 @@ class Layer:
         """Train the parameters within ``prefix`` again."""
         return tree.set_trainable(self, prefix, True)
 
-    def recording(self) -> AbstractContextManager[Self]:
-        """Within this context ``backward`` is possible in evaluation too."""
-        return tree.recording(self)
-
-    def clear_saved(self) -> None:
-        """Forget what was saved for backward, here and in all layers within."""
-        tree.clear_saved(self)
+    @property
+    def backend(self) -> Backend:
+        """The backend of the parameters; NumPy if there are none."""
+        return tree.backend_of(self)
 
     def summary(self, image_size: int | tuple[int, ...] | None = None, file: TextIO | None = None) -> None:
         """Print a table of the layers, for square RGB images of this size or one input of this shape."""

@@ -15,38 +15,15 @@ if TYPE_CHECKING:
 
 
 def checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return the element type, which must be one that layers compute in.
-
-    Examples
-    --------
-    >>> checked_dtype("float32")
-    dtype('float32')
-    """
+    """Return the element type, which must be one that layers compute in."""
     kind = np.dtype(dtype)
     if kind not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, not {kind}")
     return kind
 
 
-def check_input(layer: Layer, x: Array, axes: tuple[str | int, ...], hint: str = "") -> None:
-    """Raise a ValueError that names the layer, what was expected and what came.
-
-    Parameters
-    ----------
-    layer : Layer
-    x : array
-    axes : tuple of str or int
-        For each axis the size that it must have, or a letter where any size will do.
-    hint : str
-        Ends the message.
-
-    Examples
-    --------
-    >>> from scratchnet.layers import ReLU
-    >>> check_input(ReLU(), np.zeros((2, 4)), ("N", 5))
-    Traceback (most recent call last):
-    ValueError: ReLU: expected (N, 5), got (2, 4)
-    """
+def check_input(layer: Layer, x: Array, *axes: str | int, hint: str = "") -> None:
+    """Refuse an input that has not these axes, each a size or a letter; the error ends with ``hint``."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(f"{layer.label}: expected an array, got {type(x).__name__}")
     if axes:
@@ -57,46 +34,37 @@ def check_input(layer: Layer, x: Array, axes: tuple[str | int, ...], hint: str =
     if parameter is not None:
         if x.dtype != layer.dtype:
             raise ValueError(f"{layer.label}: expected {layer.dtype}, got {x.dtype}")
-        if array_module(x) is not parameter.buffer.backend.xp:
-            raise ValueError(
-                f"{layer.label}: the network is on {parameter.buffer.backend.name}, the input is not: "
-                "use net.backend.asarray(x)"
-            )
+        backend = parameter.buffer.backend
+        if array_module(x) is not backend.xp:
+            where = f"the network is on {backend.name}, the input is not"
+            raise ValueError(f"{layer.label}: {where}: use net.backend.asarray(x)")
 
 
 def check_shape(layer: Layer, shape: tuple[int, ...], *axes: str | int, hint: str = "") -> None:
-    """Raise a ValueError if an input of this shape does not fit the layer."""
-    wrong = len(shape) != len(axes) or any(
-        isinstance(axis, int) and axis != size for axis, size in zip(axes, shape, strict=True)
-    )
-    if wrong:
-        hint = f": {hint}" if hint else ""
-        wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
-        raise ValueError(f"{layer.label}: expected ({wanted}), got {tuple(shape)}{hint}")
-
-
-def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: Array) -> Any:
-    """Return the cache of what a forward saved, if the gradient has the shape of that forward's output.
-
-    Parameters
-    ----------
-    layer : Layer
-    saved : tuple (cache, shape of the output) or None
-    dy : array
-
-    Raises
-    ------
-    RuntimeError
-        If nothing is saved: backward came before forward, or twice, or after a forward in evaluation.
-    ValueError
-        If ``dy`` does not have the shape of the output.
+    """Refuse the shape of an input that does not fit the layer.
 
     Examples
     --------
     >>> from scratchnet.layers import ReLU
-    >>> check_gradient(ReLU(), ("cache", (2,)), np.zeros(2))
-    'cache'
+    >>> check_shape(ReLU(), (2, 4), "N", 5)
+    Traceback (most recent call last):
+    ValueError: ReLU: expected (N, 5), got (2, 4)
     """
+    if len(shape) != len(axes) or any(a != s for a, s in zip(axes, shape, strict=True) if isinstance(a, int)):
+        wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
+        raise ValueError(
+            f"{layer.label}: expected ({wanted}), got {tuple(shape)}{f': {hint}' if hint else ''}"
+        )
+
+
+def check_fit(layer: Layer, what: str, size: int, shape: tuple[int, ...], padding: int = 0) -> None:
+    """Refuse images (N, H, W, C) that are smaller than a kernel or window of this size."""
+    if min(shape[1:3]) + 2 * padding < size:
+        raise ValueError(f"{layer.label}: a {what} of {size} does not fit into {tuple(shape)}")
+
+
+def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: Array) -> Any:
+    """Return the cache of what a forward saved, if the gradient has the shape of that forward's output."""
     if saved is None:
         reason = (
             "call forward first, once for each backward"
@@ -115,13 +83,6 @@ def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: 
 def check_attribute(layer: Layer, name: str, value: Any) -> None:
     """Refuse to put anything but a Parameter, or None, in the place of a Parameter: it would not be learned.
 
-    Parameters
-    ----------
-    layer : Layer
-    name : str
-        Of the attribute.
-    value : object
-
     Examples
     --------
     >>> from scratchnet.layers import Linear
@@ -129,8 +90,6 @@ def check_attribute(layer: Layer, name: str, value: Any) -> None:
     Traceback (most recent call last):
     ValueError: Linear: weight is a Parameter: write weight.data[...] = array, or assign a Parameter
     """
-    if not isinstance(value, Parameter) and value is not None:
-        if isinstance(vars(layer).get(name), Parameter):
-            raise ValueError(
-                f"{layer.label}: {name} is a Parameter: write {name}.data[...] = array, or assign a Parameter"
-            )
+    if isinstance(vars(layer).get(name), Parameter) and not isinstance(value, (Parameter, type(None))):
+        advice = f"write {name}.data[...] = array, or assign a Parameter"
+        raise ValueError(f"{layer.label}: {name} is a Parameter: {advice}")

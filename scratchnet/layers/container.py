@@ -7,7 +7,7 @@ from typing import Any
 
 from scratchnet.backend import Array
 from scratchnet.layers.base import Layer
-from scratchnet.layers.tree import assemble, learns
+from scratchnet.layers.tree import assemble
 
 
 class Chain(Layer):
@@ -17,8 +17,7 @@ class Chain(Layer):
 
     Parameters
     ----------
-    dtype, rng
-        As of every ``Layer``; the layers bring their own.
+    dtype, rng : as of every ``Layer``; the layers bring their own
 
     Attributes
     ----------
@@ -62,18 +61,15 @@ class Chain(Layer):
         need_input_gradient : bool
             False leaves out the work that only the gradient of the input needs; then None is returned.
         """
-        layers = self.chain()
-        first = 0
+        layers = list(self.chain())
         if not need_input_gradient:
-            first = next((i for i, layer in enumerate(layers) if learns(layer)), len(layers))
-        for i in reversed(range(len(layers))):
-            layer = layers[i]
-            if i < first:
-                layer.clear_saved()
-            elif need_input_gradient or i > first or not layer.skips_input_gradient:
-                dy = layer.backward(dy)
-            else:
+            while layers and not any(p.trainable for p in layers[0].parameters().values()):
+                layers.pop(0).clear_saved()
+        for layer in reversed(layers):
+            if layer is layers[0] and layer.skips_input_gradient and not need_input_gradient:
                 layer.backward(dy, need_input_gradient=False)  # type: ignore[call-arg]
+            else:
+                dy = layer.backward(dy)
         return dy if need_input_gradient else None
 
 
@@ -83,8 +79,7 @@ class Sequential(Chain):
     Parameters
     ----------
     *layers : Layer
-    dtype, rng
-        As of every ``Layer``; the layers bring their own.
+    dtype, rng : as of every ``Layer``; the layers bring their own
 
     Examples
     --------
@@ -101,9 +96,8 @@ class Sequential(Chain):
         super().__init__(**common)
         for layer in layers:
             if not isinstance(layer, Layer):
-                raise ValueError(
-                    f"Sequential takes layers, not {type(layer).__name__}: Sequential(Conv2d(3, 8), ReLU())"
-                )
+                kind = type(layer).__name__
+                raise ValueError(f"Sequential takes layers, not {kind}: Sequential(Conv2d(3, 8), ReLU())")
         self.layers = list(layers)
         assemble(self)
 

@@ -12,7 +12,7 @@ from scratchnet.backend import Array
 from scratchnet.checks import whole
 from scratchnet.initialise import fills
 from scratchnet.layers.base import Layer
-from scratchnet.layers.checking import check_shape
+from scratchnet.layers.checking import check_fit, check_shape
 from scratchnet.layers.tree import assemble
 from scratchnet.parameters import Parameter
 
@@ -29,8 +29,7 @@ class Conv2d(Layer):
     stride, padding : int
         Padding is with zeros, on every side; the output size is rounded down.
     bias : bool
-    dtype, rng
-        As of every ``Layer``.
+    dtype, rng : as of every ``Layer``
     init : {"he", "pytorch", "normal"}
         The initialisation, see ``initialise.py``.
 
@@ -74,10 +73,7 @@ class Conv2d(Layer):
     def forward(self, x: Array) -> Array:
         """Convolve (N, H, W, in_channels) to (N, OH, OW, out_channels)."""
         self.check_input(x, "N", "H", "W", self.in_channels, hint="images are channels last")
-        if min(x.shape[1:3]) + 2 * self.padding < self.kernel_size:
-            raise ValueError(
-                f"{self.label}: a kernel of {self.kernel_size} does not fit into {tuple(x.shape)}"
-            )
+        check_fit(self, "kernel", self.kernel_size, x.shape, self.padding)
         bias = None if self.bias is None else self.bias.data
         return self.save_for_backward(*F.conv2d_forward(x, self.weight.data, bias, self.stride, self.padding))
 

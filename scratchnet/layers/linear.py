@@ -25,8 +25,7 @@ class Linear(Layer):
     ----------
     in_features, out_features : int
     bias : bool
-    dtype, rng
-        As of every ``Layer``.
+    dtype, rng : as of every ``Layer``
     init : {"he", "pytorch", "normal"}
         The initialisation, see ``initialise.py``.
 
@@ -63,9 +62,8 @@ class Linear(Layer):
 
     def forward(self, x: Array) -> Array:
         """Multiply (N, in_features) to (N, out_features)."""
-        self.check_input(
-            x, "N", self.in_features, hint="put Flatten() before it" if getattr(x, "ndim", 2) > 2 else ""
-        )
+        hint = "put Flatten() before it" if getattr(x, "ndim", 2) > 2 else ""
+        self.check_input(x, "N", self.in_features, hint=hint)
         bias = None if self.bias is None else self.bias.data
         return self.save_for_backward(*F.linear_forward(x, self.weight.data, bias))
 
@@ -93,8 +91,7 @@ class Flatten(Layer):
 
     Parameters
     ----------
-    dtype, rng
-        As of every ``Layer``.
+    dtype, rng : as of every ``Layer``
 
     Examples
     --------

@@ -17,17 +17,35 @@ from scratchnet.parameters import Parameter
 
 
 class BatchNorm(Layer):
-    """What batch normalisation of any array (..., num_features) is, whatever its other axes.
+    """Batch normalisation of any array (..., num_features); its subclasses say of which.
+
+    In training it normalises with the batch's own mean and (biased) variance, and tracks both for evaluation:
+    running = (1 - momentum) * running + momentum * batch, with the unbiased variance, as PyTorch does.
 
     Parameters
     ----------
-    num_features, eps, momentum, dtype, rng
-        As of ``BatchNorm2d``.
+    num_features : int
+        C.
+    eps : float
+        Added to the variance.
+    momentum : float
+        How much of each batch goes into the running statistics.
+    dtype, rng : as of every ``Layer``
+
+    Attributes
+    ----------
+    weight, bias : Parameter (num_features,)
+    running_mean, running_var : array (num_features,)
 
     Examples
     --------
-    >>> isinstance(BatchNorm2d(3), BatchNorm)
-    True
+    >>> x = np.array([[1.0], [3.0]])
+    >>> layer = BatchNorm1d(1, eps=0.0, dtype="float64")
+    >>> layer.forward(x)
+    array([[-1.],
+           [ 1.]])
+    >>> layer.running_mean, layer.running_var  # the unbiased variance is 2
+    (array([0.2]), array([1.1]))
     """
 
     buffer_names = ("running_mean", "running_var")
@@ -52,17 +70,15 @@ class BatchNorm(Layer):
     def forward(self, x: Array) -> Array:
         """Normalise (..., num_features), channel by channel."""
         self.check_input(x, *self.axes, self.num_features, hint=self.hint)
+        weight, bias = self.weight.data, self.bias.data
         if not self.training or self.frozen:
             statistics = self.running_mean, self.running_var
-            return self.save_for_backward(
-                *F.batch_norm_forward(x, self.weight.data, self.bias.data, *statistics, eps=self.eps)
-            )
+            return self.save_for_backward(*F.batch_norm_forward(x, weight, bias, *statistics, eps=self.eps))
         M = x.size // self.num_features
         if M == 1:
-            raise ValueError(
-                f"{self.label}: one value per channel has no variance to train with: {tuple(x.shape)}"
-            )
-        y, cache = F.batch_norm_forward(x, self.weight.data, self.bias.data, eps=self.eps)
+            shape = tuple(x.shape)
+            raise ValueError(f"{self.label}: one value per channel has no variance to train with: {shape}")
+        y, cache = F.batch_norm_forward(x, weight, bias, eps=self.eps)
         self.running_mean += self.momentum * (cache.mean - self.running_mean)
         self.running_var += self.momentum * (cache.var * (M / (M - 1)) - self.running_var)
         self.weight.buffer.version += 1  # plans fold the statistics into weights
@@ -82,26 +98,11 @@ class BatchNorm(Layer):
 
 
 class BatchNorm2d(BatchNorm):
-    """Batch normalisation of feature maps (N, H, W, num_features).
-
-    In training it normalises with the batch's own mean and (biased) variance, and tracks both for evaluation:
-    running = (1 - momentum) * running + momentum * batch, with the unbiased variance, as PyTorch does.
+    """Batch normalisation of feature maps (N, H, W, num_features): see ``BatchNorm``.
 
     Parameters
     ----------
-    num_features : int
-        C.
-    eps : float
-        Added to the variance.
-    momentum : float
-        How much of each batch goes into the running statistics.
-    dtype, rng
-        As of every ``Layer``.
-
-    Attributes
-    ----------
-    weight, bias : Parameter (num_features,)
-    running_mean, running_var : array (num_features,)
+    num_features, eps, momentum, dtype, rng : as of ``BatchNorm``
 
     Examples
     --------
@@ -114,23 +115,11 @@ class BatchNorm2d(BatchNorm):
 
 
 class BatchNorm1d(BatchNorm):
-    """Batch normalisation of rows (N, num_features), as after a linear layer; see ``BatchNorm2d``.
+    """Batch normalisation of rows (N, num_features), as after a linear layer: see ``BatchNorm``.
 
     Parameters
     ----------
-    num_features : int
-        C.
-    eps : float
-        Added to the variance.
-    momentum : float
-        How much of each batch goes into the running statistics.
-    dtype, rng
-        As of every ``Layer``.
-
-    Attributes
-    ----------
-    weight, bias : Parameter (num_features,)
-    running_mean, running_var : array (num_features,)
+    num_features, eps, momentum, dtype, rng : as of ``BatchNorm``
 
     Examples
     --------

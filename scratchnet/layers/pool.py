@@ -8,7 +8,7 @@ from scratchnet import functional as F
 from scratchnet.backend import Array
 from scratchnet.checks import whole
 from scratchnet.layers.base import Layer
-from scratchnet.layers.checking import check_shape
+from scratchnet.layers.checking import check_fit, check_shape
 
 
 class MaxPool2d(Layer):
@@ -20,8 +20,7 @@ class MaxPool2d(Layer):
         The side of the square window, at most 16.
     stride : int, optional
         By default ``kernel_size``.
-    dtype, rng
-        As of every ``Layer``.
+    dtype, rng : as of every ``Layer``
 
     Examples
     --------
@@ -41,10 +40,7 @@ class MaxPool2d(Layer):
     def forward(self, x: Array) -> Array:
         """Pool (N, H, W, C) to (N, OH, OW, C)."""
         self.check_input(x, "N", "H", "W", "C")
-        if min(x.shape[1:3]) < self.kernel_size:
-            raise ValueError(
-                f"{self.label}: a window of {self.kernel_size} does not fit into {tuple(x.shape)}"
-            )
+        check_fit(self, "window", self.kernel_size, x.shape)
         return self.save_for_backward(*F.max_pool2d_forward(x, self.kernel_size, self.stride))
 
     def backward(self, dy: Array) -> Array:
@@ -65,8 +61,7 @@ class GlobalAvgPool2d(Layer):
 
     Parameters
     ----------
-    dtype, rng
-        As of every ``Layer``.
+    dtype, rng : as of every ``Layer``
 
     Examples
     --------

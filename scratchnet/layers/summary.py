@@ -15,22 +15,12 @@ TITLES = ("Layer", "Output size", "Kernel", "Stride", "Activation", "Parameters"
 
 
 def show(
-    net: Layer,
-    size: int | tuple[int, ...] | None = None,
-    activation: str = "",
-    file: TextIO | None = None,
+    net: Layer, size: int | tuple[int, ...] | None = None, activation: str = "", file: TextIO | None = None
 ) -> None:
-    """Print a table with a row per layer. Memory is that of the layer's parameters plus that of its output.
+    """Print a table with a row per layer, for the side of square RGB images or the shape of one input.
 
-    Parameters
-    ----------
-    net : Layer
-    size : int or tuple of int
-        The side of square RGB images, or the shape of one input, such as (H, W, C).
-    activation : str
-        What follows the last layer, as softmax does where the loss has it.
-    file : text file, optional
-        By default standard output.
+    Memory is that of the layer's parameters plus that of its output. ``activation`` is what follows the last
+    layer, as softmax does where the loss has it.
 
     Examples
     --------

@@ -109,11 +109,11 @@ def leaves(net: Layer, path: str = "") -> list[tuple[str, Layer]]:
     return [leaf for layer in chain for leaf in leaves(layer, names.get(id(layer), layer.path))]
 
 
-# What the methods of Layer of these names do
+# Methods of Layer
 
 
 def walk(net: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield a layer and all layers within it, each with its path, in the order they were made."""
+    """Yield this layer and all layers within it, each with its path, in the order they were made."""
     yield path, net
     for name, child in net.children():
         yield from child.walk(f"{path}.{name}" if path else name)
@@ -127,16 +127,14 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
         own = {name: value for name, value in vars(layer).items() if isinstance(value, Parameter)}
         for name, item in {"": layer, **own}.items():
             place = f"{path}.{name}".strip(".")
-            if id(item) in places:
-                raise ValueError(
-                    f"one {type(item).__name__} is both {places[id(item)]!r} and {place!r}: make two"
-                )
-            places[id(item)] = place
+            first = places.setdefault(id(item), place)
+            if first != place:
+                raise ValueError(f"one {type(item).__name__} is both {first!r} and {place!r}: make two")
     return found
 
 
 def parameters(net: Layer) -> dict[str, Parameter]:
-    """Return what is learned, from name to Parameter, in order."""
+    """Return what is learned, from name to Parameter, in order; refuse one that stands in two places."""
     return {
         f"{path}.{name}".lstrip("."): value
         for path, layer in _places(net)
@@ -146,7 +144,7 @@ def parameters(net: Layer) -> dict[str, Parameter]:
 
 
 def buffers(net: Layer) -> dict[str, Array]:
-    """Return the arrays that are state and not learned, from name to array, in order."""
+    """Return the state that is not learned (running statistics), from name to array, in order."""
     return {
         f"{path}.{name}".lstrip("."): getattr(layer, name)
         for path, layer in _places(net)
@@ -165,14 +163,14 @@ def generators(net: Layer) -> dict[str, np.random.Generator]:
 
 
 def output_shape(net: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the output of a chain; of any other layer, unless it says more, the input's."""
+    """Return the shape of the output for an input of this shape: the chain's, or else the same."""
     for layer in net.chain() or ():
         shape = layer.output_shape(shape)
     return shape
 
 
 def multiply_adds(net: Layer, shape: tuple[int, ...]) -> int:
-    """Return the multiply-adds of a chain; of any other layer, unless it says more, none."""
+    """Return how many multiplications and additions a forward pass needs for an input of this shape."""
     total = 0
     for layer in net.chain() or ():
         total += layer.multiply_adds(shape)
@@ -182,15 +180,13 @@ def multiply_adds(net: Layer, shape: tuple[int, ...]) -> int:
 
 def backend_of(net: Layer) -> Backend:
     """Return the backend of the parameters; NumPy if there are none."""
-    for _, layer in net.walk():
-        for value in vars(layer).values():
-            if isinstance(value, Parameter):
-                return value.buffer.backend
-    return backends.get("numpy")
+    held = (value for _, layer in net.walk() for value in vars(layer).values())
+    first = next((value for value in held if isinstance(value, Parameter)), None)
+    return first.buffer.backend if first is not None else backends.get("numpy")
 
 
-def move(net: L, backend: str | Backend) -> L:
-    """Move parameters, gradients and running statistics to another backend.
+def to(net: L, backend: str | Backend) -> L:
+    """Move parameters, gradients and statistics to "numpy", "cupy" or "auto"; return this network.
 
     Raises
     ------
@@ -213,8 +209,8 @@ def move(net: L, backend: str | Backend) -> L:
     return net
 
 
-def set_training(net: L, mode: bool) -> L:
-    """Switch all layers to training or to evaluation."""
+def train(net: L, mode: bool = True) -> L:
+    """Switch to training: dropout drops, batch normalisation uses the batch, backward is possible."""
     for _, layer in net.walk():
         layer.training = mode
     if not mode:
@@ -223,16 +219,9 @@ def set_training(net: L, mode: bool) -> L:
 
 
 def set_trainable(net: L, prefix: str, trainable: bool) -> L:
-    """Freeze or unfreeze the parameters whose names begin with ``prefix``, a layer's path; "" takes all.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
-    found = [
-        p for name, p in parameters(net).items() if f"{name}.".startswith(f"{prefix}." if prefix else "")
-    ]
+    """Freeze or unfreeze the parameters whose names begin with ``prefix``, a layer's path; "" takes all."""
+    start = f"{prefix}." if prefix else ""
+    found = [p for name, p in parameters(net).items() if f"{name}.".startswith(start)]
     if prefix and not found:
         raise ValueError(f"{net.label} has no parameters in {prefix!r}: give a path, as in 'features.0'")
     for p in found:
@@ -240,11 +229,6 @@ def set_trainable(net: L, prefix: str, trainable: bool) -> L:
         if not trainable:
             p.grad = None
     return net
-
-
-def learns(net: Layer) -> bool:
-    """Tell whether anything in a layer is trained: whether it has parameters, and not all are frozen."""
-    return any(p.trainable for p in parameters(net).values())
 
 
 @contextmanager
@@ -260,20 +244,19 @@ def recording(net: L) -> Iterator[L]:
     ...     layer.backward(np.ones(2))
     array([0., 1.])
     """
-    layers = [layer for _, layer in net.walk()]
-    before = [layer._recording for layer in layers]
+    before = [(layer, layer._recording) for _, layer in net.walk()]
     try:
-        for layer in layers:
+        for layer, _ in before:
             layer._recording = True
         yield net
     finally:
-        for layer, was_recording in zip(layers, before, strict=True):
+        for layer, was_recording in before:
             layer._recording = was_recording
             if not (layer.training or was_recording):
                 layer._saved = None
 
 
 def clear_saved(net: Layer) -> None:
-    """Forget what was saved for backward, in all layers."""
+    """Forget what was saved for backward, here and in all layers within."""
     for _, layer in net.walk():
         layer._saved = None
