@@ -244,7 +244,8 @@ def forecast(
     parameters = list(net.parameters().values())
     on_cpu = net.backend.name == "numpy"
     weights = sum(p.size * p.dtype.itemsize for p in parameters)
-    momentum = weights if optimizer is None or optimizer.momentum else 0
+    learned = sum(p.size * p.dtype.itemsize for p in parameters if p.trainable)
+    momentum = learned if optimizer is None or optimizer.momentum else 0
     has_weights = bool(parameters) and parameters[0].buffer.data is not None
     resident = (resident_bytes() if on_cpu else 0) - (weights if has_weights else 0)
 
@@ -252,7 +253,7 @@ def forecast(
         activations, workspace = _computing(net, shape(n), engine, precision)
         return {
             "parameters": weights,
-            "gradients": weights,
+            "gradients": learned if on_cpu else weights,
             "momentum": momentum,
             "activations": activations,
             "workspace": workspace,

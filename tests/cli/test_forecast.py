@@ -71,6 +71,14 @@ def test_what_there_is_not_is_not_listed():
     assert plain.total == sum(plain.memory.values())
 
 
+def test_what_is_frozen_has_no_gradient_and_no_momentum():
+    net = small()
+    net.freeze("features")
+    learned = sum(p.size * 4 for name, p in net.parameters().items() if name.startswith("classifier"))
+    memory = forecast(net, 4).memory
+    assert memory["gradients"] == memory["momentum"] == learned < memory["parameters"]
+
+
 def test_nothing_is_held_twice_whether_weights_exist_already_or_not(monkeypatch):
     # What the system says depends on what the process has let go of before, so it is not asked here.
     monkeypatch.setattr(FORECAST, "resident_bytes", lambda: 300_000_000)

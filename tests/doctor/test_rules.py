@@ -114,6 +114,13 @@ def test_the_three_ways_to_sit_at_ten_per_cent_are_told_apart():
     assert "first appeared in" in spoilt.verdict and "ower the learning rate" in spoilt.verdict
 
 
+def test_what_is_frozen_on_purpose_is_healthy():
+    net = plain()
+    net.freeze("features")
+    diagnosis = diagnose(net, X, Y, optimizer=SGD(net.parameters(), 0.01, 0.9))
+    assert diagnosis.healthy, str(diagnosis)
+
+
 def test_a_fault_hides_what_it_causes():
     net = scaled(plain("vgg16"), 2.0)
     assert names(diagnose(net, X * 60.0 + 120.0, Y, lr=1.0)) == ["data not normalised"]
