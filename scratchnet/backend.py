@@ -56,18 +56,9 @@ class Backend:
     device: str
 
     def asarray(self, x: ArrayLike, dtype: DTypeLike | None = None) -> Array:
-        """Return ``x`` as an array of this backend, copied only where it has to be.
+        """Return anything that NumPy can read, or an array of either backend, as an array of this one.
 
-        Parameters
-        ----------
-        x : array_like
-            Anything that NumPy can read, or an array of either backend.
-        dtype : dtype, optional
-            The element type; by default that of ``x``.
-
-        Returns
-        -------
-        numpy.ndarray or cupy.ndarray
+        It is copied only where it has to be.
         """
         if array_module(x) is not self.xp:
             x = to_numpy(x)
@@ -108,8 +99,8 @@ def get(name: str | Backend = "auto") -> Backend:
     Raises
     ------
     BackendError
-        If CuPy was asked for and cannot compute here: it is not installed, or installed but broken, or there
-        is no driver, or the driver is too old for it, or there is no GPU, or the GPU fails a test product.
+        If CuPy was asked for and cannot compute here: it is not installed or broken, there is no driver or
+        one that is too old, there is no GPU, or the GPU fails a test product.
     ValueError
         If the name is none of the three.
 
@@ -187,48 +178,38 @@ def _cupy() -> Backend:
         import cupy
     except ModuleNotFoundError as error:
         if error.name != "cupy":
-            raise BackendError(
-                f"CuPy is installed but broken, since {error.name} is missing: reinstall it, or {ON_CPU}"
-            ) from error
-        raise BackendError(
+            raise _broken(f", since {error.name} is missing") from error
+        raise _unusable(
             "CuPy is not installed: install it with pip install 'cupy-cuda13x[ctk]' (NVIDIA driver 580 or "
-            f"newer) or 'cupy-cuda12x[ctk]', or {ON_CPU}"
+            "newer) or 'cupy-cuda12x[ctk]'"
         ) from error
     except Exception as error:  # a clash of packages or a missing library can raise anything while importing
-        reason = error.__cause__ or error  # CuPy wraps what is wrong into a page of general advice
-        raise BackendError(
-            f"CuPy is installed but broken ({_first_line(reason)}): reinstall it, or {ON_CPU}"
-        ) from error
+        # CuPy wraps what is wrong into a page of general advice.
+        raise _broken(f" ({_first_line(error.__cause__ or error)})") from error
 
     try:
         runtime = cupy.cuda.runtime
         driver, built = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     except Exception as error:
-        raise BackendError(
-            f"CuPy is installed but broken ({_first_line(error)}): reinstall it, or {ON_CPU}"
-        ) from error
+        raise _broken(f" ({_first_line(error)})") from error
     # CuPy raises the same error for a driver that is absent and one that is too old; the version tells which.
     if driver == 0:
-        raise BackendError(
-            f"CuPy is installed but this machine has no NVIDIA driver: install one, or {ON_CPU}"
-        )
+        raise _unusable("CuPy is installed but this machine has no NVIDIA driver: install one")
     try:
         devices = runtime.getDeviceCount()
     except Exception as error:
         if "InsufficientDriver" in str(error):
-            raise BackendError(
+            raise _unusable(
                 f"the NVIDIA driver is too old for this CuPy: it supports CUDA {_version(driver)}, CuPy was "
-                f"built for {_version(built)}: update it, or install cupy-cuda{driver // 1000}x, or {ON_CPU}"
+                f"built for {_version(built)}: update it, or install cupy-cuda{driver // 1000}x"
             ) from error
         if "NoDevice" not in str(error):
-            raise BackendError(
-                f"CUDA does not start ({_first_line(error)}): check nvidia-smi, or {ON_CPU}"
-            ) from error
+            raise _unusable(f"CUDA does not start ({_first_line(error)}): check nvidia-smi") from error
         devices = 0
     if devices == 0:
-        raise BackendError(
+        raise _unusable(
             "there is an NVIDIA driver but no GPU: check nvidia-smi and the environment variable "
-            f"CUDA_VISIBLE_DEVICES, or {ON_CPU}"
+            "CUDA_VISIBLE_DEVICES"
         )
 
     # A GPU that is counted may still lack the compiler (NVRTC), cuBLAS or memory: only computing shows it.
@@ -236,18 +217,25 @@ def _cupy() -> Backend:
         twos = cupy.full((2, 2), 2, dtype=np.float32)
         total = float((twos @ twos + twos).sum())
     except Exception as error:
-        raise BackendError(
+        raise _unusable(
             f"there is a GPU but a test product on it fails ({type(error).__name__}: {_first_line(error)}): "
-            f"where a CUDA library is missing, pip install 'cupy-cuda{built // 1000}x[ctk]', or {ON_CPU}"
+            f"where a CUDA library is missing, pip install 'cupy-cuda{built // 1000}x[ctk]'"
         ) from error
     if total != 40.0:
-        raise BackendError(
-            f"there is a GPU but a test product on it is wrong (40 expected, got {total:g}): {ON_CPU}"
-        )
+        what = f"there is a GPU but a test product on it is wrong (40 expected, got {total:g})"
+        raise BackendError(f"{what}: {ON_CPU}")
     device = runtime.getDevice()
     model = runtime.getDeviceProperties(device)["name"]
     model = model.decode() if isinstance(model, bytes) else model
     return Backend("cupy", cupy, f"GPU {device} ({model}, CUDA {_version(built)}, CuPy {cupy.__version__})")
+
+
+def _broken(reason: str) -> BackendError:
+    return _unusable(f"CuPy is installed but broken{reason}: reinstall it")
+
+
+def _unusable(reason: str) -> BackendError:
+    return BackendError(f"{reason}, or {ON_CPU}")
 
 
 def _version(number: int) -> str:

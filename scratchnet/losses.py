@@ -57,20 +57,16 @@ class SoftmaxCrossEntropy:
             If the shapes do not fit, or a label is not an integer or not a class.
         """
         if getattr(logits, "ndim", 0) != 2 or 0 in logits.shape:
-            raise ValueError(
-                f"SoftmaxCrossEntropy: expected logits (N, K), got {getattr(logits, 'shape', logits)}"
-            )
+            got = getattr(logits, "shape", logits)
+            raise ValueError(f"SoftmaxCrossEntropy: expected logits (N, K), got {got}")
+        N, K = logits.shape
         targets: Array = array_module(labels).asarray(labels)
-        if targets.shape != logits.shape[:1] or targets.dtype.kind not in "iu":
-            raise ValueError(
-                f"SoftmaxCrossEntropy: expected integer labels ({logits.shape[0]},), "
-                f"got {targets.dtype} {targets.shape}"
-            )
-        wrong = (targets < 0) | (targets >= logits.shape[1])
+        if targets.shape != (N,) or targets.dtype.kind not in "iu":
+            got = f"{targets.dtype} {targets.shape}"
+            raise ValueError(f"SoftmaxCrossEntropy: expected integer labels ({N},), got {got}")
+        wrong = (targets < 0) | (targets >= K)
         if bool(wrong.any()):
-            raise ValueError(
-                f"SoftmaxCrossEntropy: label {targets[wrong][0]} is not one of the {logits.shape[1]} classes"
-            )
+            raise ValueError(f"SoftmaxCrossEntropy: label {targets[wrong][0]} is not one of the {K} classes")
         # Checked where they lie: labels on the host need no wait for a GPU.
         if array_module(targets) is not array_module(logits):
             targets = array_module(logits).asarray(targets)
@@ -89,9 +85,9 @@ class SoftmaxCrossEntropy:
         RuntimeError
             If forward has not been called, once for each backward.
         """
-        if self._cache is None:
+        cache, self._cache = self._cache, None
+        if cache is None:
             raise RuntimeError(
                 "SoftmaxCrossEntropy: backward without a forward before it: call forward first"
             )
-        cache, self._cache = self._cache, None
         return F.softmax_cross_entropy_backward(cache)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from math import cos, pi
-from types import ModuleType
 from typing import NamedTuple
 
 from scratchnet import checks, workers
@@ -21,13 +20,10 @@ BLOCK_SIZE = 1 << 15
 def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
     """Tell whether a parameter is a bias, or scale or shift of a normalisation: one number per channel.
 
-    For ``SGD(..., no_decay=is_bias_or_norm)``.
-
     Parameters
     ----------
-    name : str
-        As in ``net.parameters()``.
-    parameter : Parameter
+    name, parameter
+        As in ``net.parameters()``: for ``SGD(..., no_decay=is_bias_or_norm)``.
 
     Examples
     --------
@@ -46,20 +42,10 @@ class _Span(NamedTuple):
     momentum_start: int  # in the momentum buffer
     decay: float
 
-    def joined(self, following: _Span) -> list[_Span]:
-        """Return one span of both where the following one continues this one, and otherwise the two."""
-        end = self._replace(start=self.stop, momentum_start=self.momentum_start + self.stop - self.start)
-        if end == following._replace(stop=self.stop):
-            return [self._replace(stop=following.stop)]
-        return [self, following]
-
-    def blocks(self, size: int) -> Iterator[_Span]:
-        """Yield the same numbers as spans of at most ``size``."""
-        for start in range(self.start, self.stop, size):
-            stop = min(start + size, self.stop)
-            yield self._replace(
-                start=start, stop=stop, momentum_start=self.momentum_start + start - self.start
-            )
+    def part(self, start: int, stop: int) -> _Span:
+        """Return these numbers from ``start`` to ``stop``, which may lie beyond the end."""
+        momentum_start = self.momentum_start + start - self.start
+        return self._replace(start=start, stop=stop, momentum_start=momentum_start)
 
 
 class SGD:
@@ -83,8 +69,7 @@ class SGD:
     weight_decay : float
     nesterov : bool
     no_decay : callable, optional
-        ``no_decay(name, parameter)`` tells which parameters weight decay leaves alone, for example
-        ``is_bias_or_norm``. By default everything decays.
+        Tells what weight decay leaves alone, as ``is_bias_or_norm`` does. By default everything decays.
 
     Attributes
     ----------
@@ -132,29 +117,29 @@ class SGD:
     def step(self) -> None:
         """Change the parameters by one step against their gradients.
 
-        Parameters whose ``.grad`` is None are left alone, as in PyTorch, and so are frozen ones.
-
-        Raises
-        ------
-        RuntimeError
-            If no parameter has a gradient: backward has not been run.
+        Parameters whose ``.grad`` is None are left alone, as in PyTorch, and so are frozen ones; a
+        RuntimeError says that there is no other.
         """
-        first = next(iter(self.parameters.values()))
+        backend = next(iter(self.parameters.values())).buffer.backend
         spans = self._spans()
         if not spans:
             raise RuntimeError("SGD.step: no parameter has a gradient: call net.backward() first")
         if self.momentum:
-            self._lay_out_momentum(first.buffer.backend)
+            self._lay_out_momentum(backend)
         buffers = {id(span.buffer): span.buffer for span in spans}.values()
         for buffer in buffers:
             buffer.fill()
-        if first.buffer.backend.name == "numpy":
+        if backend.name == "numpy":
             # Every number is updated on its own, so it makes no difference which worker has which block.
-            blocks = [block for span in spans for block in span.blocks(BLOCK_SIZE)]
+            blocks = [
+                span.part(start, min(start + BLOCK_SIZE, span.stop))
+                for span in spans
+                for start in range(span.start, span.stop, BLOCK_SIZE)
+            ]
             count = min(workers.size(), len(blocks))
-            workers.run_parallel([partial(self._update_all, blocks[k::count]) for k in range(count)])
+            workers.run_parallel([partial(self._update, blocks[k::count]) for k in range(count)])
         else:
-            self._update_all(spans)
+            self._update(spans)
         for buffer in buffers:
             buffer.version += 1
 
@@ -163,56 +148,42 @@ class SGD:
 
         Momentum of what was frozen is dropped; of what was unfrozen, it is zero at first.
         """
-        trainable, zeros = self.trainable(), backend.xp.zeros
+        trainable, xp = self.trainable(), backend.xp
+        sizes = {name: p.size for name, p in self.parameters.items()}
         if self.momentum_buffer is None:
             dtype = next(iter(trainable.values())).dtype
-            self.momentum_buffer = zeros(sum(p.size for p in trainable.values()), dtype=dtype)
+            self.momentum_buffer = xp.zeros(sum(sizes[name] for name in trainable), dtype=dtype)
         flat = self.momentum_buffer = backend.asarray(self.momentum_buffer)
         names = self._momentum_names or list(trainable)
         self._momentum_names = list(trainable)
         if names != self._momentum_names:
-            stops = list(accumulate(self.parameters[name].size for name in names))
-            parts = {
-                name: flat[stop - self.parameters[name].size : stop]
-                for name, stop in zip(names, stops, strict=True)
-            }
-            own = [
-                parts[name] if name in parts else zeros(p.size, dtype=flat.dtype)
-                for name, p in trainable.items()
-            ]
-            self.momentum_buffer = backend.xp.concatenate(own)
+            stops = accumulate(sizes[name] for name in names)
+            parts = {name: flat[stop - sizes[name] : stop] for name, stop in zip(names, stops, strict=True)}
+            parts |= {name: xp.zeros(sizes[name], flat.dtype) for name in trainable if name not in parts}
+            self.momentum_buffer = xp.concatenate([parts[name] for name in trainable])
 
-    def _update_all(self, spans: list[_Span]) -> None:
+    def _update(self, spans: list[_Span]) -> None:
+        """Apply the formula to these numbers: w and v change, g is only read."""
         xp = spans[0].buffer.backend.xp
         longest = max(span.stop - span.start for span in spans)
         scratch = {span.buffer.dtype: xp.empty(longest, span.buffer.dtype) for span in spans}
         for buffer, start, stop, momentum_start, decay in spans:
-            size = stop - start
-            v = None
-            if self.momentum_buffer is not None:
-                v = self.momentum_buffer[momentum_start : momentum_start + size]
             assert buffer.grad is not None  # there is no span without a gradient
             w, g = buffer.allocate()[start:stop], buffer.grad[start:stop]
-            self._update(w, g, v, decay, scratch[buffer.dtype][:size], xp)
-
-    def _update(
-        self, w: Array, g: Array, v: Array | None, weight_decay: float, scratch: Array, xp: ModuleType
-    ) -> None:
-        """Apply the formula to one block of the flat arrays: w and v change, g is only read.
-
-        Intermediate values go to ``scratch``: a new array for each block costs more than the arithmetic.
-        """
-        if weight_decay:
-            g = xp.add(g, xp.multiply(w, weight_decay, out=scratch), out=scratch)
-        if v is not None:
-            v *= self.momentum
-            v += g
-            if self.nesterov:
-                w -= xp.multiply(g, self.lr, out=scratch)
-                g = xp.multiply(v, self.momentum, out=scratch)
-            else:
-                g = v
-        w -= xp.multiply(g, self.lr, out=scratch)
+            # A new array for the intermediate values of each block would cost more than the arithmetic.
+            s = scratch[buffer.dtype][: stop - start]
+            if decay:
+                g = xp.add(g, xp.multiply(w, decay, out=s), out=s)
+            if self.momentum_buffer is not None:
+                v = self.momentum_buffer[momentum_start : momentum_start + stop - start]
+                v *= self.momentum
+                v += g
+                if self.nesterov:
+                    w -= xp.multiply(g, self.lr, out=s)
+                    g = xp.multiply(v, self.momentum, out=s)
+                else:
+                    g = v
+            w -= xp.multiply(g, self.lr, out=s)
 
     def _spans(self) -> list[_Span]:
         """Join the parameters that have a gradient into spans; in a plain network there is one."""
@@ -222,7 +193,10 @@ class SGD:
             if p.has_grad:
                 decay = 0.0 if self.no_decay(name, p) else self.weight_decay
                 span = _Span(p.buffer, p.span.start, p.span.stop, momentum_start, decay)
-                spans.extend(spans.pop().joined(span) if spans else [span])
+                if spans and spans[-1].part(spans[-1].stop, span.stop) == span:
+                    spans[-1] = spans[-1]._replace(stop=span.stop)
+                else:
+                    spans.append(span)
             momentum_start += p.size
         return spans
 
@@ -232,11 +206,8 @@ def _lay_together(parameters: list[Parameter]) -> None:
 
     What lies in a buffer with others stays there: it is a part of a network that only some of is trained.
     """
-    held = {id(p) for p in parameters}
-    buffers = {id(p.buffer): p.buffer for p in parameters}.values()
-    if len({p.dtype for p in parameters}) == 1 and all(
-        id(p) in held for buffer in buffers for p in buffer.parameters
-    ):
+    neighbours = {id(other) for p in parameters for other in p.buffer.parameters}
+    if len({p.dtype for p in parameters}) == 1 and neighbours == {id(p) for p in parameters}:
         FlatBuffer.gather(parameters)
 
 
@@ -304,8 +275,7 @@ class Step:
 class Cosine:
     """Rise linearly to ``lr`` during ``warmup`` steps, then fall to zero along half a cosine.
 
-    The warm-up of Goyal et al. 2017, sec. 2.2, and the cosine of Loshchilov and Hutter 2017, eq. 5, without
-    restarts.
+    The warm-up of Goyal et al. 2017, sec. 2.2; the cosine of Loshchilov and Hutter 2017, eq. 5, not restarted.
 
     Parameters
     ----------
@@ -340,9 +310,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Rise from ``lr / 25`` to ``lr``, then fall to almost zero, both along half a cosine.
-
-    Smith 2018, sec. 4.
+    """Rise from ``lr / 25`` to ``lr``, then fall to almost zero, both along half a cosine (Smith 2018, sec. 4).
 
     Parameters
     ----------
@@ -378,11 +346,16 @@ class OneCycle:
         return self.lr * 0.5 * (1.0 + cos(pi * progress))
 
 
-SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+SCHEDULES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
+    "constant": lambda lr, steps: Constant(lr),
+    "step": lambda lr, steps: Step(lr, milestones=(steps // 2, steps * 3 // 4)),
+    "cosine": lambda lr, steps: Cosine(lr, steps, warmup=steps // 10),
+    "one-cycle": OneCycle,
+}
 
 
 def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
-    """Return a schedule by name, with the usual proportions.
+    """Return a schedule by name, with the usual proportions: a function of the step, counted from 0.
 
     Parameters
     ----------
@@ -394,22 +367,11 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     steps : int
         Of the whole run.
 
-    Returns
-    -------
-    callable
-        From the step, counted from 0, to its learning rate.
-
     Examples
     --------
     >>> schedule("step", 0.1, steps=100)
     Step(lr=0.1, milestones=(50, 75), gamma=0.1)
     """
-    if name == "constant":
-        return Constant(lr)
-    if name == "step":
-        return Step(lr, milestones=(steps // 2, steps * 3 // 4))
-    if name == "cosine":
-        return Cosine(lr, steps, warmup=steps // 10)
-    if name == "one-cycle":
-        return OneCycle(lr, steps)
-    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
+    return SCHEDULES[name](lr, steps)

@@ -42,23 +42,10 @@ _blas_before: list[tuple[Any, int]] = []  # the libraries that are limited now, 
 
 
 def size() -> int:
-    """Return how many threads the process computes with; the value is fixed at first use.
+    """Return how many threads the process computes with; the pool keeps the value of its first use.
 
-    Returns
-    -------
-    int
-        ``SCRATCHNET_THREADS`` where it is set, otherwise the cores that this process may use (its affinity
-        mask, not the machine's total).
-
-    Raises
-    ------
-    ValueError
-        If ``SCRATCHNET_THREADS`` is not a whole number above zero.
-
-    Examples
-    --------
-    >>> size() >= 1
-    True
+    That is ``SCRATCHNET_THREADS``, or else the cores that this process may use (its affinity mask, not the
+    machine's total).
     """
     wanted = os.environ.get("SCRATCHNET_THREADS")
     if wanted:
@@ -73,20 +60,6 @@ def size() -> int:
 def submit(function: Callable[..., Any], *arguments: Any) -> Future:
     """Run ``function(*arguments)`` on a worker thread.
 
-    Parameters
-    ----------
-    function : callable
-        What to run. An exception that it raises is raised again by ``Future.result()``.
-    *arguments
-        Passed on to it.
-
-    Returns
-    -------
-    concurrent.futures.Future
-        ``.result()`` waits for the function and returns what it returned.
-
-    Examples
-    --------
     >>> submit(pow, 2, 10).result()
     1024
     """
@@ -101,24 +74,12 @@ def submit(function: Callable[..., Any], *arguments: Any) -> Future:
 
 
 def run_parallel(tasks: Sequence[Callable[[], Any]]) -> None:
-    """Run several functions at the same time, and return when all have finished.
+    """Run functions that do not depend on each other at the same time, and return when all have finished.
 
     The first runs on the calling thread, the others on workers as far as any are free, and where none is, on
     the calling thread as well: so workers that are busy with something else delay nobody, and one may call
-    this from within the pool.
+    this from within the pool. Where a task raises, and after Ctrl-C too, none of them is still running.
 
-    Parameters
-    ----------
-    tasks : sequence of callables without arguments
-        They must not depend on each other.
-
-    Raises
-    ------
-    BaseException
-        What a task raised. Also then, and after Ctrl-C, none of them is still running.
-
-    Examples
-    --------
     >>> done = [False, False]
     >>> run_parallel([lambda: done.__setitem__(0, True), lambda: done.__setitem__(1, True)])
     >>> done
@@ -147,23 +108,10 @@ def run_phases(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Call
     """Run phases one after the other: each thread has its own task in each, and waits for the others then.
 
     It does what a call of ``run_parallel`` for each phase does, but the last thread to arrive goes on, and
-    only the others must be woken up. (Where there are not enough free workers, it is that call.)
+    only the others must be woken up. (Where there are not enough free workers, it is that call.) All phases
+    have equally many tasks, None for nothing to do: task k of each runs on thread k, task 0 on the caller's,
+    where ``ended(k)`` is called when phase k has ended.
 
-    Parameters
-    ----------
-    phases : sequence of sequences of callables without arguments
-        All phases have equally many. Task k of each runs on thread k, task 0 on the caller's; where there are
-        not enough free workers, wherever there is time. None for nothing to do.
-    ended : callable
-        ``ended(k)`` is called on the caller's thread when phase k has.
-
-    Raises
-    ------
-    BaseException
-        What a task raised. Also then, and after Ctrl-C, none of them is still running.
-
-    Examples
-    --------
     >>> x = [1, 2]
     >>> double = [lambda: x.__setitem__(0, 2 * x[0]), lambda: x.__setitem__(1, 2 * x[1])]
     >>> add = [lambda: x.append(x[0] + x[1]), None]
@@ -246,12 +194,10 @@ class _Job:
         self._ended = threading.Lock()
         self._ended.acquire()
 
-    def begin(self) -> None:
-        """Hand the task to the helper. A second time changes nothing."""
-        self.helper.jobs.put(self)
-
     def run(self) -> None:
-        """Run the task, on the helper's thread."""
+        """Run the task, on the helper's thread, unless that has been done."""
+        if self.finished:
+            return
         try:
             if self._task is not None:
                 self._task()
@@ -265,11 +211,6 @@ class _Job:
         """Return when the task has ended."""
         while not self.finished:
             self._ended.acquire()
-
-    def take_error(self) -> BaseException | None:
-        """Return what the task raised, and forget it: its frames hold arrays."""
-        error, self.error = self.error, None
-        return error
 
 
 class _Helper:
@@ -290,9 +231,7 @@ class _Helper:
 
     def _serve(self) -> None:
         while True:
-            job = self.jobs.get()
-            if not job.finished:
-                job.run()
+            self.jobs.get().run()
 
 
 def _run_beside(
@@ -304,8 +243,7 @@ def _run_beside(
     """Run tasks on the helpers that are free, and our own here; return whether it was run.
 
     Whatever is raised, none is running any more when this ends: no thread may still be writing into the
-    caller's arrays when the caller goes on. ``give_up`` is called so that none waits for
-    another that does not come.
+    caller's arrays when the caller goes on. ``give_up`` lets all go that wait for one that does not come.
     """
     jobs: list[_Job] = []
     well = False
@@ -320,10 +258,11 @@ def _run_beside(
             _settle(jobs, give_up, well)
     finally:  # again, should a signal have come between two lines of the above
         _settle(jobs, give_up, well=False)
-    errors = [job.take_error() for job in jobs]
-    for error in errors:
-        if error is not None:
-            raise error
+    errors = [job.error for job in jobs if job.error is not None]
+    for job in jobs:
+        job.error = None  # its frames hold arrays
+    if errors:
+        raise errors[0]
     return True
 
 
@@ -344,7 +283,7 @@ def _begin(tasks: Sequence[Callable[[], Any]], all_or_none: bool, jobs: list[_Jo
         for helper, task in zip(free, tasks[:count], strict=False):
             jobs.append(_Job(helper, task))
             helper.job = jobs[-1]
-            helper.job.begin()
+            helper.jobs.put(helper.job)
 
 
 def _settle(jobs: list[_Job], give_up: Callable[[], Any], well: bool) -> None:
@@ -354,8 +293,8 @@ def _settle(jobs: list[_Job], give_up: Callable[[], Any], well: bool) -> None:
         try:
             if not well or interruption is not None:
                 give_up()
-                for job in jobs:  # one that has not begun would never end
-                    job.begin()
+                for job in jobs:  # one that has not begun would never end; a second time changes nothing
+                    job.helper.jobs.put(job)
             for job in jobs:
                 job.wait()
         except BaseException as raised:
@@ -377,11 +316,6 @@ def one_blas_thread() -> Iterator[None]:
     The workers are the parallelism: a BLAS that started threads of its own under each of them would only make
     them wait for each other. The setting is the process's; it is restored when the last of the contexts that
     are open at the same time ends.
-
-    Examples
-    --------
-    >>> with one_blas_thread():
-    ...     pass
     """
     global _blas
     user = object()
@@ -403,19 +337,14 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _set_blas_threads(numbers: Iterable[tuple[Any, int]]) -> None:
-    _release_control()
-    for library, threads in numbers:
-        library.set_num_threads(threads)
-    _release_control()
-
-
-def _release_control() -> None:
     # From 3.8 on threadpoolctl lets only the thread that set a limit change it, silently. Here the last
     # to leave, which restores, may be another thread than the first to enter; and the lock keeps order.
     # Another holder of a limit gets control back by restoring its own.
-    release = getattr(OpenBLASController, "clear_controlling_thread", None)
-    if release is not None:
-        release(force=True)
+    release_control = getattr(OpenBLASController, "clear_controlling_thread", lambda force: None)
+    release_control(force=True)
+    for library, threads in numbers:
+        library.set_num_threads(threads)
+    release_control(force=True)
 
 
 def _forget_pool() -> None:
