@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import isqrt, prod
 from typing import Any
 
@@ -36,6 +37,7 @@ from scratchnet.tensorfile import HEADER, FormatError, TensorFile, open_tensors,
 __all__ = ["FormatError", "load", "load_weights", "save"]
 
 NUMBERS_AT_A_TIME = 1 << 20  # that are read of one tensor
+FOUND_IN_EACH_VGG = {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}  # their axes
 
 
 def save(
@@ -94,12 +96,9 @@ def save(
     info = {key: value for key, value in info.items() if value is not None and key not in stale}
     header = json.dumps(info, default=plain)
     check_that_it_rebuilds(net, json.loads(header))
-    flattened = _flattened(net, info)
-    state = {name: p.data for name, p in net.parameters().items()} | net.buffers()
-    owners = _owners(net)
-    tensors = {
-        name: _to_file(owners[name], to_numpy(array), flattened.get(name)) for name, array in state.items()
-    }
+    tensors = {name: to_numpy(p.data) for name, p in net.parameters().items()}
+    tensors |= {name: _to_file(tensors[name], window) for name, window in _windows(net, info).items()}
+    tensors |= {name: to_numpy(array) for name, array in net.buffers().items()}
     write_tensors(path, tensors, header)
 
 
@@ -143,9 +142,9 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
     """
     backend = get(backend)
     with open_tensors(path) as file:
-        info = _read_header(path, file)
-        net = _build(path, file, info)
-        _put(path, net, file, info)
+        info = _read_header(file)
+        net = _build(file, info)
+        _put(net, file, info)
     net.info = info
     return net.to(backend).eval()
 
@@ -180,42 +179,38 @@ def load_weights(path: str | os.PathLike[str], net: Layer) -> None:
     True
     """
     with open_tensors(path) as file:
-        _put(path, net, file, _read_header(path, file))
+        _put(net, file, _read_header(file))
 
 
 # Which network a file holds
 
 
-def _build(path: str | os.PathLike[str], file: TensorFile, info: dict[str, Any]) -> Chain:
+def _build(file: TensorFile, info: dict[str, Any]) -> Chain:
     """Return the network that a file holds, without its weights."""
     if "network" in info:
-        raise FormatError(
-            f"{path} holds the weights of a network with layers from outside scratchnet, of the class "
+        raise file.error(
+            "holds the weights of a network with layers from outside scratchnet, of the class "
             f"{info['network']!r}: build it, then call checkpoint.load_weights(path, net)"
         )
-    dtype = "float64" if "F64" in file.dtypes.values() else "float32"
-    what = "has a header that describes no network"
+    dtypes = {*file.dtypes.values()}
+    described, what = "chain" in info or "model" in info, "has a header that describes no network"
     try:
         if "chain" in info or info.get("changes"):
             _check_sizes(info, limit=max(1 << 20, sum(map(prod, file.shapes.values()))))
         else:
-            what = "has a header that describes no VGG" if "model" in info else "holds no VGG"
-            _check_names_of_vgg(path, file)
-            dtype = "float64" if file.dtypes["features.0.weight"] == "F64" else "float32"
-        known = "chain" in info or "model" in info
-        net = rebuilt(info if known else {"model": _guess_settings(file.shapes)}, dtype)
-    except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-        raise FormatError(f"{path} {what}: {error}") from error
-    names, classes = info.get("class_names"), _number_of_classes(net)
-    if names is not None and classes is not None and len(names) != classes:
-        raise FormatError(f"{path} has a damaged header: {classes} classes, {len(names)} class names")
+            what = "holds no VGG"
+            for name, ndim in FOUND_IN_EACH_VGG.items():
+                if len(file.shapes.get(name, ())) != ndim or 0 in file.shapes[name]:
+                    raise ValueError(f"it has no {name} of {ndim} axes")
+            what = "has a header that describes no VGG" if described else what
+            dtypes = {file.dtypes["features.0.weight"]}
+        settings = info if described else {"model": _guess_settings(file.shapes)}
+        net = rebuilt(settings, "float64" if "F64" in dtypes else "float32")
+        what = "has a damaged header"
+        _check_number_of_names(net, info.get("class_names"))
+    except (TypeError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise file.error(f"{what}: {error}") from error
     return net
-
-
-def _check_names_of_vgg(path: str | os.PathLike[str], file: TensorFile) -> None:
-    for name, ndim in {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}.items():
-        if len(file.shapes.get(name, ())) != ndim or 0 in file.shapes[name]:
-            raise FormatError(f"{path} holds no VGG: it has no {name} of {ndim} axes")
 
 
 def _check_sizes(value: Any, limit: int) -> None:
@@ -227,127 +222,128 @@ def _check_sizes(value: Any, limit: int) -> None:
         raise ValueError(f"{value} is a size that no tensor in it has")
 
 
-def _number_of_classes(net: Layer) -> int | None:
-    """Return how many classes a network tells apart, where its last layer says so."""
-    _, last = leaves(net)[-1] if leaves(net) else ("", None)
-    return last.out_features if isinstance(last, Linear) else None
+def _guess_settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read from torchvision's names and shapes how the VGG was built.
 
-
-# Layouts
-
-
-def _owners(net: Layer) -> dict[str, Layer]:
-    """Return the layer of each parameter and running statistic."""
-    owners = dict(net.walk())
-    return {name: owners[name.rpartition(".")[0]] for name in shapes(net)}
-
-
-def _flattened(net: Layer, info: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Return (H, W, C) of the feature map that a VGG's first linear layer sees flattened, by its name.
-
-    In a file of a chain all linear layers are as in memory, but for the order of the axes.
+    Convolution, [batch normalisation], ReLU and, where an index is left free before the next, pooling.
     """
-    if "chain" in info or not isinstance(net, VGG) or net.settings()["head"] != "flatten":
-        return {}
-    size = net.settings()["image_size"]
-    _, H, W, C = net.features.output_shape((1, size, size, 3))
-    first = net.parameters().get("classifier.0.weight")
-    return {"classifier.0.weight": (H, W, C)} if first is not None and first.shape[0] == H * W * C else {}
+    batch_norm = any(name.endswith("running_mean") for name in shapes)
+    kernels = {name: s for name, s in shapes.items() if name.startswith("features.") and len(s) == 4}
+    channels = {int(name.split(".")[1]): s[0] for name, s in kernels.items()}  # by the convolution's index
+    layers: list[int | str] = []
+    end = max(channels) + 4  # pooling follows the last convolution
+    for index, following in pairwise([*sorted(channels), end]):
+        layers.append(last := channels[index])
+        if following - index > (3 if batch_norm else 2):
+            layers.append("M")
+    hidden, inputs = shapes["classifier.0.weight"]
+    pixels, rest = divmod(inputs, last)
+    if rest or isqrt(pixels) ** 2 != pixels:
+        raise ValueError(f"classifier.0 takes {inputs} inputs, which is no square image of the last channels")
+    return {
+        "architecture": next((name for name, known in ARCHITECTURES.items() if known == layers), layers),
+        "num_classes": shapes["classifier.6.weight"][0],
+        "image_size": isqrt(pixels) * 2 ** layers.count("M"),
+        "batch_norm": batch_norm,
+        "classifier_width": hidden,
+    }
 
 
-def _to_file(owner: Layer, array: Array, flattened: tuple[int, int, int] | None) -> Array:
-    """Turn an array from memory's layout to the file's."""
-    if isinstance(owner, Conv2d) and array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)  # (O, C, KH, KW)
-    if isinstance(owner, Linear) and array.ndim == 2:
-        if flattened:
-            # Copied once, to (out, c, h, w), rather than twice: it may be most of a network.
-            return array.reshape(*flattened, -1).transpose(3, 2, 0, 1).reshape(array.T.shape)
-        return array.T  # (out, in)
-    return array
+# Layouts. Linear layers are seen as convolutions with a kernel of one pixel, or of the whole image.
 
 
-def _to_memory(owner: Layer, array: Array, flattened: tuple[int, int, int] | None) -> Array:
-    """Turn an array, or some rows of it, from the file's layout to memory's: the inverse of ``_to_file``."""
-    if isinstance(owner, Conv2d):
-        return array.transpose(2, 3, 1, 0)  # (KH, KW, C, O)
-    array = array.T  # (in, out)
-    if flattened:
-        H, W, C = flattened
-        array = array.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(array.shape)  # (h, w, c)
-    return array
+def _windows(net: Layer, info: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Return what one output of a convolution or linear layer sees, (H, W, C), by the name of its weights.
+
+    The first linear layer of a VGG sees a feature map; in a file of a chain each sees one pixel.
+    """
+    owners = dict(net.walk())
+    windows: dict[str, tuple[int, int, int]] = {}
+    for name, p in net.parameters().items():
+        owner = owners[name.rpartition(".")[0]]
+        if isinstance(owner, Conv2d) and p.ndim == 4:
+            H, W, C, _ = p.shape
+            windows[name] = (H, W, C)
+        elif isinstance(owner, Linear) and p.ndim == 2:
+            windows[name] = (1, 1, p.shape[0])
+    if "chain" not in info and isinstance(net, VGG) and net.settings()["head"] == "flatten":
+        size, first = net.settings()["image_size"], "classifier.0.weight"
+        _, H, W, C = net.features.output_shape((1, size, size, 3))
+        if windows.get(first) == (1, 1, H * W * C):
+            windows[first] = (H, W, C)
+    return windows
 
 
-def _has_outputs_first(owner: Layer, ndim: int) -> bool:
-    """Tell whether a tensor's outputs come first in the file and last in memory."""
-    return (isinstance(owner, Conv2d) and ndim == 4) or (isinstance(owner, Linear) and ndim == 2)
+def _to_file(weights: Array, window: tuple[int, int, int]) -> Array:
+    """Turn weights from memory's layout to the file's."""
+    turned = weights.reshape(*window, -1).transpose(3, 2, 0, 1)  # (O, C, H, W)
+    # Copied once, at most, rather than twice: they may be most of a network.
+    return turned if weights.ndim == 4 else turned.reshape(weights.T.shape)  # (out, in)
 
 
-def _put(path: str | os.PathLike[str], net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
+def _to_memory(rows: Array, window: tuple[int, int, int], ndim: int) -> Array:
+    """Turn some rows of weights from the file's layout to memory's: the inverse of ``_to_file``."""
+    H, W, C = window
+    turned = rows.reshape(-1, C, H, W).transpose(2, 3, 1, 0)  # (H, W, C, O)
+    return turned if ndim == 4 else turned.reshape(H * W * C, -1)  # (in, out)
+
+
+def _put(net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
     """Load a file's tensors into a network: all of them or, if one does not fit, none.
 
     Large ones are read a part at a time, straight into the network's buffer, so that nothing is in memory
     twice.
     """
-    parameters, buffers, owners, expected = net.parameters(), net.buffers(), _owners(net), shapes(net)
+    buffers, expected, windows = net.buffers(), shapes(net), _windows(net, info)
     names = [name for name in file.shapes if not name.endswith("num_batches_tracked")]
+    misfit = "does not fit the network"
     for name in [*expected, *names]:
         if name not in names or name not in expected:
             lacking = "the file lacks" if name not in names else "the network lacks"
-            raise FormatError(f"{path} does not fit the network: {lacking} {name}")
+            raise file.error(f"{misfit}: {lacking} {name}")
     for name, shape in expected.items():
         found = file.shapes[name]
-        if _has_outputs_first(owners[name], len(found)):
+        if name in windows and len(found) == len(shape):
             found = (*found[2:], found[1], found[0])
         if found != shape:
-            raise FormatError(
-                f"{path} does not fit the network: {name} is {found}, where {shape} is expected"
-            )
+            raise file.error(f"{misfit}: {name} is {found}, where {shape} is expected")
         if not file.dtypes[name].startswith("F"):
             dtype = file.read(name).dtype
-            raise FormatError(
-                f"{path} does not fit the network: {name} is {dtype}, where floating point is expected"
-            )
+            raise file.error(f"{misfit}: {name} is {dtype}, where floating point is expected")
     assemble(net)
-    flattened = _flattened(net, info)
-    for name in expected:
-        if name in buffers:
-            buffers[name][...] = net.backend.asarray(file.read(name))
-            continue
-        p = parameters[name]
-        if not _has_outputs_first(owners[name], p.ndim):
-            p.data = p.buffer.backend.asarray(file.read(name))
+    for name, p in net.parameters().items():
+        asarray = p.buffer.backend.asarray
+        if name not in windows:
+            p.data = asarray(file.read(name))
             continue
         outputs = p.shape[-1]  # the file's first axis
-        step = max(1, NUMBERS_AT_A_TIME * outputs // max(1, p.size))
+        step = max(1, NUMBERS_AT_A_TIME * outputs // p.size)
         for start in range(0, outputs, step):
             rows = slice(start, min(start + step, outputs))
-            part = _to_memory(owners[name], file.read_rows(name, rows), flattened.get(name))
-            p.assign((..., rows), p.buffer.backend.asarray(part))
+            p.assign((..., rows), asarray(_to_memory(file.read_rows(name, rows), windows[name], p.ndim)))
+    for name, buffer in buffers.items():
+        buffer[...] = net.backend.asarray(file.read(name))
 
 
 # The header
 
 
-def _read_header(path: str | os.PathLike[str], file: TensorFile) -> dict[str, Any]:
+def _read_header(file: TensorFile) -> dict[str, Any]:
     """Return our part of a file's header, checked as far as it can be without the network."""
     try:
         info = json.loads(file.metadata.get(HEADER, "{}"))
+        if not isinstance(info, dict):
+            raise ValueError("not a JSON object")
+        names = info.get("class_names", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names is no list of names")
+        for key in ("model", "changes", "chain"):
+            if not isinstance(info.get(key, {}), dict):
+                raise ValueError(f"{key} is no JSON object")
+        for key in ("mean", "std"):
+            _checked_channels(key, info.get(key))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} has a damaged header: {error}") from error
-    if not isinstance(info, dict):
-        raise FormatError(f"{path} has a damaged header: not a JSON object")
-    names = info.get("class_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(f"{path} has a damaged header: class_names is no list of names")
-    for key in ("model", "changes", "chain"):
-        if not isinstance(info.get(key, {}), dict):
-            raise FormatError(f"{path} has a damaged header: {key} is no JSON object")
-    for key in sorted(info.keys() & {"mean", "std"}):
-        try:
-            _checked_channels(key, info[key])
-        except ValueError as error:
-            raise FormatError(f"{path} has a damaged header: {error}") from error
+        raise file.error(f"has a damaged header: {error}") from error
     return info
 
 
@@ -370,41 +366,12 @@ def _checked_names(net: Layer, class_names: Sequence[str] | None) -> list[str] |
     names = list(class_names)
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a list of strings, not {class_names!r}")
-    classes = _number_of_classes(net)
-    if classes is not None and len(names) != classes:
-        raise ValueError(f"the network has {classes} classes, and class_names {len(names)}")
+    _check_number_of_names(net, names)
     return names
 
 
-def _guess_settings(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read from torchvision's names and shapes how the VGG was built.
-
-    Convolution, [batch normalisation], ReLU and, where an index is left free before the next, pooling.
-    """
-    convolutions = {  # from the index to the number of output channels
-        int(name.split(".")[1]): shape[0]
-        for name, shape in shapes.items()
-        if name.startswith("features.") and len(shape) == 4
-    }
-    batch_norm = any(name.endswith("running_mean") for name in shapes)
-    step = 3 if batch_norm else 2
-    layers: list[int | str] = []
-    last = 1  # the channels of the last convolution
-    indices = sorted(convolutions)
-    for index, following in zip(indices, [*indices[1:], None], strict=True):
-        last = convolutions[index]
-        layers.append(last)
-        if following is None or following - index > step:
-            layers.append("M")
-    inputs = shapes["classifier.0.weight"][1]
-    pixels, rest = divmod(inputs, last)
-    if rest or isqrt(pixels) ** 2 != pixels:
-        raise ValueError(f"classifier.0 takes {inputs} inputs, which is no square image of the last channels")
-    known = next((name for name, known in ARCHITECTURES.items() if known == layers), layers)
-    return {
-        "architecture": known,
-        "num_classes": shapes["classifier.6.weight"][0],
-        "image_size": isqrt(pixels) * 2 ** layers.count("M"),
-        "batch_norm": batch_norm,
-        "classifier_width": shapes["classifier.0.weight"][0],
-    }
+def _check_number_of_names(net: Layer, names: Sequence[str] | None) -> None:
+    """Refuse names that are not as many as the classes, where the last layer says how many there are."""
+    last = leaves(net)[-1][1] if leaves(net) else None
+    if names is not None and isinstance(last, Linear) and len(names) != last.out_features:
+        raise ValueError(f"the network has {last.out_features} classes, and class_names {len(names)}")

@@ -275,7 +275,7 @@ class Step:
 class Cosine:
     """Rise linearly to ``lr`` during ``warmup`` steps, then fall to zero along half a cosine.
 
-    The warm-up of Goyal et al. 2017, sec. 2.2; the cosine of Loshchilov and Hutter 2017, eq. 5, not restarted.
+    The warm-up of Goyal et al. 2017, sec. 2.2; Loshchilov and Hutter 2017, eq. 5, without restarts.
 
     Parameters
     ----------
@@ -310,7 +310,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Rise from ``lr / 25`` to ``lr``, then fall to almost zero, both along half a cosine (Smith 2018, sec. 4).
+    """Rise from ``lr / 25`` to ``lr``, then fall to almost 0, both along half a cosine (Smith 2018, sec. 4).
 
     Parameters
     ----------

@@ -28,12 +28,8 @@ from scratchnet import layers
 from scratchnet.layers import Chain, Layer, Parameter, Sequential, assemble, chain_of
 from scratchnet.models import VGG
 
-KINDS = {
-    name: kind
-    for name, kind in vars(layers).items()
-    if name in layers.__all__ and isinstance(kind, type) and issubclass(kind, Layer)
-}
-del KINDS["Layer"], KINDS["Chain"], KINDS["Sequential"]
+KINDS = {name: vars(layers)[name] for name in {*layers.__all__} - {"Layer", "Chain", "Sequential"}}
+KINDS = {name: kind for name, kind in KINDS.items() if isinstance(kind, type) and issubclass(kind, Layer)}
 
 ENTRIES = {"model", "changes", "chain", "network"}  # of a header, that say what the network is
 
@@ -43,21 +39,13 @@ Description = dict[str, Any]
 class NamedChain(Chain):
     """A chain of layers with names: a network that was of a class of its own when it was saved.
 
-    Parameters
-    ----------
-    named : mapping from str to Layer
-    dtype, rng
-        As of every ``Layer``; the layers bring their own.
-
-    Examples
-    --------
     >>> from scratchnet.layers import Flatten, Linear
     >>> list(NamedChain({"flatten": Flatten(), "head": Linear(12, 2)}).parameters())
     ['head.weight', 'head.bias']
     """
 
-    def __init__(self, named: Mapping[str, Layer], **common: Any):
-        super().__init__(**common)
+    def __init__(self, named: Mapping[str, Layer], dtype: DTypeLike = "float32"):
+        super().__init__(dtype=dtype)
         self.named = dict(named)
         assemble(self)
 
@@ -75,12 +63,6 @@ class NamedChain(Chain):
 def describe(layer: Layer) -> Description | None:
     """Describe a network that consists of layers of this package; None if it has any other.
 
-    Parameters
-    ----------
-    layer : Layer
-
-    Examples
-    --------
     >>> from scratchnet.layers import ReLU
     >>> describe(Sequential(ReLU()))
     {'class': 'Sequential', 'layers': {'0': {'class': 'ReLU', 'settings': {}}}}
@@ -108,8 +90,7 @@ def build(description: Description, dtype: DTypeLike = "float32") -> Layer:
         if not isinstance(inner, dict):
             raise ValueError(f"a {name} is described by its layers")
         named = {key: build(each, dtype) for key, each in inner.items()}
-        sequential = name == "Sequential"
-        return Sequential(*named.values(), dtype=dtype) if sequential else NamedChain(named, dtype=dtype)
+        return Sequential(*named.values(), dtype=dtype) if name == "Sequential" else NamedChain(named, dtype)
     if name not in KINDS:
         raise ValueError(f"there is no layer {name!r}")
     if not isinstance(settings, dict) or {"dtype", "rng"} & settings.keys():
@@ -149,12 +130,6 @@ def replace(net: Layer, path: str, layer: Layer) -> None:
 def entries(net: Layer) -> dict[str, Any]:
     """Return the entries of a header that say what the network is.
 
-    Parameters
-    ----------
-    net : Layer
-
-    Examples
-    --------
     >>> from scratchnet.layers import Linear, ReLU
     >>> vgg = VGG("vgg11", num_classes=10, image_size=32, width=0.125, classifier_width=16)
     >>> replace(vgg, "classifier.6", Linear(16, 2))
@@ -166,27 +141,26 @@ def entries(net: Layer) -> dict[str, Any]:
     {'network': 'Sequential'}
     """
     described = describe(net)
-    if described is not None and type(net) is VGG:
-        original = describe(VGG(**net.settings()))
-        changes = {} if original is None else differences(described, original)
-        if "" not in changes:
-            return {"model": net.settings()} | ({"changes": changes} if changes else {})
-    if described is not None and "layers" in described:
+    if described is None or "layers" not in described:
+        return {"network": type(net).__name__}
+    original = describe(VGG(**net.settings())) if type(net) is VGG else None
+    changes = {"": described} if original is None else differences(described, original)
+    if "" in changes:
         return {"chain": described}
-    return {"network": type(net).__name__}
+    return {"model": net.settings()} | ({"changes": changes} if changes else {})
 
 
 def rebuilt(info: Mapping[str, Any], dtype: DTypeLike) -> Chain:
     """Return the network that a header describes, without its weights."""
-    if "model" not in info:
-        net = build(info["chain"], dtype)
-        if not isinstance(net, Chain):
-            raise ValueError("it is a single layer")
-        return net
-    vgg = VGG(**info["model"], dtype=dtype)
-    for path, description in info.get("changes", {}).items():
-        replace(vgg, path, build(description, dtype))
-    return vgg
+    if "model" in info:
+        vgg = VGG(**info["model"], dtype=dtype)
+        for path, description in info.get("changes", {}).items():
+            replace(vgg, path, build(description, dtype))
+        return vgg
+    net = build(info["chain"], dtype)
+    if not isinstance(net, Chain):
+        raise ValueError("it is a single layer")
+    return net
 
 
 def check_that_it_rebuilds(net: Layer, info: Mapping[str, Any]) -> None:

@@ -27,15 +27,6 @@ class FormatError(Exception):
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], str]:
     """Read all tensors of a safetensors file, and the JSON of ours in its header, ``"{}"`` if there is none.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    FormatError
-        If it is not one, is cut short, or holds something that NumPy has no type for.
-
-    Examples
-    --------
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = Path(folder.name, "two.safetensors")
     >>> write_tensors(path, {"a": np.arange(3.0), "b": np.ones((2, 2))}, header='{"step": 7}')
@@ -54,11 +45,16 @@ class TensorFile:
         opened = stack.enter_context(open(path, "rb"))
         self._same = f"/proc/self/fd/{opened.fileno()}"  # where the system has that
         self._name = self._same if os.path.exists(self._same) else path
+        self._path = path
         self._file = stack.enter_context(safe_open(self._name, framework="numpy"))
         self.metadata = self._file.metadata() or {}
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
         self.shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
         self.dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
+
+    def error(self, what: str) -> FormatError:
+        """Return the error that says what is wrong with this file."""
+        return FormatError(f"{self._path} {what}")
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor."""
@@ -77,7 +73,11 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
-    """Open a safetensors file to read tensors or parts of them, with the checks of ``read_tensors``."""
+    """Open a safetensors file to read tensors or parts of them.
+
+    Raises FileNotFoundError if there is no such file, and a FormatError if it is no safetensors file, is cut
+    short, or holds something that NumPy has no type for.
+    """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
     if not os.path.isfile(path):
@@ -90,14 +90,12 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
             reason = str(error).removeprefix("Error while deserializing header: ")
             raise FormatError(f"{path} is damaged, or not a safetensors file at all ({reason})") from error
         for dtype in sorted({*file.dtypes.values()} - DTYPES):
-            dtype = {"BF16": "bfloat16"}.get(dtype, dtype)
-            raise FormatError(
-                f"{path} holds numbers that NumPy has no type for ({dtype}): save them as float32"
-            )
+            dtype = dtype.replace("BF16", "bfloat16")
+            raise file.error(f"holds numbers that NumPy has no type for ({dtype}): save them as float32")
         try:
             yield file
         except SafetensorError as error:
-            raise FormatError(f"{path} cannot be read to its end: {error}") from error
+            raise file.error(f"cannot be read to its end: {error}") from error
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], header: str) -> None:
@@ -114,8 +112,6 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yield a temporary name in the same folder; then rename it to ``path``, or remove it after an error.
 
-    Examples
-    --------
     >>> folder = tempfile.TemporaryDirectory()
     >>> with replacing(Path(folder.name, "log.csv")) as temporary:
     ...     _ = Path(temporary).write_text("epoch")

@@ -13,8 +13,9 @@ import scratchnet
 # Modules that a user does not import: what a plan, a check, a page or a program is made of. Their names are
 # read where they are used, and one sentence will do.
 INTERNAL = re.compile(
-    r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|subject)|initialise|state|"
-    r"rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|training\.device|doctor\.(context|rules)|data\.(download|_.*))"
+    r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|report)|initialise|state|workers|checks|"
+    r"tables|rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|training\.device|"
+    r"doctor\.(context|rules)|data\.(download|_.*))"
 )
 
 

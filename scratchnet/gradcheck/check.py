@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike
 from scratchnet import checks
 from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.gradcheck.conduct import hint_of_rounding, trustworthy_gradients, watch
-from scratchnet.gradcheck.measure import compare
+from scratchnet.gradcheck.measure import Subject, compare
 from scratchnet.gradcheck.report import TIES, ArrayCheck, Measurement, Report, Where
-from scratchnet.gradcheck.subject import Subject
 
 
 def check_layer(
@@ -77,15 +76,7 @@ def check_layer(
     ...
     """
     name = getattr(layer, "label", type(layer).__name__)
-    mode = "" if getattr(layer, "training", True) else " in evaluation"
-    checks.whole(0, max_elements=max_elements)
-    checks.whole(1, directions=directions)
-    checks.real(0.0, tolerance=tolerance)
-    report = Report(f"{name}{mode}, input {_shape(x)}", tolerance=tolerance)
-    rng = np.random.default_rng(seed)
-    watch(layer, x, rng, report)
-    subject = Subject(layer, x)
-    return _check(subject, report, rng, _tiers(tier, max_elements), directions)
+    return _check(name, layer, x, None, None, tier, max_elements, directions, tolerance, seed)
 
 
 def check_network(
@@ -128,45 +119,58 @@ def check_network(
     >>> [(row.name, row.tier, row.ok) for row in report.rows]
     [('input', 'directions', True), ('3.weight', 'directions', True), ('3.bias', 'elements', True)]
     """
-    mode = "" if getattr(net, "training", True) else " in evaluation"
-    checks.whole(0, max_elements=max_elements)
-    checks.whole(1, directions=directions)
-    checks.real(0.0, tolerance=tolerance)
-    report = Report(
-        f"{type(net).__name__} and {type(loss).__name__}{mode}, input {_shape(x)}",
-        tolerance=tolerance,
-    )
-    subject = Subject(net, x, loss, labels)
-    return _check(subject, report, np.random.default_rng(seed), _tiers(tier, max_elements), directions)
+    name = f"{type(net).__name__} and {type(loss).__name__}"
+    return _check(name, net, x, loss, labels, tier, max_elements, directions, tolerance, seed)
 
 
 def _check(
-    subject: Subject, report: Report, rng: np.random.Generator, tiers: Callable[[Array], str], directions: int
+    title: str,
+    layer: Any,
+    x: ArrayLike,
+    loss: Any,
+    labels: Any,
+    tier: str,
+    max_elements: int,
+    directions: int,
+    tolerance: float,
+    seed: int,
 ) -> Report:
     """Compare all arrays; what lies on a kink, again beside it and along it."""
+    checks.whole(0, max_elements=max_elements)
+    checks.whole(1, directions=directions)
+    checks.real(0.0, tolerance=tolerance)
+    if tier not in ("auto", "elements", "directions"):
+        raise ValueError(f"tier must be 'auto', 'elements' or 'directions', not {tier!r}")
+    mode = "" if getattr(layer, "training", True) else " in evaluation"
+    report = Report(f"{title}{mode}, input {tuple(array_module(x).asarray(x).shape)}", tolerance)
+    rng = np.random.default_rng(seed)
+    if loss is None:
+        watch(layer, x, rng, report)
+    subject = Subject(layer, x, loss, labels)
     if report.problems:
         return report
     y = subject.forward()
-    dy = array_module(y).asarray(rng.standard_normal(y.shape) if subject.loss is None else np.ones(()))
+    dy = array_module(y).asarray(rng.standard_normal(y.shape) if loss is None else np.ones(()))
     gradients = trustworthy_gradients(subject, dy, report)
     if gradients is None:
         return report
 
     on_kinks: list[tuple[ArrayCheck, Where, Any]] = []
     for name, array in subject.arrays.items():
-        row = ArrayCheck(name, tuple(array.shape), tiers(array))
+        small = array.size <= max_elements
+        row = ArrayCheck(name, array.shape, tier if tier != "auto" else "elements" if small else "directions")
         report.rows.append(row)
         for where, v in _elements_or_directions(array, row.tier, directions, rng):
-            m, on_kink = compare(subject, y, dy, array, v, gradients[name], report.tolerance)
+            m, on_kink = compare(subject, name, v, y, dy, gradients[name], tolerance)
             if on_kink:
                 on_kinks.append((row, where, v))
             else:
                 row.add(where, m)
-    _check_beside_kinks(subject, dy, on_kinks, report.tolerance, rng)
-    for row in {id(row): row for row, _, _ in on_kinks if row.ok}.values():
-        for v in _keeping_ties(subject.arrays[row.name], directions, rng):
-            gradient = gradients[row.name]
-            m, on_kink = compare(subject, y, dy, subject.arrays[row.name], v, gradient, report.tolerance)
+    if on_kinks:
+        _check_beside_kinks(subject, dy, on_kinks, tolerance, rng)
+    for name, row in {row.name: row for row, _, _ in on_kinks if row.ok}.items():
+        for v in _keeping_ties(subject.arrays[name], directions, rng):
+            m, on_kink = compare(subject, name, v, y, dy, gradients[name], tolerance)
             if not (m.ok or on_kink):
                 row.add(TIES, m)
                 break
@@ -183,15 +187,11 @@ def _check_beside_kinks(
     rng: np.random.Generator,
 ) -> None:
     """Compare again what lay on a kink, with everything moved off it, to one side and to the other."""
-    if not on_kinks:
-        return
     beside: list[list[Measurement]] = [[] for _ in on_kinks]
     for _ in subject.sides(rng):
-        y, gradients = subject.forward(), subject.gradients(dy.copy())
+        y, gradients = subject.forward(), subject.gradients(dy)
         for (row, _, v), found in zip(on_kinks, beside, strict=True):
-            found.append(
-                compare(subject, y, dy, subject.arrays[row.name], v, gradients[row.name], tolerance)[0]
-            )
+            found.append(compare(subject, row.name, v, y, dy, gradients[row.name], tolerance)[0])
     for (row, where, _), found in zip(on_kinks, beside, strict=True):
         m = max(found, key=lambda m: (not m.ok, m.error, m.visible))
         m.kink = m.ok
@@ -218,15 +218,3 @@ def _keeping_ties(array: Array, directions: int, rng: np.random.Generator) -> It
             v = np.where(values == 0.0, of_zeros * steps, steps)[which].reshape(array.shape)
             if v.any():
                 yield array_module(array).asarray(v)
-
-
-def _tiers(tier: str, max_elements: int) -> Callable[[Array], str]:
-    if tier not in ("auto", "elements", "directions"):
-        raise ValueError(f"tier must be 'auto', 'elements' or 'directions', not {tier!r}")
-    if tier != "auto":
-        return lambda array: tier
-    return lambda array: "elements" if array.size <= max_elements else "directions"
-
-
-def _shape(x: ArrayLike) -> tuple[int, ...]:
-    return tuple(array_module(x).asarray(x).shape)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet.backend import Array, array_module, to_numpy
+from scratchnet.gradcheck.measure import Subject, own_copy, parameters_of, recording, size_of
 from scratchnet.gradcheck.report import Report
-from scratchnet.gradcheck.subject import Subject, own_copy, parameters_of, recording, size_of
 
 
 def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) -> None:
@@ -70,8 +70,7 @@ def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[s
             "self.rng, a numpy.random.Generator, and state should lie in arrays that are attributes."
         )
     try:
-        gradients, again = subject.gradients(dy.copy()), subject.gradients(dy.copy())
-        accumulated = _second_backward(subject, dy)
+        gradients, *others = (subject.gradients(dy, keep) for keep in (False, False, True))
     except Exception as error:
         report.cause = error
         report.problems.append(f"backward raises {type(error).__name__}: {error}")
@@ -79,33 +78,22 @@ def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[s
     for name, gradient in gradients.items():
         if _complain_of(name, gradient, subject.arrays[name].shape, report):
             continue
-        for other in (again[name], accumulated.get(name, again[name])):
-            if not np.allclose(gradient, other, rtol=1e-7, atol=1e-10, equal_nan=True):
-                report.problems.append(
-                    f"a second backward gives another gradient of {name}: backward should set the gradient, "
-                    "not add to it."
-                )
-                break
+        again = [other[name] for other in others]
+        if not all(np.allclose(gradient, g, rtol=1e-7, atol=1e-10, equal_nan=True) for g in again):
+            report.problems.append(
+                f"a second backward gives another gradient of {name}: backward should set the gradient, not "
+                "add to it."
+            )
     return None if report.problems else gradients
-
-
-def _second_backward(subject: Subject, dy: Array) -> dict[str, Any]:
-    """Return the gradients of a backward that finds those of an earlier one in their place."""
-    with recording(subject.layer):
-        subject.forward()
-        dx = subject.layer.backward(dy.copy() if subject.loss is None else subject.loss.backward())
-    gradients = {name: p.grad for name, p in subject.parameters.items()}
-    return {name: to_numpy(g) for name, g in ({"input": dx} | gradients).items() if g is not None}
 
 
 def _complain_of(name: str, gradient: Any, shape: tuple[int, ...], report: Report) -> bool:
     """Report a gradient that is missing or of the wrong shape, and return whether it is."""
     if gradient is None:
-        report.problems.append(
-            "backward returns None: it should return dx, the gradient of its input."
-            if name == "input"
-            else f"backward leaves {name}.grad at None: it should set it to the gradient of {name}."
-        )
+        what = f"leaves {name}.grad at None: it should set it to the gradient of {name}"
+        if name == "input":
+            what = "returns None: it should return dx, the gradient of its input"
+        report.problems.append(f"backward {what}.")
     elif not hasattr(gradient, "shape"):
         report.problems.append(f"the gradient of {name} is {_named(gradient)}, and should be an array.")
     elif tuple(gradient.shape) != tuple(shape):

@@ -9,6 +9,7 @@ from scratchnet.tables import aligned
 
 Where: TypeAlias = tuple[int, ...] | int | str  # an element's index, a direction's number, or:
 TIES = "equal values"  # a direction in which values that are equal stay equal
+HEAD = ["array", "shape", "checked", "kinks", "max rel. error", "worst at", "analytic", "numeric", ""]
 
 
 class GradientError(AssertionError):
@@ -17,60 +18,29 @@ class GradientError(AssertionError):
 
 @dataclass
 class Measurement:
-    """One comparison.
+    """One comparison."""
 
-    Attributes
-    ----------
-    analytic, numeric : float
-        What backward says, and what small steps of forward measure.
-    error : float
-        The relative error: their distance, divided by the larger one. What rounding alone may do is taken
-        into account, so that two values which are both nearly zero agree.
-    ok : bool
-        Whether they agree.
-    kink : bool
-        Whether there is a kink at the point, or so near that the first step crossed it.
-    visible : bool
-        Whether either value stands out of the rounding at all.
-    """
-
-    analytic: float
-    numeric: float
-    error: float
-    ok: bool
-    kink: bool = False
-    visible: bool = True
+    analytic: float  # what backward says
+    numeric: float  # what small steps of forward measure
+    error: float  # their distance relative to the larger one, where it stands out of the rounding
+    ok: bool  # whether they agree
+    kink: bool = False  # whether there is one at the point, or so near that the first step crossed it
+    visible: bool = True  # whether either value stands out of the rounding at all
 
 
 @dataclass
 class ArrayCheck:
-    """What was found for one array, the input or a parameter: a row of the report.
+    """What was found for one array, the input or a parameter: a row of the report."""
 
-    Attributes
-    ----------
-    name : str
-        ``"input"``, or the parameter's name.
-    shape : tuple of int
-    tier : {"elements", "directions"}
-    checked, kinks, wrong : int
-        How many elements (or directions) were compared, met a kink, disagree.
-    visible : int
-        In how many a value stood out of the rounding.
-    worst : Measurement or None
-        The comparison with the largest error.
-    where : tuple of int, int, str or None
-        Its index, the number of its direction, or ``"equal values"`` for a direction that keeps ties.
-    """
-
-    name: str
+    name: str  # "input", or the parameter's name
     shape: tuple[int, ...]
-    tier: str
-    checked: int = 0
-    kinks: int = 0
-    wrong: int = 0
-    visible: int = 0
-    worst: Measurement | None = None
-    where: Where | None = None
+    tier: str  # "elements" or "directions", of which:
+    checked: int = 0  # so many were compared,
+    kinks: int = 0  # so many met a kink,
+    wrong: int = 0  # so many disagree, and
+    visible: int = 0  # in so many a value stood out of the rounding
+    worst: Measurement = field(default_factory=lambda: Measurement(0.0, 0.0, 0.0, True))  # the largest error
+    where: Where | None = None  # it was found; None where nothing was compared
 
     @property
     def ok(self) -> bool:
@@ -80,12 +50,7 @@ class ArrayCheck:
     @property
     def error(self) -> float:
         """The largest relative error."""
-        return self.worst.error if self.worst else 0.0
-
-    @property
-    def verdict(self) -> str:
-        """The last column of the report."""
-        return "WRONG" if self.wrong else "ok" if self.visible else "ok, zero to rounding"
+        return self.worst.error
 
     def add(self, where: Where, m: Measurement) -> None:
         """Count one comparison."""
@@ -93,8 +58,28 @@ class ArrayCheck:
         self.kinks += m.kink
         self.wrong += not m.ok
         self.visible += m.visible
-        if self.worst is None or (not m.ok, m.error) > (not self.worst.ok, self.worst.error):
+        if self.where is None or (not m.ok, m.error) > (not self.worst.ok, self.worst.error):
             self.worst, self.where = m, where
+
+    def cells(self) -> list[str]:
+        """Return the row of the table."""
+        m = self.worst
+        place = f"direction {self.where}" if isinstance(self.where, int) else str(self.where)
+        verdict = "WRONG" if self.wrong else "ok" if self.visible else "ok, zero to rounding"
+        checked = [f"{self.checked} {self.tier}", f"{self.kinks}", f"{m.error:.1e}", place]
+        return [self.name, str(self.shape), *checked, f"{m.analytic:.9g}", f"{m.numeric:.9g}", verdict]
+
+    def sentence(self) -> str:
+        """Say what is wrong."""
+        array = "the input" if self.name == "input" else self.name
+        along = "along direction" if isinstance(self.where, int) else "at"
+        place = f"in {self.wrong} of {self.checked} {self.tier}: {along} {self.where}"
+        if self.where == TIES:
+            place = "where values are equal or zero: as these move together"
+        return (
+            f"The gradient of {array} is wrong {place}, backward says {self.worst.analytic:.9g}, small steps "
+            f"of forward measure {self.worst.numeric:.9g}."
+        )
 
 
 @dataclass
@@ -105,20 +90,20 @@ class Report:
     ----------
     subject : str
         What was checked.
+    tolerance : float
+        The largest relative error that counts as right.
     rows : list of ArrayCheck
         One for each array.
     problems : list of str
         What else the layer does wrong, in sentences: a gradient that is missing, an input that is written to.
-    tolerance : float
-        The largest relative error that counts as right.
     cause : Exception or None
         What the layer raised, if it did.
     """
 
     subject: str
+    tolerance: float = 1e-6
     rows: list[ArrayCheck] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    tolerance: float = 1e-6
     cause: Exception | None = None
 
     @property
@@ -140,52 +125,15 @@ class Report:
         return sum(row.kinks for row in self.rows)
 
     def raise_for_failure(self) -> Report:
-        """Return this report if everything is right.
-
-        Raises
-        ------
-        GradientError
-            An AssertionError with this report as its message, if not.
-        """
+        """Return this report if everything is right, and otherwise raise it as a ``GradientError``."""
         if not self.ok:
             raise GradientError(str(self)) from self.cause
         return self
 
     def __str__(self) -> str:
-        lines = [f"gradient check of {self.subject}: {'ok' if self.ok else 'FAILED'}"]
+        lines = [row.sentence() for row in self.rows if not row.ok] + self.problems
         if self.rows:
-            head = "array,shape,checked,kinks,max rel. error,worst at,analytic,numeric,".split(",")
-            table = [head] + [
-                [
-                    row.name,
-                    str(row.shape),
-                    f"{row.checked} {row.tier}",
-                    str(row.kinks),
-                    f"{row.error:.1e}",
-                    f"direction {row.where}" if isinstance(row.where, int) else str(row.where),
-                    f"{row.worst.analytic:.9g}",
-                    f"{row.worst.numeric:.9g}",
-                    row.verdict,
-                ]
-                for row in self.rows
-                if row.worst
-            ]
-            lines += [f"  {line}" for line in aligned(table, left=len(head), gap="  ")]
-        for row in self.rows:
-            if not row.ok:
-                lines.append("  " + self._sentence(row))
-        lines += [f"  {problem}" for problem in self.problems]
-        return "\n".join(lines)
-
-    def _sentence(self, row: ArrayCheck) -> str:
-        array = "the input" if row.name == "input" else row.name
-        place = f"in {row.wrong} of {row.checked} {row.tier}: at {row.where}"
-        if isinstance(row.where, int):
-            place = f"in {row.wrong} of {row.checked} {row.tier}: along direction {row.where}"
-        elif row.where == TIES:
-            place = "where values are equal or zero: as these move together"
-        values = (row.worst.analytic, row.worst.numeric) if row.worst else (0.0, 0.0)
-        return (
-            f"The gradient of {array} is wrong {place}, backward says {values[0]:.9g}, small steps of "
-            f"forward measure {values[1]:.9g}."
-        )
+            table = [HEAD, *(row.cells() for row in self.rows if row.checked)]
+            lines = aligned(table, left=len(HEAD), gap="  ") + lines
+        head = f"gradient check of {self.subject}: {'ok' if self.ok else 'FAILED'}"
+        return "\n  ".join([head, *lines])
