@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 
 # From the ground up. A module may import from its own floor and from those before it.
 FLOORS = [
-    ["backend", "workers", "parameters", "initialise", "checks", "tables"],
+    ["backend", "pickles", "workers", "parameters", "initialise", "checks", "tables"],
     ["functional"],
     ["layers", "losses", "optim", "gradcheck", "inspection", "state"],
     ["plans"],
@@ -24,7 +24,7 @@ FLOORS = [
     ["cli"],
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
-BESIDE_DATA = {"backend", "checks", "tables", "workers"}  # data/ stands apart, and hands out host arrays
+BESIDE_DATA = {"backend", "checks", "pickles", "tables", "workers"}  # data/ stands apart, and hands out host arrays
 PROGRAM = "__main__"  # of a package: starts the command line, and may import cli
 
 

@@ -1,21 +1,20 @@
 """CIFAR-10 in its two official layouts, read from disk or downloaded.
 
 The binary version is a folder of six files of 10,000 records: one label byte and 3,072 pixels, channels
-first. The Python version is a folder of pickles that hold the same. (Krizhevsky 2009;
-https://www.cs.toronto.edu/~kriz/cifar.html.) Loading a pickle can run any program, so this loader admits
-nothing but the parts of a NumPy array.
+first. The Python version is a folder of pickles that hold the same, read as data (``scratchnet/pickles.py``),
+since loading a pickle can run any program. (Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html.)
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scratchnet import pickles
 from scratchnet.data import download as _network
 from scratchnet.data._common import DataError, ImageData, MissingDataError
 
@@ -164,86 +163,41 @@ def _listed_class_names(folder: Path) -> tuple[str, ...]:
 # ---- the Python version ------------------------------------------------------------------------------------
 
 
-class _Admitted:
-    """A function that a pickle may call and cannot change: an instance without attributes."""
-
-    __slots__ = ()
-
-
-class _Encode(_Admitted):
-    def __call__(self, text: str, encoding: str) -> bytes:
-        # How Python 3 writes bytes into a pickle for Python 2.
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-        return text.encode("latin1")
-
-
-class _FromBuffer(_Admitted):
-    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-        return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-_ADMITTED = {
-    "_reconstruct": np.empty(0).__reduce__()[0],  # NumPy's own, without reaching for its private module
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
-    "_frombuffer": _FromBuffer(),
-    "encode": _Encode(),
-}
-_ADMITTED_NAMES = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads lists, dicts, numbers, strings and NumPy arrays, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED_NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _ADMITTED[name]
-
-
 def _load_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in `path`, with its keys as str."""
     try:
-        with open(path, "rb") as file:
-            # The official files are from Python 2, whose strings are bytes.
-            content = _ArrayUnpickler(file, encoding="bytes").load()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; {_AGAIN}") from None
-    except Exception as error:  # a damaged pickle raises anything
-        raise DataError(
-            f"{path} is not a pickle of NumPy arrays as CIFAR-10's are: {error or 'damaged'}"
-        ) from error
+        content = pickles.load(_read_bytes(path))
+    except pickles.PickleError as error:
+        raise DataError(f"{path} is not a pickle of NumPy arrays as CIFAR-10's are: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, where CIFAR-10's holds a dict; {_AGAIN}")
     return {_text(key): value for key, value in content.items()}
 
 
-def _text(value: object) -> str:
+def _text(value: str | bytes | int) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _integers(path: Path, value: Any, wanted: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the whole numbers that a pickle holds as an array or a list, if they have this shape."""
+    try:
+        listed = isinstance(value, list) and all(type(v) is int for v in value)  # np.array is for flat lists
+        array = np.array(value) if listed else pickles.to_array(value)
+    except pickles.PickleError as error:
+        raise DataError(f"{path}: expected {wanted}, but {error}; {_AGAIN}") from error
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise DataError(f"{path}: expected {wanted}, found {array.dtype} {array.shape}; {_AGAIN}")
+    return array
 
 
 def _read_pickle(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     path = folder / name
     content = _load_pickle(path)
-    pixels, labels = content.get("data"), content.get("labels")
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (RECORDS, PIXELS):
-        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise DataError(f"{path}: expected data of uint8 ({RECORDS}, {PIXELS}), found {found}; {_AGAIN}")
-    try:
-        labels = np.array(labels)
-    except ValueError:  # a list of lists of different lengths
-        labels = np.empty(0)
-    if labels.shape != (RECORDS,) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: expected {RECORDS} whole-number labels, found {labels.dtype} {labels.shape}; {_AGAIN}"
-        )
+    wanted = f"data of uint8 ({RECORDS}, {PIXELS})"
+    pixels = _integers(path, content.get("data"), wanted, (RECORDS, PIXELS))
+    if pixels.dtype != np.uint8:
+        raise DataError(f"{path}: expected {wanted}, found {pixels.dtype} {pixels.shape}; {_AGAIN}")
+    labels = _integers(path, content.get("labels"), f"{RECORDS} whole-number labels", (RECORDS,))
     _check_labels(path, labels)
     return pixels, labels
 
@@ -251,4 +205,5 @@ def _read_pickle(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _pickled_class_names(folder: Path) -> tuple[str, ...]:
     path = folder / "batches.meta"
     names = _load_pickle(path).get("label_names")
-    return _check_class_names(path, [_text(name) for name in names] if isinstance(names, list) else [])
+    listed = isinstance(names, list) and all(isinstance(name, (str, bytes)) for name in names)
+    return _check_class_names(path, [_text(name) for name in names] if listed else [])

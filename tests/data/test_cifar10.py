@@ -1,8 +1,12 @@
 """CIFAR-10's readers on whole and on damaged files."""
 
 import importlib
+import os
 import pickle
+import resource
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -264,3 +268,50 @@ def test_a_pickle_cannot_change_what_it_may_call(tmp_path):
         (folder / "data_batch_1").write_bytes(where + b"(}S'__call__'\nI1\nstb.")
         with pytest.raises(DataError, match="data_batch_1"):
             cifar10(tmp_path)
+
+
+POINTERS = b"cnumpy\nndarray\n(K\x01\x85cnumpy\ndtype\nU\x01O\x85RU\x08AAAAAAAAtR"  # objects, at any address
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="the system bounds no memory")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02" + POINTERS + b".",
+        b"\x80\x02}U\x0blabel_names" + POINTERS + b"s.",
+        b"\x80\x02}U\x0blabel_names]" + POINTERS + b"as.",
+        b"\x80\x02]r" + struct.pack("<I", 2**29) + b".",  # a memo of 8 GB
+        b"\x80\x02}U\x0blabel_names]q\x00" + b"]q\x01(h\x00h\x00eq\x00" * 60 + b"s.",  # 2**60 lists
+    ],
+)
+def test_a_pickle_with_pointers_or_for_all_memory_is_refused(tmp_path, content):
+    """In a process of its own that may take 1.5 GB, libraries included: it must not crash either."""
+    (write_pickles(tmp_path, as_python_2) / "batches.meta").write_bytes(content)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29))\n"
+        "from scratchnet import data\n"
+        "try: data.cifar10(sys.argv[1])\n"
+        "except data.DataError as error: print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        timeout=60,
+    )
+    assert run.returncode == 0 and "batches.meta" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("labels", ["a doubling list", "a forged array", [2**70] * RECORDS])
+def test_labels_cannot_fill_the_memory(tmp_path, no_download, labels):
+    content = {"data": PIXELS, "labels": labels}
+    if labels == "a doubling list":
+        content["labels"] = [0]
+        for _ in range(40):
+            content["labels"] = [content["labels"]] * 2
+    elif labels == "a forged array":
+        content["labels"] = Evil(np.ndarray, (1 << 40,), np.dtype("i8"))
+    (write_pickles(tmp_path, as_python_2) / "data_batch_1").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match="data_batch_1: expected 20 whole-number labels"):
+        cifar10(tmp_path)
