@@ -77,8 +77,6 @@ def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:
     ValueError
         If they are neither, or an index lies outside.
 
-    Examples
-    --------
     >>> image_indices([True, False, True], 3)
     array([0, 2])
     >>> image_indices([0.0, 2.0], 3)

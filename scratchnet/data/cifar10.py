@@ -205,5 +205,6 @@ def _read_pickle(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _pickled_class_names(folder: Path) -> tuple[str, ...]:
     path = folder / "batches.meta"
     names = _load_pickle(path).get("label_names")
-    listed = isinstance(names, list) and all(isinstance(name, (str, bytes)) for name in names)
-    return _check_class_names(path, [_text(name) for name in names] if listed else [])
+    if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
+        names = []
+    return _check_class_names(path, [_text(name) for name in names])

@@ -20,10 +20,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     weight, bias = np.array([1.0, -2.0]), np.array([0.5, 1.0])
 
     page.heading("1. Mean and variance of each channel")
-    page.say(
-        f"A channel has M = N * H * W values, here {M}: x (M, C) = {x.shape}, a column for each channel. "
-        "Each column is treated separately."
-    )
+    page.say(f"""A channel has M = N * H * W values, here {M}: x (M, C) = {x.shape}, a column for each
+        channel. Each column is treated separately.""")
     mean = x.sum(axis=0) / M
     centred = x - mean
     var = (centred * centred).sum(axis=0) / M
@@ -43,9 +41,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         f"its mean:     {'  '.join(number(v, 4) for v in xhat.mean(axis=0))}",
         f"its variance: {'  '.join(number(v, 4) for v in xhat.var(axis=0))}",
     )
-    page.say(
-        "y = weight * xhat + bias, both learned, a number for each channel (gamma and beta in the paper)."
-    )
+    page.say("""y = weight * xhat + bias, both learned, a number for each channel (gamma and beta in the
+        paper).""")
     y, cache = F.batch_norm_forward(x, weight, bias, eps=EPS)
     page.show(page.matrix("weight", weight), page.matrix("bias", bias))
     page.show(page.matrix("y", weight * xhat + bias))
@@ -56,10 +53,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.heading("3. The way back: weight and bias")
     dy = small_integers(rng, M, C)
     dx, dweight, dbias = F.batch_norm_backward(dy, cache)
-    page.say(
-        "The next layer hands back dy: how much the loss changes with each number of y. (To check: L = the "
-        "sum of dy * y.)"
-    )
+    page.say("""The next layer hands back dy: how much the loss changes with each number of y. (To check: L =
+        the sum of dy * y.)""")
     page.show(page.matrix("dy", dy))
     page.say("dbias = the sum of dy, dweight = the sum of dy * xhat, both down each column.")
     page.show(page.matrix("dbias", dy.sum(axis=0)), page.matrix("dweight", (dy * xhat).sum(axis=0)))
@@ -67,10 +62,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.same("batch_norm_backward's dweight", (dy * xhat).sum(axis=0), dweight)
 
     page.heading("4. Three paths to x")
-    page.say(
-        "A value of x moves y in three ways: directly, through the mean of its channel, and through its "
-        "variance. With dxhat = weight * dy:"
-    )
+    page.say("""A value of x moves y in three ways: directly, through the mean of its channel, and through its
+        variance. With dxhat = weight * dy:""")
     dxhat = weight * dy
     direct = dxhat * inv_std
     dmean = -dxhat.sum(axis=0) * inv_std
@@ -83,26 +76,13 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         "through the mean  -sum(dxhat) / s             times 1 / M",
         "through the var   -sum(dxhat xhat) / (2 s^2)  times 2 (x - mean) / M",
     )
-    page.show(
-        page.matrix("direct", direct, shape=""),
-        page.matrix("mean", through_mean, shape=""),
-        page.matrix("var", through_var, shape=""),
-        between="+",
-    )
+    paths = {"direct": direct, "mean": through_mean, "var": through_var}
+    page.show(*[page.matrix(name, path, shape="") for name, path in paths.items()], between="+")
     total = direct + through_mean + through_var
     page.show(page.matrix("dx, their sum", total))
     page.same("batch_norm_backward's dx", total, dx)
-    page.say(
-        f"Every column adds up to 0 (channel 0: {number(dx[:, 0].sum(), 4)}): the same number added to a "
-        "whole channel would change nothing, since the mean is subtracted again."
-    )
+    page.say(f"""Every column adds up to 0 (channel 0: {number(dx[:, 0].sum(), 4)}): the same number added to
+        a whole channel would change nothing, since the mean is subtracted again.""")
 
-    page.heading("5. Every gradient, with its central difference")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
-
-    def loss() -> float:
-        return float((dy * F.batch_norm_forward(x, weight, bias, eps=EPS)[0]).sum())
-
-    page.gradient("x", dx, x, loss)
-    page.gradient("weight", dweight, weight, loss)
-    page.gradient("bias", dbias, bias, loss)
+    arrays = {"x": (dx, x), "weight": (dweight, weight), "bias": (dbias, bias)}
+    page.gradients("5. Every", dy, lambda: F.batch_norm_forward(x, weight, bias, eps=EPS)[0], arrays)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet import functional as F
-from scratchnet.explain.page import Page, number, products, signed, small_integers
+from scratchnet.backend import Array
+from scratchnet.explain.page import Page, Parts, number, products, signed, small_integers
 
 K, O = 3, 2  # a 3 x 3 kernel, two output channels
 DRAWN = 4  # patches to draw
@@ -30,10 +31,8 @@ def walk(
     places = [(oh, ow) for oh in range(OH) for ow in range(OW)]
 
     page.heading("The input, the weight and the bias")
-    page.say(
-        f"One image of {H} x {W} pixels, channels last: x (N, H, W, C) = {x.shape}. Its numbers count up so "
-        "that each can be recognised wherever it turns up."
-    )
+    page.say(f"""One image of {H} x {W} pixels, channels last: x (N, H, W, C) = {x.shape}. Its numbers count
+        up so that each can be recognised wherever it turns up.""")
     page.show(*[page.matrix(f"x, channel {c}", x[0, :, :, c], shape="") for c in range(C)])
     page.say(f"A {K} x {K} kernel for each output channel o: weight (KH, KW, C, O) = {weight.shape}.")
     names = [(f"o = {o}" if C == 1 else f"o = {o}, c = {c}", o, c) for o in range(O) for c in range(C)]
@@ -41,20 +40,18 @@ def walk(
     page.show(page.matrix("bias", bias))
 
     page.heading("1. Every patch becomes a row (im2col)")
-    page.say(
-        f"The kernel takes steps of {S}: OH = (H + 2 P - KH) // S + 1 = ({H} + {2 * P} - {K}) // {S} + 1 = "
-        f"{OH} of them down, and {OW} across. Under each of the {len(places)} output pixels lies a patch."
-        + (f" Around the image stands a border of zeros, {P} wide (padding)." if P else "")
-    )
+    border = f"Around the image stands a border of zeros, {P} wide (padding)." if P else ""
+    page.say(f"""The kernel takes steps of {S}: OH = (H + 2 P - KH) // S + 1 = ({H} + {2 * P} - {K}) // {S}
+        + 1 = {OH} of them down, and {OW} across. Under each of the {len(places)} output pixels lies a patch.
+        {border}""")
     columns = F.im2col(x, K, S, P)
     for r, (oh, ow) in enumerate(places[:DRAWN]):
-        _draw_patch(page, x, r, (oh, ow), S, P, columns[r])
+        _draw_patch(page, x, r, oh, ow, S, P, columns[r])
     if len(places) > DRAWN:
         page.say(f"The other {len(places) - DRAWN} patches go the same way.")
-    page.say(
-        "All of them, the column matrix. Row (oh, ow) belongs to that output pixel; the columns go through "
-        f"the kernel's rows i and columns j{', and in each pixel through its channels c' if C > 1 else ''}."
-    )
+    page.say(f"""All of them, the column matrix. Row (oh, ow) belongs to that output pixel; the columns go
+        through the kernel's rows i and columns
+        j{", and in each pixel through its channels c" if C > 1 else ""}.""")
     order = list(np.ndindex(K, K, C))
     heads = [(letter, [place[a] for place in order]) for a, letter in enumerate("ijc"[: 2 + (C > 1)])]
     labels = [f"row {r} ({oh},{ow})" for r, (oh, ow) in enumerate(places)]
@@ -71,15 +68,14 @@ def walk(
     taps = [",".join(map(str, place[: 2 + (C > 1)])) for place in order]
     page.show(page.matrix("W2", W2, rows=taps, columns=[("o", range(O))], shape=f"(KH*KW*C, O) = {W2.shape}"))
     y2 = columns @ W2 + bias
-    page.say(
-        f"columns W2 + bias: {columns.shape} times {W2.shape} gives {y2.shape}, a row for each output pixel."
-    )
+    page.say(f"""columns W2 + bias: {columns.shape} times {W2.shape} gives {y2.shape}, a row for each output
+        pixel.""")
     page.show(page.matrix("y2", y2, {(0, 0)}, rows=labels, columns=[("o", range(O))]))
     product = number(columns[0] @ W2[:, 0])
     page.say("The number in brackets, written out:")
     page.say(
-        f"{products(zip(columns[0], W2[:, 0], strict=True))} = {product}, and with the bias "
-        f"{product} + {signed(bias[0])} = {number(y2[0, 0])}",
+        f"""{products(zip(columns[0], W2[:, 0], strict=True))} = {product}, and with the bias {product} +
+        {signed(bias[0])} = {number(y2[0, 0])}""",
         indent=2,
     )
 
@@ -95,17 +91,13 @@ def walk(
     dy = small_integers(rng, *y.shape)
     dx, dweight, dbias = F.conv2d_backward(dy, cache)
     page.heading("4. The way back: dy, then dW and db")
-    page.say(
-        f"The next layer hands back dy {dy.shape}: how much the loss L changes with each number of y. As "
-        "rows it is dy2. (To check: L = the sum of dy * y has exactly this gradient.)"
-    )
+    page.say(f"""The next layer hands back dy {dy.shape}: how much the loss L changes with each number of y.
+        As rows it is dy2. (To check: L = the sum of dy * y has exactly this gradient.)""")
     dy2 = dy.reshape(-1, O)
     page.show(page.matrix("dy2", dy2, rows=labels, columns=[("o", range(O))]))
-    page.say(
-        f"y2 = columns W2 + bias is a linear layer, so dW = columns^T dy2: {columns.T.shape} times "
-        f"{dy2.shape} gives {(columns.shape[1], O)}. Every output pixel used the same weights, so all add to "
-        "their gradient."
-    )
+    page.say(f"""y2 = columns W2 + bias is a linear layer, so dW = columns^T dy2: {columns.T.shape} times
+        {dy2.shape} gives {(columns.shape[1], O)}. Every output pixel used the same weights, so all add to
+        their gradient.""")
     page.say("For the kernel's first number and o = 0, row by row:")
     terms = products(zip(columns[:, 0], dy2[:, 0], strict=True))
     page.say(f"{terms} = {number(columns[:, 0] @ dy2[:, 0])}", indent=2)
@@ -125,49 +117,32 @@ def walk(
     h, w = pixel
     which = f"pixel ({h},{w})" + (" (its channel 0)" if C > 1 else "")
     rows = "row" if len(copies) == 1 else "rows"
-    page.say(
-        f"im2col copied {which} into {len(copies)} {rows}, in brackets above. Change it, and every copy "
-        f"changes; so its gradient is the sum of {len(copies)} numbers:"
-    )
+    page.say(f"""im2col copied {which} into {len(copies)} {rows}, in brackets above. Change it, and every copy
+        changes; so its gradient is the sum of {len(copies)} numbers:""")
     page.write(
         *[f"row {r}, as tap ({i},{j}):".ljust(24) + f"{number(dcolumns[r, k]):>8}" for r, k, i, j in copies],
         "sum:".ljust(24) + f"{number(dx[0, h, w, 0]):>8}",
     )
     page.same(f"conv2d_backward's dx of {which}", sum(dcolumns[r, k] for r, k, *_ in copies), dx[0, h, w, 0])
     counts = F.col2im(np.ones_like(columns), x.shape, K, S, P)[0, :, :, 0]
-    page.say(
-        "The column matrix holds this many copies of each pixel, and as many numbers add up:"
-        if not P
-        else "The column matrix holds this many copies of each pixel (what falls on the padding is dropped):"
-    )
+    ending = " (what falls on the padding is dropped)" if P else ", and as many numbers add up"
+    page.say(f"The column matrix holds this many copies of each pixel{ending}:")
     page.show(page.matrix("copies", counts, {pixel}))
     page.same("conv2d_backward's dx, all of col2im(dcolumns)", F.col2im(dcolumns, x.shape, K, S, P), dx)
 
-    page.heading("7. Every gradient, with its central difference")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
-
-    def loss() -> float:
-        return float((dy * F.conv2d_forward(x, weight, bias, S, P)[0]).sum())
-
-    page.gradient("x", dx, x, loss, parts=[(f", channel {c}", np.s_[0, :, :, c]) for c in range(C)])
-    kernels = [(f", {name}", np.s_[:, :, c, o]) for name, o, c in names]
-    page.gradient("weight", dweight, weight, loss, parts=kernels)
-    page.gradient("bias", dbias, bias, loss)
+    arrays = {"x": (dx, x), "weight": (dweight, weight), "bias": (dbias, bias)}
+    parts: dict[str, Parts] = {"x": [(f", channel {c}", np.s_[0, :, :, c]) for c in range(C)]}
+    parts["weight"] = [(f", {name}", np.s_[:, :, c, o]) for name, o, c in names]
+    page.gradients("7. Every", dy, lambda: F.conv2d_forward(x, weight, bias, S, P)[0], arrays, parts=parts)
 
 
-def _draw_patch(
-    page: Page, x: np.ndarray, r: int, place: tuple[int, int], S: int, P: int, row: np.ndarray
-) -> None:
+def _draw_patch(page: Page, x: Array, r: int, oh: int, ow: int, S: int, P: int, row: Array) -> None:
     """Show the image with one patch in brackets, and the row that it becomes."""
-    oh, ow = place
     padded = np.pad(x[0, :, :, 0], P)
     top, left = oh * S, ow * S
     mark = {(top + i, left + j) for i in range(K) for j in range(K)}
-    at = (
-        f"rows {top - P} to {top - P + K - 1}, columns {left - P} to {left - P + K - 1} become row {r} of "
-        "the matrix"
-    )
-    page.write(f"Output pixel ({oh},{ow}): {at}")
+    at = f"rows {top - P} to {top - P + K - 1}, columns {left - P} to {left - P + K - 1}"
+    page.write(f"Output pixel ({oh},{ow}): {at} become row {r} of the matrix")
     channel = "x, channel 0" if x.shape[3] > 1 else "x"
     whole = page.matrix(f"{channel}, padded" if P else channel, padded, mark, shape="")
     page.show(whole, page.matrix(f"row {r}", row, shape=""), between="->")

@@ -32,11 +32,9 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     dy = small_integers(rng, N, O)
     dx, dweight, dbias = F.linear_backward(dy, cache)
     page.heading("2. The way back")
-    page.say(
-        "The next layer hands back dy: how much the loss changes with each number of y. In y[n, o] = the "
-        "sum over i of x[n, i] W[i, o] + b[o] every product has two factors; the gradient of one is dy times "
-        "the other, summed over the index that the two share. (To check: L = the sum of dy * y.)"
-    )
+    page.say("""The next layer hands back dy: how much the loss changes with each number of y. In y[n, o] =
+        the sum over i of x[n, i] W[i, o] + b[o] every product has two factors; the gradient of one is dy
+        times the other, summed over the index that the two share. (To check: L = the sum of dy * y.)""")
     page.show(page.matrix("dy", dy))
     page.say(f"dx = dy W^T, summed over the outputs o: {dy.shape} times {weight.T.shape}.")
     page.show(page.matrix("dx", dy @ weight.T, {(0, 0)}))
@@ -52,12 +50,5 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.show(page.matrix("db", dy.sum(axis=0)))
     page.same("linear_backward's db", dy.sum(axis=0), dbias)
 
-    page.heading("3. Every gradient, with its central difference")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
-
-    def loss() -> float:
-        return float((dy * F.linear_forward(x, weight, bias)[0]).sum())
-
-    page.gradient("x", dx, x, loss)
-    page.gradient("W", dweight, weight, loss)
-    page.gradient("b", dbias, bias, loss)
+    arrays = {"x": (dx, x), "W": (dweight, weight), "b": (dbias, bias)}
+    page.gradients("3. Every", dy, lambda: F.linear_forward(x, weight, bias)[0], arrays)

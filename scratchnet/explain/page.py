@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,22 +15,15 @@ COLOUR, PLAIN = "\x1b[1;33m", "\x1b[0m"
 TOLERANCE = 1e-6  # of a gradient and its central difference, relative to the largest
 STEP = 1e-5  # of central differences
 
+Parts: TypeAlias = Sequence[tuple[str, Any]]  # of an array: labels and indices
+WHOLE: Parts = (("", ...),)
+
 
 class Page:
-    """A page of plain text.
+    """A page of plain text, where ``colour`` also colours marked numbers (they are in brackets anyway).
 
-    Parameters
-    ----------
-    colour : bool
-        Whether marked numbers are also coloured. (They are in brackets anyway.)
+    Its ``right`` says whether everything that was computed twice agreed.
 
-    Attributes
-    ----------
-    right : bool
-        Whether everything that was computed twice agreed.
-
-    Examples
-    --------
     >>> page = Page()
     >>> page.heading("A sum")
     >>> page.show(page.matrix("x", [[1.0, 2.5], [-3.0, 0.0]], mark={(0, 1)}))
@@ -60,29 +53,19 @@ class Page:
     def say(self, text: str, indent: int = 0) -> None:
         """Write sentences, wrapped."""
         margin = " " * indent
-        wrapper = textwrap.TextWrapper(
-            WIDTH,
-            initial_indent=margin,
-            subsequent_indent=margin,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        self.lines += [*wrapper.wrap(text), ""]
+        whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        text = " ".join(text.split())
+        self.lines += [
+            *textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=margin, **whole),
+            "",
+        ]
 
     def write(self, *lines: str) -> None:
         """Write lines as they are."""
         self.lines += [*(f"  {line}".rstrip() for line in lines), ""]
 
     def show(self, *blocks: list[str], between: str = "") -> None:
-        """Write matrices beside each other where there is room, and otherwise below each other.
-
-        Parameters
-        ----------
-        *blocks : list of str
-            From ``matrix``.
-        between : str
-            A sign to stand between them, such as ``"="``.
-        """
+        """Write matrices beside each other, with a sign between, and below each other if there is no room."""
         gap = f"  {between}  " if between else "    "
         row: list[list[str]] = []
         for block in blocks:
@@ -108,25 +91,14 @@ class Page:
         mark: Any = (),
         rows: Sequence[str] = (),
         columns: Sequence[tuple[str, Sequence[Any]]] = (),
-        shape: str | None = None,
+        shape: Any = None,
         digits: int | None = None,
     ) -> list[str]:
         """Return the lines of a matrix (or of one row), with its name and shape above.
 
-        Parameters
-        ----------
-        name : str
-        values : array, one or two axes
-        mark : set of (row, column)
-            These are shown in brackets.
-        rows : sequence of str
-            A label for each row.
-        columns : sequence of (str, sequence)
-            Lines of labels above the columns, each with its own name.
-        shape : str, optional
-            By default that of ``values``.
-        digits : int, optional
-            After the point; by default the fewest that show all numbers exactly, at most four.
+        What lies at the places ``mark`` is in brackets. ``rows`` labels each row; ``columns`` are lines of
+        labels above the columns, each with its own name; ``digits`` after the point are by default the fewest
+        that show all numbers exactly, at most four.
         """
         values = np.asarray(values)
         title = f"{name}  {values.shape if shape is None else shape}".rstrip()
@@ -161,6 +133,23 @@ class Page:
             self.right = False
             self.write(f"Equal to {name}: NO, they differ by up to {distance:.3g}")
 
+    def gradients(
+        self,
+        step: str,
+        dy: Any,
+        forward: Callable[[], Any],
+        arrays: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        parts: Mapping[str, Parts] | None = None,
+        kinks: np.ndarray | None = None,
+    ) -> None:
+        """Write the last step: gradients of L = sum(dy * forward()), by name, beside central differences."""
+        self.heading(f"{step} gradient, with its central difference")
+        self.say("""(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no
+            calculus.""")
+        for name, (gradient, array) in arrays.items():
+            part = (parts or {}).get(name, WHOLE)
+            self.gradient(name, gradient, array, lambda: float(np.sum(dy * forward())), kinks, part)
+
     def gradient(
         self,
         name: str,
@@ -168,24 +157,12 @@ class Page:
         array: np.ndarray,
         loss: Callable[[], float],
         kinks: np.ndarray | None = None,
-        parts: Sequence[tuple[str, Any]] = (("", ...),),
+        parts: Parts = WHOLE,
     ) -> None:
-        """Show a gradient with the central difference beside it.
+        """Show the gradient of the loss with respect to an array, with the central difference beside it.
 
-        Parameters
-        ----------
-        name : str
-            Of the array.
-        gradient : array
-            Of the loss with respect to it.
-        array : array
-            Its elements are changed and restored one by one.
-        loss : callable
-            Computes the loss from the present ``array``.
-        kinks : array of bool, optional
-            Where there is no derivative, and the two may differ.
-        parts : sequence of (str, index)
-            The matrices to show it as, each with a label; by default one.
+        At ``kinks`` there is no derivative, and the two may differ. ``parts`` are the matrices to show it as:
+        a label and an index for each.
         """
         numeric = central_difference(loss, array)
         kinks = np.zeros(array.shape, bool) if kinks is None else kinks
@@ -204,8 +181,6 @@ class Page:
 def central_difference(loss: Callable[[], float], array: np.ndarray, h: float = STEP) -> np.ndarray:
     """Return (L(a + h) - L(a - h)) / 2h for each element a of an array: its slope, without calculus.
 
-    Examples
-    --------
     >>> x = np.array([1.0, 2.0])
     >>> central_difference(lambda: float((x * x).sum()), x).round(6)
     array([2., 4.])
@@ -225,8 +200,6 @@ def central_difference(loss: Callable[[], float], array: np.ndarray, h: float = 
 def small_integers(rng: np.random.Generator, *shape: int, largest: int = 3) -> np.ndarray:
     """Draw small whole numbers except zero, since a product with zero hides the other factor.
 
-    Examples
-    --------
     >>> small_integers(np.random.default_rng(0), 4)
     array([-3., -2., -2., -1.])
     """
@@ -236,8 +209,6 @@ def small_integers(rng: np.random.Generator, *shape: int, largest: int = 3) -> n
 def digits_of(values: Any, most: int = 4) -> int:
     """Return how many digits after the point show all these numbers exactly, at most ``most``.
 
-    Examples
-    --------
     >>> digits_of([1.0, -2.0]), digits_of([1.0, 0.5]), digits_of([1 / 3])
     (0, 1, 4)
     """
@@ -248,8 +219,6 @@ def digits_of(values: Any, most: int = 4) -> int:
 def number(value: float, digits: int | None = None) -> str:
     """Return a number with this many digits after the point, and never a zero with a sign.
 
-    Examples
-    --------
     >>> number(-0.00001, 2), number(2.0), number(2.5)
     ('0.00', '2', '2.5')
     """
@@ -260,8 +229,6 @@ def number(value: float, digits: int | None = None) -> str:
 def products(pairs: Any, longest: int = 18) -> str:
     """Return a sum of products, shortened in the middle if it is long.
 
-    Examples
-    --------
     >>> products([(1, 2), (3, -0.5)])
     '1*2 + 3*(-0.5)'
     """

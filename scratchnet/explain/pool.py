@@ -22,44 +22,35 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
     windows = {(oh, ow): (oh * S, ow * S) for oh in range(OH) for ow in range(OW)}
 
     page.heading("1. The largest of each window")
-    page.say(
-        f"An image of {size} x {size} pixels, one channel: x (N, H, W, C) = {x.shape}. A window of {K} x "
-        f"{K} takes steps of {S}: OH = (H - K) // S + 1 = ({size} - {K}) // {S} + 1 = {OH} down, {OW} across."
-    )
+    page.say(f"""An image of {size} x {size} pixels, one channel: x (N, H, W, C) = {x.shape}. A window of {K}
+        x {K} takes steps of {S}: OH = (H - K) // S + 1 = ({size} - {K}) // {S} + 1 = {OH} down, {OW}
+        across.""")
     values = np.array([image[t : t + K, l : l + K].ravel() for t, l in windows.values()])
     winners = values.argmax(axis=1)  # the first of equals
     for n, ((oh, ow), (t, l)) in enumerate(list(windows.items())[:DRAWN]):
         mark = {(t + i, l + j) for i in range(K) for j in range(K)}
         page.write(f"Output pixel ({oh},{ow}): rows {t} to {t + K - 1}, columns {l} to {l + K - 1}")
-        page.show(
-            page.matrix("x", image, mark, shape=""),
-            page.matrix("window", values[n], {(0, int(winners[n]))}, columns=[("", range(K * K))], shape=""),
-            between="->",
-        )
+        winner = {(0, int(winners[n]))}
+        window = page.matrix("window", values[n], winner, columns=[("", range(K * K))], shape="")
+        page.show(page.matrix("x", image, mark, shape=""), window, between="->")
         if (values[n] == values[n].max()).sum() > 1:
             page.say("A tie. Only the first counts, so exactly one will get the gradient.", indent=2)
     if len(windows) > DRAWN:
         page.say(f"The other {len(windows) - DRAWN} windows go the same way.")
-    page.say(
-        "The output is the largest of each window. The backward pass keeps only its position, a byte each, "
-        "counted row by row: 0 1 above 2 3."
-    )
+    page.say("""The output is the largest of each window. The backward pass keeps only its position, a byte
+        each, counted row by row: 0 1 above 2 3.""")
     y, cache = F.max_pool2d_forward(x, K, S)
     expected = values.max(axis=1).reshape(OH, OW)
-    page.show(
-        page.matrix("y", expected, shape=f"(1, {OH}, {OW}, 1)"),
-        page.matrix("winner", winners.reshape(OH, OW), shape=""),
-    )
+    places = winners.reshape(OH, OW)
+    page.show(page.matrix("y", expected, shape=y.shape), page.matrix("winner", places, shape=""))
     page.same("max_pool2d_forward(x)", expected, y[0, :, :, 0])
-    page.same("the winners that it keeps", winners.reshape(OH, OW), cache[0][0, :, :, 0])
+    page.same("the winners that it keeps", places, cache[0][0, :, :, 0])
     if not backward:
         return
 
     page.heading("2. The way back: dy goes to the winner")
-    page.say(
-        "y = x[winner], so dy goes to the winner of each window; the other pixels did not matter, and get 0. "
-        "(To check: L = the sum of dy * y has the gradient dy.)"
-    )
+    page.say("""y = x[winner], so dy goes to the winner of each window; the other pixels did not matter, and
+        get 0. (To check: L = the sum of dy * y has the gradient dy.)""")
     dy = small_integers(rng, OH, OW)
     dx = F.max_pool2d_backward(dy.reshape(1, OH, OW, 1), cache)[0, :, :, 0]
     own = np.zeros_like(image)
@@ -72,26 +63,17 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
     pixel, gradients = max(shares.items(), key=lambda item: len(item[1]))
     if len(gradients) > 1:
         terms = " + ".join(number(g) if g >= 0 else f"({number(g)})" for g in gradients)
-        page.say(
-            f"Windows overlap here: pixel {pixel} won {len(gradients)} of them, and adds up what it gets "
-            f"from each: {terms} = {number(sum(gradients))}."
-        )
+        page.say(f"""Windows overlap here: pixel {pixel} won {len(gradients)} of them, and adds up what it
+            gets from each: {terms} = {number(sum(gradients))}.""")
     page.same("max_pool2d_backward(dy)", own, dx)
 
-    page.heading("3. The gradient, with its central difference")
-    page.say("(L(x + h) - L(x - h)) / 2h, for each pixel separately: only forward passes, no calculus.")
     tied = np.zeros(image.shape, bool)
     for v, (t, l) in zip(values, windows.values(), strict=True):
         largest = (v == v.max()).reshape(K, K)
         if largest.sum() > 1:
             tied[t : t + K, l : l + K] |= largest
-
-    def loss() -> float:
-        return float((dy * F.max_pool2d_forward(x, K, S)[0][0, :, :, 0]).sum())
-
-    page.gradient("x", dx, image, loss, kinks=tied)  # x is a view of it
-    page.say(
-        "In brackets are ties: a kink, without a derivative. Moved up, a pixel of a tie wins; moved down, "
-        "the other does; so the central difference gives each of the two half of that window's dy. Max "
-        "pooling gives the first all of it and the other nothing."
-    )
+    arrays = {"x": (dx, image)}  # x is a view of the image
+    page.gradients("3. The", dy, lambda: F.max_pool2d_forward(x, K, S)[0][0, :, :, 0], arrays, kinks=tied)
+    page.say("""In brackets are ties: a kink, without a derivative. Moved up, a pixel of a tie wins; moved
+        down, the other does; so the central difference gives each of the two half of that window's dy. Max
+        pooling gives the first all of it and the other nothing.""")

@@ -24,10 +24,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         return
 
     page.heading("2. The way back: the same brackets")
-    page.say(
-        "dy/dx is 1 where x > 0 and 0 where x < 0, so dx = dy where the brackets are, and 0 elsewhere. (To "
-        "check: L = the sum of dy * y has the gradient dy.)"
-    )
+    page.say("""dy/dx is 1 where x > 0 and 0 where x < 0, so dx = dy where the brackets are, and 0 elsewhere.
+        (To check: L = the sum of dy * y has the gradient dy.)""")
     dy = small_integers(rng, size, size)
     dx = F.relu_backward(dy, cache)
     mask = (y > 0).astype(float)
@@ -35,10 +33,7 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.show(page.matrix("dx", dx, positive))
     page.same("dy times the mask", dx, dy * mask)
 
-    page.heading("3. The gradient, with its central difference")
-    page.say("(L(x + h) - L(x - h)) / 2h, for each number separately: only forward passes, no calculus.")
-    page.gradient("x", dx, x, lambda: float((dy * F.relu_forward(x)[0]).sum()), kinks=x == 0)
-    page.say(
-        "In brackets x is exactly 0. There the curve has a kink and no derivative: its slope is 0 to the "
-        "left and 1 to the right, the central difference takes the mean, dy / 2, and by convention it is 0."
-    )
+    page.gradients("3. The", dy, lambda: F.relu_forward(x)[0], {"x": (dx, x)}, kinks=x == 0)
+    page.say("""In brackets x is exactly 0. There the curve has a kink and no derivative: its slope is 0 to
+        the left and 1 to the right, the central difference takes the mean, dy / 2, and by convention it is
+        0.""")

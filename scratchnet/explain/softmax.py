@@ -19,20 +19,16 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     right = {(n, int(k)) for n, k in enumerate(labels)}
 
     page.heading("1. Subtract the largest")
-    page.say(
-        f"Logits z for N = {N} images and K = {K} classes; the right class of each image is in brackets. "
-        "Softmax is p[k] = exp(z[k]) / the sum of all exp(z[j])."
-    )
+    page.say(f"""Logits z for N = {N} images and K = {K} classes; the right class of each image is in
+        brackets. Softmax is p[k] = exp(z[k]) / the sum of all exp(z[j]).""")
     shifted = z - z.max(axis=1, keepdims=True)
     page.show(
         page.matrix("z", z, right), page.matrix("max", z.max(axis=1, keepdims=True), shape=""), between="-"
     )
     page.show(page.matrix("z - max", shifted, right))
-    page.say(
-        "Subtracting the same number from a whole row changes nothing: exp(z - m) = exp(z) / exp(m), and "
-        "exp(m) cancels in the quotient. But now no exponent is above 0, so nothing overflows. Row 0 with "
-        "1000 added:"
-    )
+    page.say("""Subtracting the same number from a whole row changes nothing: exp(z - m) = exp(z) / exp(m),
+        and exp(m) cancels in the quotient. But now no exponent is above 0, so nothing overflows. Row 0 with
+        1000 added:""")
     large = z[0] + 1000.0
     with np.errstate(over="ignore", invalid="ignore"):
         plain = np.exp(large) / np.exp(large).sum()
@@ -57,29 +53,23 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         f"mean over the batch: L = {losses.mean():.4f}",
     )
     page.same("softmax_cross_entropy_forward(z, labels)", losses.mean(), loss)
-    page.say(
-        f"Without any knowledge, a network says 1 / {K} for each class and pays log {K} = {np.log(K):.4f}."
-    )
+    page.say(f"""Without any knowledge, a network says 1 / {K} for each class and pays log {K} =
+        {np.log(K):.4f}.""")
     if not backward:
         return
 
     page.heading("4. The way back: p - t, over N")
-    page.say(
-        "For one image L = log of the sum of exp(z[j]) - z[right class]. The derivative of the logarithm "
-        "is exp(z[k]) / the sum = p[k]; that of the second term is -1 for the right class. So dL/dz = p - t, "
-        f"where t is 1 for the right class and 0 elsewhere; the mean over the batch divides by N = {N}."
-    )
+    page.say(f"""For one image L = log of the sum of exp(z[j]) - z[right class]. The derivative of the
+        logarithm is exp(z[k]) / the sum = p[k]; that of the second term is -1 for the right class. So dL/dz =
+        p - t, where t is 1 for the right class and 0 elsewhere; the mean over the batch divides by N =
+        {N}.""")
     t = np.zeros((N, K))
     t[range(N), labels] = 1.0
     dz = F.softmax_cross_entropy_backward(cache)
     page.show(page.matrix("p", p, right), page.matrix("t", t, right), between="-")
     page.show(page.matrix(f"dz = (p - t) / {N}", (p - t) / N, right))
     page.same("softmax_cross_entropy_backward", (p - t) / N, dz)
-    page.say(
-        f"Every row adds up to 0 (row 0: {number(dz[0].sum(), 4)}): what the right class gains the others "
-        "lose."
-    )
+    page.say(f"""Every row adds up to 0 (row 0: {number(dz[0].sum(), 4)}): what the right class gains the
+        others lose.""")
 
-    page.heading("5. The gradient, with its central difference")
-    page.say("(L(z + h) - L(z - h)) / 2h, for each logit separately: only forward passes, no calculus.")
-    page.gradient("z", dz, z, lambda: float(F.softmax_cross_entropy_forward(z, labels)[0]))
+    page.gradients("5. The", 1.0, lambda: F.softmax_cross_entropy_forward(z, labels)[0], {"z": (dz, z)})

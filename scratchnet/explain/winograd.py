@@ -21,15 +21,11 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     BT, G, AT = matrices(POINTS)
 
     page.heading("The input, the kernel and three matrices")
-    page.say(
-        "One tile, one channel: 6 x 6 pixels of the input give 4 x 4 of the output, with a 3 x 3 kernel. "
-        f"Directly that takes 16 * 9 = {16 * 9} multiplications."
-    )
+    page.say(f"""One tile, one channel: 6 x 6 pixels of the input give 4 x 4 of the output, with a 3 x 3
+        kernel. Directly that takes 16 * 9 = {16 * 9} multiplications.""")
     page.show(page.matrix("x", x), page.matrix("g", g))
-    page.say(
-        "Polynomials of degree five are known by their values at six points: here "
-        f"{', '.join(number(p) for p in POINTS)} and infinity. From the points follow three matrices."
-    )
+    page.say(f"""Polynomials of degree five are known by their values at six points: here
+        {", ".join(number(p) for p in POINTS)} and infinity. From the points follow three matrices.""")
     page.show(page.matrix("B^T", BT))
     page.show(page.matrix("G", G), page.matrix("A^T", AT))
 
@@ -48,11 +44,9 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.say(f"These are all the multiplications that depend on both: {M.size}, {144 // M.size} times fewer.")
     page.show(page.matrix("M", M, {(0, 0)}))
     page.write(f"M[0, 0] = {U[0, 0]:.4f} * {V[0, 0]:.4f} = {M[0, 0]:.4f}")
-    page.say(
-        "With more channels the products of all input channels are added up here, so the transforms, which "
-        "are additions and multiplications with fixed numbers, are shared: one of x for all output channels, "
-        "one back for all input channels."
-    )
+    page.say("""With more channels the products of all input channels are added up here, so the transforms,
+        which are additions and multiplications with fixed numbers, are shared: one of x for all output
+        channels, one back for all input channels.""")
 
     page.heading("4. Back to pixels: y = A^T M A")
     y = AT @ M @ AT.T
@@ -66,10 +60,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
         return
 
     page.heading("5. The way back: each step's adjoint, in reverse")
-    page.say(
-        "Every step is linear in what it transforms, so its gradient takes the transposed matrices. (To "
-        "check: L = the sum of dy * y has the gradient dy.)"
-    )
+    page.say("""Every step is linear in what it transforms, so its gradient takes the transposed matrices. (To
+        check: L = the sum of dy * y has the gradient dy.)""")
     dy = small_integers(rng, TILE, TILE)
     page.show(page.matrix("dy", dy))
     dM = AT.T @ dy @ AT
@@ -85,15 +77,8 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     direct_dx, direct_dg, _ = F.conv2d_backward(dy.reshape(1, TILE, TILE, 1), cache)
     page.same("conv2d_backward's dweight", dg, direct_dg[:, :, 0, 0])
     page.same("conv2d_backward's dx", dx, direct_dx[0, :, :, 0])
-    page.say(
-        "Neighbouring tiles share two rows or columns of pixels; there their dx are added up, as in col2im."
-    )
+    page.say("""Neighbouring tiles share two rows or columns of pixels; there their dx are added up, as in
+        col2im.""")
 
-    page.heading("6. Both gradients, with their central differences")
-    page.say("(L(a + h) - L(a - h)) / 2h, for each number a separately: only forward passes, no calculus.")
-
-    def loss() -> float:
-        return float((dy * (AT @ ((G @ g @ G.T) * (BT @ x @ BT.T)) @ AT.T)).sum())
-
-    page.gradient("x", dx, x, loss)
-    page.gradient("g", dg, g, loss)
+    arrays = {"x": (dx, x), "g": (dg, g)}
+    page.gradients("6. Every", dy, lambda: AT @ ((G @ g @ G.T) * (BT @ x @ BT.T)) @ AT.T, arrays)

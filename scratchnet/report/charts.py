@@ -52,8 +52,6 @@ def curves(name: str, epochs: Sequence[float], lines: Mapping[str, Sequence[floa
     ModuleNotFoundError
         If matplotlib is not installed.
 
-    Examples
-    --------
     >>> svg = curves("lr", [1, 2], {"learning rate": [0.1, 0.2]}, "learning rate")  # doctest: +SKIP
     >>> svg[:4]  # doctest: +SKIP
     '<svg'

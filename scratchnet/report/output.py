@@ -23,8 +23,6 @@ def writable_path(output: str | os.PathLike) -> Path:
         If it is a folder, a device, a pipe or one of a run's own files, or if its folder is missing or not
         writable.
 
-    Examples
-    --------
     >>> writable_path("no/such/page.html")
     Traceback (most recent call last):
     scratchnet.training.rundir.RunError: no/such/page.html cannot be written: there is no folder no/such

@@ -100,8 +100,6 @@ def page(title: str, body: str, refresh: int | None = None) -> str:
     refresh : int, optional
         Seconds after which the browser reloads the page.
 
-    Examples
-    --------
     >>> page("runs/demo", "<p>Hello</p>").splitlines()[0]
     '<!doctype html>'
     """
@@ -117,8 +115,6 @@ def page(title: str, body: str, refresh: int | None = None) -> str:
 def without_refresh(text: str) -> str:
     """Return a page that browsers no longer reload.
 
-    Examples
-    --------
     >>> without_refresh(page("runs/demo", "", refresh=5)) == page("runs/demo", "")
     True
     """
@@ -165,8 +161,6 @@ def pixels(array: np.ndarray, description: str) -> str:
     description : str
         For readers who cannot see it.
 
-    Examples
-    --------
     >>> pixels(np.zeros((1, 1, 3), np.uint8), "black")[:42]
     '<img src="data:image/png;base64,iVBORw0KGg'
     """
@@ -183,8 +177,6 @@ def pixels(array: np.ndarray, description: str) -> str:
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], strong: Container[str] = ()) -> str:
     """Return a table whose rows begin with their names; cells are text, and bold in the ``strong`` rows.
 
-    Examples
-    --------
     >>> table(["layer", "std"], [["a < b", "1.0"]])  # doctest: +ELLIPSIS
     '<table>...<tr><th scope="row">a &lt; b</th><td>1.0</td></tr></tbody></table>'
     """

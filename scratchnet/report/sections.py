@@ -249,8 +249,6 @@ def reproduce(options: Mapping[str, Any]) -> str:
     options : mapping
         As ``config.json`` holds them.
 
-    Examples
-    --------
     >>> reproduce({"arch": "vgg11", "batch_norm": True, "epochs": 15, "run_dir": "runs/mine"})
     'python examples/train_cifar.py --arch vgg11 --batch-norm'
     """
