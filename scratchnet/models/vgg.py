@@ -8,44 +8,22 @@ followed by a ReLU; "M" is max pooling, which halves the image. Three fully conn
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from scratchnet import layers as nn
 from scratchnet.backend import Array
 from scratchnet.checks import real, whole
-from scratchnet.layers import (
-    BatchNorm2d,
-    Chain,
-    Conv2d,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2d,
-    Layer,
-    Linear,
-    MaxPool2d,
-    ReLU,
-    Sequential,
-    assemble,
-    leaves,
-)
 from scratchnet.layers.summary import show
+
+__all__ = ["ARCHITECTURES", "VGG", "vgg11", "vgg13", "vgg16", "vgg19"]
 
 
 def from_positions(channels: list[int], pool_positions: list[int]) -> list[int | str]:
-    """Translate the notation of the article, a list of channels and the convolutions that a pooling follows.
-
-    Parameters
-    ----------
-    channels : list of int
-        Of the image, then of every convolution.
-    pool_positions : list of int
-        Which convolutions, counted from 1, are followed by max pooling.
-
-    Returns
-    -------
-    list of int and "M"
+    """Translate the notation of the article: channels, the image's first, and which convolutions are pooled.
 
     Examples
     --------
@@ -79,7 +57,7 @@ ARCHITECTURES: dict[str, list[int | str]] = {
 HEADS = ("flatten", "gap")
 
 
-class VGG(Chain):
+class VGG(nn.Chain):
     """A VGG network.
 
     Parameters
@@ -154,9 +132,8 @@ class VGG(Chain):
                 f"image_size must be a multiple of {self.shrink}, not {image_size!r}; head='gap' takes any "
                 f"from {self.shrink} on"
             )
-        self._settings: dict[
-            str, Any
-        ] = {  # numbers of NumPy's, such as labels.max() + 1, would not go into a file's header
+        # Numbers of NumPy's, such as labels.max() + 1, would not go into a file's header.
+        self._settings: dict[str, Any] = {
             "architecture": architecture if isinstance(architecture, str) else list(architecture),
             "num_classes": int(num_classes),
             "image_size": int(image_size),
@@ -169,34 +146,27 @@ class VGG(Chain):
 
         init_seed, *dropout_seeds = np.random.SeedSequence(seed).spawn(3)
         weights: dict[str, Any] = {"dtype": dtype, "rng": np.random.default_rng(init_seed), "init": init}
-        features: list[Layer] = []
+        features: list[nn.Layer] = []
         channels = 3
         for c in layers:
             if isinstance(c, str):
-                features.append(MaxPool2d(2, dtype=dtype))
-                continue
-            features.append(Conv2d(channels, c, **weights))
-            if batch_norm:
-                features.append(BatchNorm2d(c, dtype=dtype))
-            features.append(ReLU(dtype=dtype))
-            channels = c
-        self.features = Sequential(*features, dtype=dtype)
+                features.append(nn.MaxPool2d(2, dtype=dtype))
+            else:
+                norm = [nn.BatchNorm2d(c, dtype=dtype)] if batch_norm else []
+                features += [nn.Conv2d(channels, c, **weights), *norm, nn.ReLU(dtype=dtype)]
+                channels = c
+        self.features = nn.Sequential(*features, dtype=dtype)
 
-        self.pool: Layer = Flatten(dtype=dtype) if head == "flatten" else GlobalAvgPool2d(dtype=dtype)
-        inputs = channels * (image_size // self.shrink) ** 2 if head == "flatten" else channels
-        drop = [Dropout(dropout, dtype=dtype, rng=np.random.default_rng(s)) for s in dropout_seeds]
-        last = Linear(classifier_width, num_classes, **weights)
-        self.classifier = Sequential(
-            Linear(inputs, classifier_width, **weights),
-            ReLU(dtype=dtype),
-            drop[0],
-            Linear(classifier_width, classifier_width, **weights),
-            ReLU(dtype=dtype),
-            drop[1],
-            last,
-            dtype=dtype,
-        )
-        assemble(self)
+        flat = head == "flatten"
+        self.pool: nn.Layer = nn.Flatten(dtype=dtype) if flat else nn.GlobalAvgPool2d(dtype=dtype)
+        inputs = channels * (image_size // self.shrink) ** 2 if flat else channels
+        hidden: list[nn.Layer] = []
+        for size, dropout_seed in zip((inputs, classifier_width), dropout_seeds, strict=True):
+            drop = nn.Dropout(dropout, dtype=dtype, rng=np.random.default_rng(dropout_seed))
+            hidden += [nn.Linear(size, classifier_width, **weights), nn.ReLU(dtype=dtype), drop]
+        last = nn.Linear(classifier_width, num_classes, **weights)
+        self.classifier = nn.Sequential(*hidden, last, dtype=dtype)
+        nn.assemble(self)
         if output_scale != 1.0:
             last.weight.data[...] *= output_scale
 
@@ -204,14 +174,14 @@ class VGG(Chain):
         """Return the arguments from which the same network can be built again."""
         return dict(self._settings)
 
-    def chain(self) -> list[Layer]:
+    def chain(self) -> list[nn.Layer]:
         """Return the three parts."""
         return [self.features, self.pool, self.classifier]
 
     @property
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[nn.Layer]:
         """All layers, first to last."""
-        return [layer for _, layer in leaves(self)]
+        return [layer for _, layer in nn.leaves(self)]
 
     def forward(self, x: Array) -> Array:
         """Return the logits (N, num_classes) of images (N, H, W, 3)."""
@@ -227,14 +197,8 @@ class VGG(Chain):
     def summary(self, image_size: int | tuple[int, ...] | None = None, file: TextIO | None = None) -> None:
         """Print a table with a row per layer: the article's, with what the layer costs for one image.
 
-        Memory is that of the layer's parameters plus that of its output.
-
-        Parameters
-        ----------
-        image_size : int or (H, W, 3), optional
-            By default the one that the network was built for.
-        file : text file, optional
-            By default standard output.
+        By default the image has the size that the network was built for. Memory is that of the layer's
+        parameters plus that of its output.
 
         Examples
         --------
@@ -255,10 +219,9 @@ class VGG(Chain):
                 f"VGG: expected images of {size} x {size}, got {H} x {W}: resize them, or build the "
                 f"network with {f'image_size={H} or ' if H == W and H % self.shrink == 0 else ''}head='gap'"
             )
-        if min(H, W) < self.shrink:
-            raise ValueError(
-                f"VGG: images of {H} x {W} are too small: {self.shrink} x {self.shrink} at least"
-            )
+        least = self.shrink
+        if min(H, W) < least:
+            raise ValueError(f"VGG: images of {H} x {W} are too small: {least} x {least} at least")
 
 
 def _scaled(architecture: str | list[int | str], width: float) -> list[int | str]:
@@ -282,50 +245,28 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def vgg11(*arguments: Any, **settings: Any) -> VGG:
-    """Build configuration A: 8 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
+def _builder(name: str, letter: str, convolutions: int, size: int) -> Callable[..., VGG]:
+    """Return a function that builds a configuration of Table 1, with the documentation of one."""
+
+    def build(*arguments: Any, **settings: Any) -> VGG:
+        return VGG(name, *arguments, **settings)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""Build configuration {letter}: {convolutions} convolutions and 3 linear layers.
+
+    Arguments: those of ``VGG`` but the first.
 
     Examples
     --------
-    >>> sum(p.size for p in vgg11().parameters().values())
-    132863336
+    >>> sum(p.size for p in {name}().parameters().values())
+    {size}
     """
-    return VGG("vgg11", *arguments, **settings)
+    arguments = list(inspect.signature(VGG).parameters.values())[1:]  # for help() and editors
+    vars(build)["__signature__"] = inspect.Signature(arguments, return_annotation=VGG)
+    return build
 
 
-def vgg13(*arguments: Any, **settings: Any) -> VGG:
-    """Build configuration B: 10 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
-
-    Examples
-    --------
-    >>> sum(p.size for p in vgg13().parameters().values())
-    133047848
-    """
-    return VGG("vgg13", *arguments, **settings)
-
-
-def vgg16(*arguments: Any, **settings: Any) -> VGG:
-    """Build configuration D: 13 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
-
-    Examples
-    --------
-    >>> sum(p.size for p in vgg16().parameters().values())
-    138357544
-    """
-    return VGG("vgg16", *arguments, **settings)
-
-
-def vgg19(*arguments: Any, **settings: Any) -> VGG:
-    """Build configuration E: 16 convolutions and 3 linear layers. Arguments: those of ``VGG`` but the first.
-
-    Examples
-    --------
-    >>> sum(p.size for p in vgg19().parameters().values())
-    143667240
-    """
-    return VGG("vgg19", *arguments, **settings)
-
-
-for _build in (vgg11, vgg13, vgg16, vgg19):  # so that help() and editors show arguments and their defaults
-    _arguments = list(inspect.signature(VGG).parameters.values())[1:]
-    vars(_build)["__signature__"] = inspect.Signature(_arguments, return_annotation=VGG)
+vgg11 = _builder("vgg11", "A", 8, 132863336)
+vgg13 = _builder("vgg13", "B", 10, 133047848)
+vgg16 = _builder("vgg16", "D", 13, 138357544)
+vgg19 = _builder("vgg19", "E", 16, 143667240)
