@@ -175,21 +175,14 @@ def grad_cam(
     ----------
     net : Layer
     x : array (N, H, W, 3)
-    classes : int or sequence of N int, optional
-        By default each image's likeliest.
-    layer : str, optional
-        Path of the layer whose maps are weighted; by default the last ReLU that gives feature maps, as in
-        the paper. With small images those maps have few pixels, and an earlier layer shows more.
+    classes, layer : as of ``logit_gradient``
+        With small images the maps of the last ReLU, the paper's choice, have few pixels: an earlier layer
+        shows more.
 
     Returns
     -------
     array (N, H, W)
         Not scaled; H and W are those of the layer's maps. ``heat_overlay`` lays it over an image.
-
-    Raises
-    ------
-    ValueError
-        As ``logit_gradient``.
 
     Examples
     --------

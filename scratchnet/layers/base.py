@@ -58,7 +58,9 @@ class Layer:
     _saved: tuple[Any, tuple[int, ...]] | None = None
 
     def __init__(self, *, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None):
-        self.dtype = checking.checked_dtype(dtype)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be float32 or float64, not {self.dtype}")
 
     def forward(self, x: Array) -> Array:
         """Compute the output, and save what ``backward`` will need (in evaluation: nothing)."""
@@ -98,7 +100,7 @@ class Layer:
         return None
 
     output_shape = tree.output_shape  # the chain's, or else that of the input
-    multiply_adds = tree.multiply_adds
+    multiply_adds = tree.multiply_adds  # the chain's, or else none
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Yield the layers that are attributes of this one, or in a list that is, with their names."""
@@ -108,7 +110,7 @@ class Layer:
             elif isinstance(value, (list, tuple)):
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Layer))
 
-    # What concerns this layer and all within it is in tree.py. Asking changes nothing.
+    # What concerns this layer and all layers within it: see tree.py. Asking changes nothing.
     walk = tree.walk
     parameters = tree.parameters
     buffers = tree.buffers

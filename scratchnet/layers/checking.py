@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import DTypeLike
-
 from scratchnet.backend import Array, array_module
 from scratchnet.parameters import Parameter
 
 if TYPE_CHECKING:
     from scratchnet.layers.base import Layer
-
-
-def checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return the element type, which must be one that layers compute in."""
-    kind = np.dtype(dtype)
-    if kind not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, not {kind}")
-    return kind
 
 
 def check_input(layer: Layer, x: Array, *axes: str | int, hint: str = "") -> None:
@@ -52,9 +41,8 @@ def check_shape(layer: Layer, shape: tuple[int, ...], *axes: str | int, hint: st
     """
     if len(shape) != len(axes) or any(a != s for a, s in zip(axes, shape, strict=True) if isinstance(a, int)):
         wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
-        raise ValueError(
-            f"{layer.label}: expected ({wanted}), got {tuple(shape)}{f': {hint}' if hint else ''}"
-        )
+        hint = f": {hint}" if hint else ""
+        raise ValueError(f"{layer.label}: expected ({wanted}), got {tuple(shape)}{hint}")
 
 
 def check_fit(layer: Layer, what: str, size: int, shape: tuple[int, ...], padding: int = 0) -> None:
@@ -85,6 +73,7 @@ def check_attribute(layer: Layer, name: str, value: Any) -> None:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from scratchnet.layers import Linear
     >>> Linear(2, 2).weight = np.zeros((2, 2))
     Traceback (most recent call last):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scratchnet.layers.base import Layer
 
     L = TypeVar("L", bound=Layer)
+    T = TypeVar("T")
 
 __all__ = ["assemble", "chain_of", "leaves"]
 
@@ -105,18 +106,22 @@ def leaves(net: Layer, path: str = "") -> list[tuple[str, Layer]]:
     chain = chain_of(net)
     if chain is None:
         return [(path, net)]
-    names = {id(child): f"{path}.{name}".lstrip(".") for name, child in net.children()}
+    names = {id(child): _join(path, name) for name, child in net.children()}
     return [leaf for layer in chain for leaf in leaves(layer, names.get(id(layer), layer.path))]
 
 
 # Methods of Layer
 
 
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
 def walk(net: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
     """Yield this layer and all layers within it, each with its path, in the order they were made."""
     yield path, net
     for name, child in net.children():
-        yield from child.walk(f"{path}.{name}" if path else name)
+        yield from child.walk(_join(path, name))
 
 
 def _places(net: Layer) -> list[tuple[str, Layer]]:
@@ -133,33 +138,26 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
     return found
 
 
+def _held(net: Layer, kind: type[T]) -> Iterator[tuple[str, str, T]]:
+    """Yield the attributes of this kind that the layers have: the layer's path, the name and the value."""
+    for path, layer in _places(net):
+        yield from ((path, name, value) for name, value in vars(layer).items() if isinstance(value, kind))
+
+
 def parameters(net: Layer) -> dict[str, Parameter]:
     """Return what is learned, from name to Parameter, in order; refuse one that stands in two places."""
-    return {
-        f"{path}.{name}".lstrip("."): value
-        for path, layer in _places(net)
-        for name, value in vars(layer).items()
-        if isinstance(value, Parameter)
-    }
+    return {_join(path, name): value for path, name, value in _held(net, Parameter)}
 
 
 def buffers(net: Layer) -> dict[str, Array]:
     """Return the state that is not learned (running statistics), from name to array, in order."""
-    return {
-        f"{path}.{name}".lstrip("."): getattr(layer, name)
-        for path, layer in _places(net)
-        for name in layer.buffer_names
-    }
+    return {_join(path, n): getattr(layer, n) for path, layer in _places(net) for n in layer.buffer_names}
 
 
 def generators(net: Layer) -> dict[str, np.random.Generator]:
     """Return the generators of all layers: ``rng`` by the layer's path, others with their name after it."""
-    return {
-        path if name == "rng" else f"{path}.{name}".lstrip("."): value
-        for path, layer in _places(net)
-        for name, value in vars(layer).items()
-        if isinstance(value, np.random.Generator)
-    }
+    found = _held(net, np.random.Generator)
+    return {path if name == "rng" else _join(path, name): value for path, name, value in found}
 
 
 def output_shape(net: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
