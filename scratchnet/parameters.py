@@ -134,16 +134,13 @@ class Parameter:
         if values is None or not self.trainable:
             self.has_grad = False
             return
-        values = self._fitting(values)
-        self.buffer.allocate_grad()
+        self.grad_view[...] = self._fitting(values)
         self.has_grad = True
-        self.grad_view[...] = values
 
     @property
     def grad_view(self) -> Array:
         """Where the gradient lies, whether or not there is one yet: a view into the second buffer."""
-        assert self.buffer.grad is not None, "allocate_grad() comes first"
-        return self.view(self.buffer.grad)
+        return self.view(self.buffer.allocate_grad())
 
     def _fitting(self, values: ArrayLike) -> Array:
         """Refuse what NumPy would stretch to fit, or CuPy would silently convert."""
@@ -239,10 +236,11 @@ class FlatBuffer:
                 p.fill = None
         self.filled = True
 
-    def allocate_grad(self) -> None:
-        """Make the array of gradients. On a CPU, the parts of frozen parameters take no memory."""
+    def allocate_grad(self) -> Array:
+        """Return the array of gradients, made now if there is none. On a CPU, frozen parts take no memory."""
         if self.grad is None:
             self.grad = self.backend.xp.zeros(self.size, dtype=self.dtype)
+        return self.grad
 
     def cast(self, dtype: DTypeLike) -> None:
         """Give both arrays, and with them all parameters, another element type."""

@@ -36,8 +36,8 @@ def show(
     if size is None:
         raise ValueError(f"{net.label}: summary needs the shape of one input, as in net.summary((32, 32, 3))")
     shape = (1, *(size if isinstance(size, tuple) else (size, size, 3)))
-    bytes_of_shape = prod(shape) * net.dtype.itemsize
-    rows: list[list[Any]] = [["Input", _times(shape), "", "", "", 0, 0, bytes_of_shape]]
+    itemsize = net.dtype.itemsize
+    rows: list[list[Any]] = [["Input", _times(shape), "", "", "", 0, 0, prod(shape) * itemsize]]
     for path, layer in leaves(net):
         before, shape = shape, layer.output_shape(shape)
         count = sum(p.size for p in layer.parameters().values())
@@ -45,19 +45,10 @@ def show(
         if not (count or settings) and before == shape:  # a ReLU and its like: a column of the row above
             rows[-1][4] = type(layer).__name__.lower()
             continue
-        kernel = settings.get("kernel_size")
-        rows.append(
-            [
-                f"{path} {type(layer).__name__}".strip(),
-                _times(shape),
-                _times((1, kernel, kernel)) if kernel else "",
-                str(settings.get("stride", "")),
-                "",
-                count,
-                layer.multiply_adds(before),
-                (count + prod(shape)) * net.dtype.itemsize,
-            ]
-        )
+        kernel, stride = settings.get("kernel_size"), settings.get("stride", "")
+        sizes = _times(shape), _times((1, kernel, kernel)) if kernel else "", str(stride)
+        costs = count, layer.multiply_adds(before), (count + prod(shape)) * itemsize
+        rows.append([f"{path} {type(layer).__name__}".strip(), *sizes, "", *costs])
     rows[-1][4] = rows[-1][4] or activation
     rows.append(["Total", "", "", "", "", *(sum(row[i] for row in rows) for i in (5, 6, 7))])
     cells = [[*r[:5], f"{r[5]:,}", f"{r[6]:,}", f"{r[7] / 2**20:,.2f} MB"] for r in rows]
