@@ -54,11 +54,9 @@ def check_fit(layer: Layer, what: str, size: int, shape: tuple[int, ...], paddin
 def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: Array) -> Any:
     """Return the cache of what a forward saved, if the gradient has the shape of that forward's output."""
     if saved is None:
-        reason = (
-            "call forward first, once for each backward"
-            if layer.training
-            else "evaluation keeps nothing for it; call train(), or use `with net.recording():`"
-        )
+        reason = "call forward first, once for each backward"
+        if not layer.training:
+            reason = "evaluation keeps nothing for it; call train(), or use `with net.recording():`"
         raise RuntimeError(f"{layer.label}: backward without a forward before it: {reason}")
     cache, shape = saved
     if not hasattr(dy, "shape"):

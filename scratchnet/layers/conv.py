@@ -30,8 +30,7 @@ class Conv2d(Layer):
         Padding is with zeros, on every side; the output size is rounded down.
     bias : bool
     dtype, rng : as of every ``Layer``
-    init : {"he", "pytorch", "normal"}
-        The initialisation, see ``initialise.py``.
+    init : {"he", "pytorch", "normal"}, see ``initialise.py``
 
     Attributes
     ----------

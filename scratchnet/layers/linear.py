@@ -26,8 +26,7 @@ class Linear(Layer):
     in_features, out_features : int
     bias : bool
     dtype, rng : as of every ``Layer``
-    init : {"he", "pytorch", "normal"}
-        The initialisation, see ``initialise.py``.
+    init : {"he", "pytorch", "normal"}, see ``initialise.py``
 
     Attributes
     ----------

@@ -17,25 +17,11 @@ from scratchnet.parameters import Parameter
 
 
 class BatchNorm(Layer):
-    """Batch normalisation of any array (..., num_features); its subclasses say of which.
-
-    In training it normalises with the batch's own mean and (biased) variance, and tracks both for evaluation:
-    running = (1 - momentum) * running + momentum * batch, with the unbiased variance, as PyTorch does.
+    """What batch normalisation of any array (..., num_features) is, whatever its other axes.
 
     Parameters
     ----------
-    num_features : int
-        C.
-    eps : float
-        Added to the variance.
-    momentum : float
-        How much of each batch goes into the running statistics.
-    dtype, rng : as of every ``Layer``
-
-    Attributes
-    ----------
-    weight, bias : Parameter (num_features,)
-    running_mean, running_var : array (num_features,)
+    num_features, eps, momentum, dtype, rng : as of ``BatchNorm2d``
 
     Examples
     --------
@@ -98,11 +84,25 @@ class BatchNorm(Layer):
 
 
 class BatchNorm2d(BatchNorm):
-    """Batch normalisation of feature maps (N, H, W, num_features): see ``BatchNorm``.
+    """Batch normalisation of feature maps (N, H, W, num_features).
+
+    In training it normalises with the batch's own mean and (biased) variance, and tracks both for evaluation:
+    running = (1 - momentum) * running + momentum * batch, with the unbiased variance, as PyTorch does.
 
     Parameters
     ----------
-    num_features, eps, momentum, dtype, rng : as of ``BatchNorm``
+    num_features : int
+        C.
+    eps : float
+        Added to the variance.
+    momentum : float
+        How much of each batch goes into the running statistics.
+    dtype, rng : as of every ``Layer``
+
+    Attributes
+    ----------
+    weight, bias : Parameter (num_features,)
+    running_mean, running_var : array (num_features,)
 
     Examples
     --------
@@ -115,11 +115,11 @@ class BatchNorm2d(BatchNorm):
 
 
 class BatchNorm1d(BatchNorm):
-    """Batch normalisation of rows (N, num_features), as after a linear layer: see ``BatchNorm``.
+    """Batch normalisation of rows (N, num_features), as after a linear layer: see ``BatchNorm2d``.
 
     Parameters
     ----------
-    num_features, eps, momentum, dtype, rng : as of ``BatchNorm``
+    num_features, eps, momentum, dtype, rng : as of ``BatchNorm2d``
 
     Examples
     --------

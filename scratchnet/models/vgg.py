@@ -82,8 +82,7 @@ class VGG(nn.Chain):
     dtype : {"float32", "float64"}
     seed : int
         Of the initial weights and of dropout, each with a generator of its own.
-    init : {"he", "pytorch", "normal"}
-        The initialisation, see ``initialise.py``.
+    init : {"he", "pytorch", "normal"}, see ``initialise.py``
     output_scale : float
         Multiplies the weights that the last layer begins with. Below 1 the first logits are nearly equal, and
         so the first steps are small; see ``initialise.py``.
