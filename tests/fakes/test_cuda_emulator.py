@@ -191,7 +191,7 @@ PLANTED = """
 import sys
 from tests.fakes import cupy_stand_in
 import numpy as np
-from scratchnet.plans.cuda.launch import compiling, mask
+from scratchnet.plans.cuda.launch import common, compiling, mask
 from scratchnet.plans.cuda.launch.sums import sums_shape
 
 right, wrong, wide = sys.argv[1:]
@@ -204,7 +204,7 @@ def planted(name):
 
 compiling.source = planted
 if wide:
-    mask.pack_width = lambda *_: 4
+    common.pack_width = lambda *_: 4
 with cupy_stand_in.installed() as cupy:
     dy = cupy.zeros(len(wide) + 700 * 12, dtype="float32")[len(wide) :].reshape(700, 12)
     partial = cupy.zeros(sums_shape(700, 12), dtype="float32")

@@ -26,7 +26,7 @@ WRAPPERS = Path(compiling.__file__).parent
 def launches(name):
     """Return the kernels that ``launch/NAME.py`` launches, all of them of ``kernels/NAME.cu``."""
     text = (WRAPPERS / f"{name}.py").read_text(encoding="utf-8")
-    found = re.findall(r'\blaunch\(\s*"(\w+)",\s*(?:"(\w+)"|name)', text)
+    found = re.findall(r'\blaunch(?:_rows)?\(\s*"(\w+)",\s*(?:"(\w+)"|name)', text)
     assert {file for file, _ in found} == {name}
     # Where the name is chosen before: name = "this" if ... else "that".
     chosen = re.findall(r'\bname = "(\w+)" if .* else "(\w+)"', text)
@@ -55,7 +55,7 @@ def test_every_cuda_kernel_has_a_test(name):
     functions = [
         node.name
         for node in ast.parse((WRAPPERS / f"{name}.py").read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and " launch(" in ast.unparse(node)
+        if isinstance(node, ast.FunctionDef) and re.search(r" launch(_rows)?\(", ast.unparse(node))
     ]
     assert functions
     for function in functions:

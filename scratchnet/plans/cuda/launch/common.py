@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from scratchnet.backend import Array
-from scratchnet.plans.cuda.launch.compiling import address
+from scratchnet.plans.cuda.launch.compiling import address, launch
 
 THREADS = 256  # of a block, unless a kernel says otherwise
 WIDE = 4  # numbers in a 16-byte access
@@ -13,24 +13,19 @@ WIDE = 4  # numbers in a 16-byte access
 # H100's 132 multiprocessors once. Threads go on to further rows, and fetch what belongs to a channel once.
 # (Calculated, as all numbers here; not yet measured on a GPU.)
 MAX_BLOCKS = 1056
-NULL = np.uintp(0)  # a null pointer
 OPERANDS = ("float32", "uint16")
 
 
-def check(array: Array, dtype: str | tuple[str, ...], shape: int | tuple[int, ...] | None = None) -> None:
-    """Raise unless an array is what a kernel takes it for: a kernel would silently read past its end.
+def check(
+    array: Array | None, dtype: str | tuple[str, ...], shape: int | tuple[int, ...] | None = None
+) -> None:
+    """Raise ValueError unless an array is what a kernel takes it for: it would silently read past its end.
 
-    Parameters
-    ----------
-    array : array
-    dtype : str, or tuple of them
-    shape : tuple of int, or their number, or None for any
-
-    Raises
-    ------
-    ValueError
-        If dtype or shape differ, or the array is empty or not contiguous.
+    It must be contiguous, not empty, of (one of) this dtype and shape, where an int is a number of axes and
+    None any shape. An array that may be missing passes as None.
     """
+    if array is None:
+        return
     dtypes = (dtype,) if isinstance(dtype, str) else dtype
     fits = shape is None or (array.ndim == shape if isinstance(shape, int) else array.shape == shape)
     if not fits or array.dtype.name not in dtypes or not array.flags.c_contiguous or array.size == 0:
@@ -44,25 +39,18 @@ def check(array: Array, dtype: str | tuple[str, ...], shape: int | tuple[int, ..
 def check_vectors(C: int, *vectors: Array | None) -> None:
     """Raise unless each of these is float32 (C,), or None."""
     for vector in vectors:
-        if vector is not None:
-            check(vector, "float32", (C,))
+        check(vector, "float32", (C,))
 
 
-def or_null(array: Array | None) -> Array | np.uintp:
-    """Return an array as a kernel takes it: None becomes a null pointer."""
-    return NULL if array is None else array
-
-
-def macros(wide: int, operands: Array | None = None) -> tuple[str, ...]:
-    """Return the macros of a variant: numbers per access, and whether the operands are bfloat16."""
-    bf16 = () if operands is None or operands.dtype == np.float32 else ("-DBF16",)
-    return (f"-DWIDE={wide}", *bf16)
+def macros(wide: int, *arrays: Array | None) -> tuple[str, ...]:
+    """Return the macros of a variant: numbers per access, and whether one of the arrays holds bfloat16."""
+    bf16 = any(array is not None and array.dtype.name == "uint16" for array in arrays)
+    return (f"-DWIDE={wide}", *(["-DBF16"] if bf16 else []))
 
 
 def pack_width(length: int, *arrays: Array | None) -> int:
     """Return how many numbers an access may take: WIDE if no row and no array begins between two accesses."""
-    present = [array for array in arrays if array is not None]
-    aligned = all(address(array) % (WIDE * array.itemsize) == 0 for array in present)
+    aligned = all(array is None or address(array) % (WIDE * array.itemsize) == 0 for array in arrays)
     return WIDE if length % WIDE == 0 and aligned else 1
 
 
@@ -75,6 +63,25 @@ def by_channel(rows: int, packs: int, partial_sums: int = 0) -> tuple[tuple[int,
     across = min(32, 1 << max(0, packs - 1).bit_length())
     down = THREADS // across
     return (partial_sums or max(1, min(MAX_BLOCKS, -(-rows // down))), -(-packs // across)), (across, down)
+
+
+def launch_rows(
+    file: str,
+    name: str,
+    rows: int,
+    C: int,
+    arrays: tuple[Array | None, ...],
+    *numbers: Any,
+    partial_sums: int = 0,
+) -> None:
+    """Launch a kernel on a matrix (rows, C), in packs of channels as wide as all of its arrays allow.
+
+    Its arguments are the arrays, the numbers, and how many packs a row has.
+    """
+    wide = pack_width(C, *arrays)
+    packs = C // wide
+    grid = by_channel(rows, packs, partial_sums)
+    launch(file, name, macros(wide, *arrays), *grid, *arrays, *numbers, packs)
 
 
 def by_column(channels: int) -> tuple[tuple[int], tuple[int, int]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from scratchnet.backend import Array, array_module
 
 FOLDER = Path(__file__).parent.parent / "kernels"
@@ -24,20 +26,20 @@ def launch(
     block: tuple[int, ...],
     *arguments: Any,
 ) -> None:
-    """Launch a kernel on the current stream.
+    """Launch the kernel NAME of ``kernels/FILE.cu`` on the current stream.
 
-    Parameters
-    ----------
-    file, name : str
-        The kernel NAME of ``kernels/FILE.cu``.
-    macros : tuple of str
-        Which variant, see ``common.macros``.
-    grid, block : tuple of int
-        Blocks of the grid and threads of a block, along x and y.
-    *arguments : array or NumPy scalar
-        The kernel's, exactly of its types; the first is an array.
+    ``macros`` say which variant (see ``common.macros``), grid and block how many blocks and threads there are
+    along x and y. Arguments are arrays, the first of them, and NumPy scalars of exactly the kernel's types;
+    an int becomes an ``int`` of the kernel, and None a null pointer.
     """
-    kernel(array_module(arguments[0]), file, name, macros)(grid, block, arguments)
+    kernel(array_module(arguments[0]), file, name, macros)(grid, block, tuple(map(_passed, arguments)))
+
+
+def _passed(argument: Any) -> Any:
+    """Return an argument as a kernel takes it."""
+    if argument is None:
+        return np.uintp(0)
+    return np.int32(argument) if isinstance(argument, int) else argument
 
 
 @cache

@@ -10,15 +10,7 @@ from scratchnet.plans.cuda.launch.compiling import launch
 
 
 def im2col(x: Array, columns: Array, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
-    """Copy every patch of ``x`` into a row of ``columns``, as ``functional.im2col`` does.
-
-    Parameters
-    ----------
-    x : float32 (N, H, W, C)
-    columns : operands (N*OH*OW, K*K*C)
-        Written.
-    kernel_size, stride, padding : int
-    """
+    """Copy every patch of x (N, H, W, C) to a row of ``columns``, operands, as ``functional.im2col`` does."""
     check(x, "float32", 4)
     sizes, rows, C = geometry(x.shape, kernel_size, stride, padding)
     check(columns, OPERANDS, (rows, kernel_size * kernel_size * C))
@@ -27,15 +19,7 @@ def im2col(x: Array, columns: Array, kernel_size: int, stride: int = 1, padding:
 
 
 def col2im(columns: Array, dx: Array, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
-    """Add every row of ``columns`` back to its patch, the adjoint of ``im2col``.
-
-    Parameters
-    ----------
-    columns : float32 (N*OH*OW, K*K*C)
-    dx : float32 (N, H, W, C)
-        Written.
-    kernel_size, stride, padding : int
-    """
+    """Write to dx (N, H, W, C) the sum of all patches, the rows of ``columns``: the adjoint of ``im2col``."""
     check(dx, "float32", 4)
     sizes, rows, C = geometry(dx.shape, kernel_size, stride, padding)
     check(columns, "float32", (rows, kernel_size * kernel_size * C))
@@ -46,10 +30,7 @@ def col2im(columns: Array, dx: Array, kernel_size: int, stride: int = 1, padding
 def geometry(shape: tuple[int, ...], K: int, S: int, P: int) -> tuple[list[np.int32], int, int]:
     """Return N, H, W, C, OH, OW, K, S, P as kernels take them, the rows of the column matrix, and C.
 
-    Raises
-    ------
-    ValueError
-        If there are too many rows: the kernels count them in 32 bits (and elements in 64).
+    The kernels count rows in 32 bits (and elements in 64): too many of them raise ValueError.
     """
     N, H, W, C = shape
     OH, OW = (H + 2 * P - K) // S + 1, (W + 2 * P - K) // S + 1

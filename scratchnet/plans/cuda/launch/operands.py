@@ -23,14 +23,7 @@ def operand_dtype(precision: str) -> np.dtype[Any]:
 
 
 def cast(x: Array, out: Array) -> None:
-    """Round float32 numbers to operands, to the nearest, ties to even.
-
-    Parameters
-    ----------
-    x : float32, any shape
-    out : operands, as many
-        Written.
-    """
+    """Round float32 numbers to ``out``, as many operands: to the nearest, ties to even."""
     check(x, "float32")
     check(out, OPERANDS)
     if out.size != x.size:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from scratchnet.backend import Array
 from scratchnet.plans.cuda.launch.common import by_column, check
 from scratchnet.plans.cuda.launch.compiling import launch
@@ -27,16 +25,8 @@ def sums_shape(rows: int, channels: int) -> tuple[int, int]:
 
 
 def finish_sums(partial: Array, out: Array) -> None:
-    """Add up partial sums, always in the same order.
-
-    Parameters
-    ----------
-    partial : float32 (any number of them, C)
-        Those of several chunks of a batch may lie one after the other.
-    out : float32 (C,)
-        Written.
-    """
+    """Write to ``out`` (C,) the sum of ``partial`` (any number, C), of all chunks, always in order."""
     check(partial, "float32", 2)
     count, C = partial.shape
     check(out, "float32", (C,))
-    launch("sums", "finish_sums", (), *by_column(C), partial, out, np.int32(count), np.int32(C))
+    launch("sums", "finish_sums", (), *by_column(C), partial, out, count, C)
