@@ -21,7 +21,6 @@ written to at any time, and the weights need no second copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from typing import Any, cast
 
@@ -31,7 +30,6 @@ from scratchnet.backend import Array
 from scratchnet.layers import Conv2d
 from scratchnet.layers.norm import BatchNorm
 from scratchnet.plans.cuda.kernel import Kernel, front
-from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.launch.conv import col2im, im2col
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
 from scratchnet.plans.cuda.launch.mask import mask, unpool
@@ -57,14 +55,20 @@ class Convolution(Kernel):
         super().__init__(*arguments, **settings)
         conv = self.conv = cast(Conv2d, self.group.main)
         self.norm = cast("BatchNorm | None", self.group.norm)
-        self.N = self.input.shape[0]
-        _, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
+        N, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
         self.size = conv.kernel_size, conv.stride, conv.padding
         self.row = prod(conv.weight.shape[:-1])  # numbers in a row of the column matrix
         most = max(1, COLUMN_BYTES // (4 * self.OH * self.OW * self.row))
-        self.n = -(-self.N // -(-self.N // most))  # images per chunk: few chunks, of similar size
+        self.n = -(-N // -(-N // most))  # images per chunk: few chunks, of similar size
         self.relu, self.pools = self.group.activation is not None, self.group.pool is not None
         self.keeps_output = self.relu and not self.pools
+        # The images of each chunk and its partial sums for db: over pooled maps, since no other pixel has a
+        # gradient.
+        self.chunks: list[tuple[slice, slice]] = []
+        for start in range(0, N, self.n):
+            stop, done = min(start + self.n, N), self.chunks[-1][1].stop if start else 0
+            sums, _ = sums_shape((stop - start) * prod(self.output.shape[1:3]), self.O)
+            self.chunks.append((slice(start, stop), slice(done, done + sums)))
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         rows, operand = self.n * self.OH * self.OW, self.context.operand
@@ -82,16 +86,8 @@ class Convolution(Kernel):
         if self.pools or self.relu or operand != np.float32:
             self.dz = arena.reserve("dz", (rows, self.O), operand, backward, backward)
         if self.conv.bias is not None:
-            sums = sum(self._sums(images) for images in self._chunks())
-            self.partial = arena.reserve("partial", (sums, self.O), np.float32, backward, backward)
-
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, self.N, self.n):
-            yield slice(start, min(start + self.n, self.N))
-
-    def _sums(self, images: slice) -> int:
-        """Count the partial sums for db: over pooled maps, since no other pixel has a gradient."""
-        return sums_shape((images.stop - images.start) * prod(self.output.shape[1:3]), self.O)[0]
+            shape = self.chunks[-1][1].stop, self.O
+            self.partial = arena.reserve("partial", shape, np.float32, backward, backward)
 
     def forward(self) -> None:  # noqa: D102
         bias = None if self.conv.bias is None else self.conv.bias.data
@@ -101,7 +97,7 @@ class Convolution(Kernel):
             norm_fold(norm.weight.data, norm.running_mean, norm.running_var, bias, **affine, eps=norm.eps)
             shift = norm.bias.data
         weight = self.matrix(self.conv.weight)  # (KH*KW*C, O)
-        for images in self._chunks():
+        for images, _ in self.chunks:
             n = images.stop - images.start
             rows = n * self.OH * self.OW
             columns = front(self.columns, self.context.operand, rows, self.row)
@@ -122,14 +118,9 @@ class Convolution(Kernel):
         sums = None
         if self.partial is not None and bias is not None and bias.trainable:
             sums = self.partial.array
-        done = 0  # partial sums
-        for k, images in enumerate(self._chunks()):
+        for k, (images, own) in enumerate(self.chunks):
             rows = (images.stop - images.start) * self.OH * self.OW
-            partial = None
-            if sums is not None:
-                partial = sums[done : done + self._sums(images)]
-                done += len(partial)
-            dz = self._dz(images, partial).reshape(rows, self.O)
+            dz = self._dz(images, None if sums is None else sums[own]).reshape(rows, self.O)
             if weight.trainable:
                 columns = front(self.columns_again, self.context.operand, rows, self.row)
                 im2col(self.input.data[images], columns, *self.size)
@@ -154,13 +145,5 @@ class Convolution(Kernel):
             mask(dy, y, None if self.dz is None else dz, partial)
         return dz
 
-    def constants(self) -> tuple[Any, ...]:  # noqa: D102
-        return () if self.norm is None else statistics_of(self.norm)
-
     def describe(self) -> str:  # noqa: D102
-        return f"{self.n} images at a time" if self.n < self.N else ""
-
-
-def statistics_of(norm: BatchNorm) -> tuple[Any, ...]:
-    """Return what a batch normalisation's launches depend on, besides its parameters and settings."""
-    return address(norm.running_mean), address(norm.running_var)
+        return f"{self.n} images at a time" if len(self.chunks) > 1 else ""

@@ -24,21 +24,9 @@ from typing import Any
 class Replayed:
     """Launches that are recorded as a CUDA graph.
 
-    Parameters
-    ----------
-    xp : module
-        CuPy.
-    launch : callable
-        Makes the launches, on the current stream. It allocates nothing, reads nothing and waits for nothing.
-    constants : callable
-        Returns everything that the launches get as arguments and that may change from one call to the next.
-    graphs : bool
-        False: the launches are made one by one each time, as in the first call.
-
-    Attributes
-    ----------
-    recorded : bool
-        Whether there is a graph, so that the next call replays it unless a constant changes.
+    ``launch`` makes them, on the current stream; it allocates nothing, reads nothing and waits for nothing.
+    ``constants`` returns everything that they get as arguments and that may change from one call to the next.
+    Without ``graphs`` they are made one by one each time, as in the first call.
     """
 
     def __init__(
@@ -49,7 +37,8 @@ class Replayed:
         self._constants: Any = None
 
     @property
-    def recorded(self) -> bool:  # noqa: D102  (see above)
+    def recorded(self) -> bool:
+        """Whether there is a graph, so that the next call replays it unless a constant changes."""
         return self._graph is not None
 
     def __call__(self) -> None:
@@ -65,8 +54,7 @@ class Replayed:
         self._graph.launch()
 
     def _record(self) -> Any:
-        stream = self.xp.cuda.Stream(non_blocking=True)
-        with stream:
+        with self.xp.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 self.launch()

@@ -12,8 +12,10 @@ from numpy.typing import DTypeLike
 
 from scratchnet.backend import Array
 from scratchnet.layers import Dropout
+from scratchnet.layers.norm import BatchNorm
 from scratchnet.parameters import Parameter
 from scratchnet.plans import kernel
+from scratchnet.plans.cuda.launch.compiling import address
 from scratchnet.plans.cuda.matmul import Matmul
 from scratchnet.plans.cuda.weights import LowPrecisionWeights
 from scratchnet.plans.memory import Buffer
@@ -21,44 +23,25 @@ from scratchnet.plans.memory import Buffer
 
 @dataclass(frozen=True)
 class PlanContext(kernel.PlanContext):
-    """What all kernels of a plan on a GPU have in common.
+    """What all kernels of a plan on a GPU have in common."""
 
-    Attributes
-    ----------
-    xp : module
-        CuPy.
-    matmul : Matmul
-    operand : numpy.dtype
-        Of what products read.
-    weights : LowPrecisionWeights or None
-        The parameters in that form; None if there are none, or they are not float32.
-    """
-
-    xp: ModuleType
+    xp: ModuleType  # CuPy
     matmul: Matmul
-    operand: np.dtype[Any]
-    weights: LowPrecisionWeights | None
+    operand: np.dtype[Any]  # of what products read
+    weights: LowPrecisionWeights | None  # the parameters in that form; None if there are none, or not float32
 
 
 class Kernel(kernel.Kernel):
     """One group of layers, on given maps in float32, whose gradients are those before any mask.
 
-    First ``reserve`` asks for memory; when it is there, ``forward`` and ``backward`` launch, any number of
+    When ``reserve`` has asked for memory and it is there, ``forward`` and ``backward`` launch, any number of
     times.
-
-    Attributes
-    ----------
-    replayable : bool
-        Whether all that it does is launching, so that a graph can record it.
-    dropout : Dropout or None
-        The layer for which it drops numbers.
-    counter : int64 (1,)
-        In device memory, set by the plan where there is a ``dropout``: which numbers it drops next.
     """
 
-    replayable = True
-    dropout: Dropout | None = None
-    counter: Array
+    replayable = True  # whether all that it does is launching, so that a graph can record it
+    dropout: Dropout | None = None  # the layer for which it drops numbers
+    norm: BatchNorm | None = None  # the layer whose running statistics it reads
+    counter: Array  # int64 (1,), in device memory, set by the plan where there is one: what it drops next
     context: PlanContext
 
     def forward(self) -> None:
@@ -78,11 +61,12 @@ class Kernel(kernel.Kernel):
         return self.context.weights.matrix(weight)
 
     def constants(self) -> tuple[Any, ...]:
-        """Return the numbers and arrays among a launch's arguments that may be exchanged later.
+        """Return where arrays among a launch's arguments are that may be exchanged later.
 
         (Not parameters and a layer's settings: a plan is stale after they have changed.)
         """
-        return ()
+        norm = self.norm
+        return () if norm is None else (address(norm.running_mean), address(norm.running_var))
 
 
 def front(buffer: Buffer, dtype: DTypeLike, *shape: int) -> Array:

@@ -41,19 +41,7 @@ WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper, and more than 
 
 
 class Matmul:
-    """Matrix products by cuBLAS, with a handle and a workspace of its own, at one precision.
-
-    Parameters
-    ----------
-    xp : module
-        CuPy.
-    precision : {"fp32", "tf32", "bf16"}
-
-    Raises
-    ------
-    BackendError
-        If cuBLAS cannot be loaded, or does not start.
-    """
+    """Matrix products at one precision. BackendError says that cuBLAS cannot be loaded, or does not start."""
 
     def __init__(self, xp: ModuleType, precision: str):
         self.xp = xp
@@ -61,63 +49,35 @@ class Matmul:
         self.compute = COMPUTE_32F_FAST_TF32 if precision == "tf32" else COMPUTE_32F
 
     def __call__(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        accumulate: bool = False,
-    ) -> None:
+        self, a: Array, b: Array, out: Array, *,
+        transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False,
+    ) -> None:  # fmt: skip
         """Compute out = a b, or with ``accumulate`` out += a b, on the current stream.
 
-        Parameters
-        ----------
-        a : operands (M, K), or (K, M) with ``transpose_a``
-        b : operands (K, N), or (N, K) with ``transpose_b``
-        out : float32 (M, N)
+        a (M, K), or (K, M) with ``transpose_a``, and b (K, N), or (N, K) with ``transpose_b``, are operands;
+        out is float32 (M, N).
         """
         M, K = a.shape[::-1] if transpose_a else a.shape
-        N = b.shape[0] if transpose_b else b.shape[1]
-        if (b.shape[1] if transpose_b else b.shape[0]) != K or out.shape != (M, N):
+        rows, N = b.shape[::-1] if transpose_b else b.shape
+        if rows != K or out.shape != (M, N):
             raise ValueError(f"a product of {a.shape} and {b.shape} does not fit {out.shape}")
-        for array in (a, b, out):
-            if not array.flags.c_contiguous:
-                raise ValueError("a product takes contiguous matrices")
+        if not all(array.flags.c_contiguous for array in (a, b, out)):
+            raise ValueError("a product takes contiguous matrices")
         one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if accumulate else 0.0)
-        _check(self.library.cublasSetStream_v2(self.handle, self.xp.cuda.get_current_stream().ptr))
+        transposes = OP_T if transpose_b else OP_N, OP_T if transpose_a else OP_N
+        cublas, handle, workspace = self.library, self.handle, self.workspace
+        _check(cublas.cublasSetStream_v2(handle, self.xp.cuda.get_current_stream().ptr))
         # Setting a stream gives cuBLAS's own workspace back to the handle, so ours is set after it.
-        _check(
-            self.library.cublasSetWorkspace_v2(self.handle, address(self.workspace), self.workspace.nbytes)
-        )
-        _check(
-            self.library.cublasGemmEx(
-                self.handle,
-                OP_T if transpose_b else OP_N,
-                OP_T if transpose_a else OP_N,
-                N,
-                M,
-                K,
-                ctypes.byref(one),
-                address(b),
-                _type_of(b),
-                b.shape[1],
-                address(a),
-                _type_of(a),
-                a.shape[1],
-                ctypes.byref(beta),
-                address(out),
-                R_32F,
-                N,
-                self.compute,
-                GEMM_DEFAULT,
-            )
-        )
+        _check(cublas.cublasSetWorkspace_v2(handle, address(workspace), workspace.nbytes))
+        _check(cublas.cublasGemmEx(
+            handle, *transposes, N, M, K, ctypes.byref(one), *_matrix(b), *_matrix(a),
+            ctypes.byref(beta), *_matrix(out), self.compute, GEMM_DEFAULT,
+        ))  # fmt: skip
 
 
-def _type_of(array: Array) -> int:
-    return R_16BF if array.dtype == np.uint16 else R_32F
+def _matrix(array: Array) -> tuple[int, int, int]:
+    """Return address, type and leading dimension, as cuBLAS takes them."""
+    return address(array), R_16BF if array.dtype == np.uint16 else R_32F, array.shape[1]
 
 
 @cache
@@ -130,13 +90,7 @@ def _start(xp: ModuleType) -> tuple[Any, ctypes.c_void_p, Array]:
 
 
 def load(xp: ModuleType) -> Any:
-    """Return cuBLAS as a ctypes library, of the same major version as CuPy's CUDA.
-
-    Raises
-    ------
-    BackendError
-        If it is not there.
-    """
+    """Return cuBLAS as a ctypes library, of the same major version as CuPy's CUDA, or raise BackendError."""
     major = xp.cuda.runtime.runtimeGetVersion() // 1000
     try:
         # CuPy knows where pip, conda or the system put it. Once it is in the process, its bare name will do.

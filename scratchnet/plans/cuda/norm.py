@@ -17,16 +17,9 @@ import numpy as np
 from scratchnet.backend import Array
 from scratchnet.layers import Layer
 from scratchnet.layers.norm import BatchNorm
-from scratchnet.plans.cuda.conv import statistics_of
 from scratchnet.plans.cuda.kernel import Kernel
+from scratchnet.plans.cuda.launch import norm as launch
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
-from scratchnet.plans.cuda.launch.norm import (
-    norm_backward,
-    norm_backward_sums,
-    norm_finish,
-    norm_fold,
-    norm_statistics,
-)
 from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
 from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena, Buffer
@@ -38,6 +31,7 @@ class Norm(Kernel):
     algorithm = "normalise"
     takes = "activation", "pool"
     role = "norm"
+    norm: BatchNorm
     code: Buffer | None = None  # which pixel of each window won
 
     @classmethod
@@ -82,10 +76,11 @@ class Norm(Kernel):
         running = norm.running_mean, norm.running_var
         if self._uses_batch:
             partial = self.partial.array
-            norm_statistics(x, partial)
-            norm_finish(partial, self.rows, weight, mean, inv_std, scale, *running, norm.eps, norm.momentum)
+            launch.norm_statistics(x, partial)
+            batch = mean, inv_std, scale
+            launch.norm_finish(partial, self.rows, weight, *batch, *running, norm.eps, norm.momentum)
         else:
-            norm_fold(weight, *running, None, mean, scale, norm.eps)
+            launch.norm_fold(weight, *running, None, mean, scale, norm.eps)
         if self.pools:
             code = None if self.code is None else self.code.array
             epilogue_pool(x, y, code, bias, mean=mean, scale=scale, relu=self.relu)
@@ -101,13 +96,10 @@ class Norm(Kernel):
             passed = {"code": self.code.array}
         if self._uses_batch:
             sums = self.sums.array
-            norm_backward_sums(dy, x, mean, inv_std, sums, **passed)
+            launch.norm_backward_sums(dy, x, mean, inv_std, sums, **passed)
             finish_sums(sums[0], dbias)
             finish_sums(sums[1], dweight)
         else:
             inv_std, dweight, dbias = self.zeros, self.zeros, self.zeros
         if need_input_gradient:
-            norm_backward(dy, x, mean, inv_std, scale, dweight, dbias, self.input.grad, **passed)
-
-    def constants(self) -> tuple[Any, ...]:  # noqa: D102
-        return statistics_of(self.norm)
+            launch.norm_backward(dy, x, mean, inv_std, scale, dweight, dbias, self.input.grad, **passed)

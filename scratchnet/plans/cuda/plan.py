@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any, cast
@@ -42,17 +41,11 @@ AMPERE = 80  # the first architecture with tensor cores for tf32 and bf16, and t
 
 
 class CudaPlan(Plan):
-    """A network compiled for a GPU.
-
-    Attributes
-    ----------
-    graphs : bool
-        Set it to False and all launches are made one by one, as they are before they are recorded.
-    """
+    """A network compiled for a GPU."""
 
     device = "cuda"
     precisions = ("fp32", "tf32", "bf16")
-    graphs = True
+    graphs = True  # False: all launches are made one by one, as they are before they are recorded
 
     # What it consists of
 
@@ -67,8 +60,8 @@ class CudaPlan(Plan):
         self.weights = None
         if self._buffer is not None and self.dtype == np.float32:
             self.weights = low_precision_weights(self._buffer, operand)
-        common = self.training, self.dtype, self.algorithm
-        context = PlanContext(*common, xp, Matmul(xp, self.precision), operand, self.weights)
+        shared = xp, Matmul(xp, self.precision), operand, self.weights
+        context = PlanContext(self.training, self.dtype, self.algorithm, *shared)
         self.kernels, self.maps = [], [Map(self.input_shape, self.dtype)]
         for i, g in enumerate(self.groups):
             before, kernel = self.maps[-1], kernel_for(self.groups, i, context) or misc_kernels.Fallback
@@ -168,10 +161,6 @@ class CudaPlan(Plan):
 
         The maps hold what the last forward and backward pass left. Launched one by one, small groups look
         slower than they are in a graph.
-
-        Parameters
-        ----------
-        repeats : int
         """
         cuda = self.net.backend.xp.cuda
         self.clock.reset()
@@ -207,18 +196,15 @@ class CudaPlan(Plan):
         xp.get_default_memory_pool().free_all_blocks()
         free, _ = xp.cuda.runtime.memGetInfo()
         images, fits = self.input_shape[0], 0
-        for n in _halving(images):
-            if fits + n < images and self._bytes_for(fits + n) <= 0.95 * free:  # pools do not fill up wholly
-                fits += n
-        wanted, left = self.arena.size / 2**30, free / 2**30
-        hint = (
-            f"{fits} images per batch would fit"
-            if fits
-            else "not even one image would fit: take a smaller one"
-        )
+        for k in reversed(range(images.bit_length())):  # the bits of their number, the highest first
+            more = fits + (1 << k)
+            if more < images and self._bytes_for(more) <= 0.95 * free:  # pools do not fill up wholly
+                fits = more
+        none = "not even one image would fit: take a smaller one"
+        hint = f"{fits} images per batch would fit" if fits else none
         return (
-            f"the GPU has not enough memory for {images} images per batch: {wanted:.1f} GiB are needed, "
-            f"{left:.1f} are free: {hint}"
+            f"the GPU has not enough memory for {images} images per batch: {self.arena.size / 2**30:.1f} GiB "
+            f"are needed, {free / 2**30:.1f} are free: {hint}"
         )
 
     def _bytes_for(self, images: int) -> int:
@@ -229,18 +215,6 @@ class CudaPlan(Plan):
         other._compile()
         other._reserve_memory()
         return other.arena.size
-
-
-def _halving(count: int) -> Iterator[int]:
-    """Yield the powers of two from the largest that is at most ``count`` down to 1, of which sums are made.
-
-    Examples
-    --------
-    >>> list(_halving(6))
-    [4, 2, 1]
-    """
-    for k in reversed(range(count.bit_length())):
-        yield 1 << k
 
 
 def dropping_layers(net: layers.Layer) -> list[layers.Dropout]:

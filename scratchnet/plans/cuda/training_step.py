@@ -49,18 +49,10 @@ class EpochTotals(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """A data set in device memory, and how its images are prepared there.
+    """A data set in device memory, and how its images are prepared there, as ``prepare_images`` takes it."""
 
-    Attributes
-    ----------
-    images : uint8 (M, H, W, 3), on the device
-    labels : int64 (M,), on the device
-    crop, cutout, fill, scale, shift
-        As ``prepare_images`` takes them.
-    """
-
-    images: Array
-    labels: Array
+    images: Array  # uint8 (M, H, W, 3)
+    labels: Array  # int64 (M,)
     crop: int
     cutout: int
     fill: tuple[int, ...]
@@ -69,40 +61,18 @@ class DeviceImages:
 
 
 class TrainingSteps:
-    """Training steps of a network on a GPU.
+    """Training steps of a network on a GPU, in float32, in training mode while steps are made.
 
-    Parameters
-    ----------
-    net : Layer
-        On CuPy, in float32, in training mode while steps are made.
-    optimizer : SGD
-        Of this network's parameters, all of them. Its learning rate is not used: ``begin`` takes those of all
-        steps.
-    loss : SoftmaxCrossEntropy
-    batch_size : int
-        Of every batch of an epoch but the last.
-    precision : {"fp32", "tf32", "bf16"}
-    data : DeviceImages, optional
-        Where batches come from. Without, each step is given its images.
-    graphs : bool
-        False: launch everything one by one in each step, for comparison.
-
-    Raises
-    ------
-    ValueError
-        If network and optimizer do not fit, or the network is not float32.
+    The optimizer is of this network's parameters, all of them; its learning rate is not used, since ``begin``
+    takes those of all steps. ``batch_size`` is that of every batch of an epoch but the last, and ``data``
+    where batches come from: without, each step is given its images. Without ``graphs`` everything is launched
+    one by one in each step, for comparison. ValueError if network and optimizer do not fit.
     """
 
     def __init__(
-        self,
-        net: Layer,
-        optimizer: SGD,
-        loss: SoftmaxCrossEntropy,
-        batch_size: int,
-        precision: str = "fp32",
-        data: DeviceImages | None = None,
-        graphs: bool = True,
-    ):
+        self, net: Layer, optimizer: SGD, loss: SoftmaxCrossEntropy, batch_size: int,
+        precision: str = "fp32", data: DeviceImages | None = None, graphs: bool = True,
+    ):  # fmt: skip
         parameters = list(assemble(net).parameters().values())
         if net.backend.name != "cupy" or not parameters or parameters[0].dtype != np.float32:
             raise ValueError("training steps on a GPU need a network of parameters in float32, on cupy")
@@ -120,15 +90,7 @@ class TrainingSteps:
         self._trained: list[str] = []  # when they were made
 
     def begin(self, rates: ArrayLike, choices: ArrayLike | None = None) -> None:
-        """Begin an epoch.
-
-        Parameters
-        ----------
-        rates : float32 (steps,)
-            The learning rate of each step.
-        choices : int32 (images of the epoch, 6), if there is ``data``
-            As ``Loader.choices`` returns them.
-        """
+        """Begin an epoch: with the learning rate of each step, and for ``data`` with ``Loader.choices``."""
         self.rates = self._upload(self.rates, np.asarray(rates, np.float32))
         if choices is not None:
             self.choices = self._upload(self.choices, np.asarray(choices, np.int32))
@@ -141,17 +103,8 @@ class TrainingSteps:
     def step(self, count: int, x: Array | None = None, labels: Array | None = None) -> None:
         """Make a step with the next ``count`` images, and do not wait for it.
 
-        Parameters
-        ----------
-        count : int
-        x : array (count, H, W, 3), unless there is ``data``
-        labels : integer array (count,), unless there is ``data``
-            Classes that the network has: it is not checked.
-
-        Raises
-        ------
-        ValueError
-            If there are no images.
+        Unless there is ``data``, these are x (count, H, W, 3), and ``labels`` (count,), classes that the
+        network has: it is not checked.
         """
         images = x if x is not None else self.data.images if self.data is not None else None
         if images is None:
@@ -219,9 +172,8 @@ class _Step:
         logits, counter = plan.maps[-1], steps.counters[:1]
         if data is not None:
             prepare_images(
-                data.images, data.labels, steps.choices, counter, plan.maps[0].data, self.labels,
-                batch_size=steps.batch_size, crop=data.crop, cutout=data.cutout, fill=data.fill,
-                scale=data.scale, shift=data.shift,
+                **vars(data), choices=steps.choices, batch=counter, batch_size=steps.batch_size,
+                x=plan.maps[0].data, y=self.labels,
             )  # fmt: skip
         plan.launch_forward()
         smoothing = steps.loss.label_smoothing
@@ -234,32 +186,19 @@ class _Step:
 
     def _launch_sgd(self) -> None:
         """Launch the optimizer: once, unless some parameters do not decay."""
-        steps, weights = self.steps, self.weights
-        optimizer = steps.optimizer
-        momentum = optimizer.momentum_buffer if optimizer.momentum else None
+        steps, weights, optimizer = self.steps, self.weights, self.steps.optimizer
+        velocity = optimizer.momentum_buffer if optimizer.momentum else None
         for buffer, start, stop, momentum_start, decay in optimizer._spans():
-            velocity = None if momentum is None else momentum[momentum_start:][: stop - start]
             sgd(
-                cast(Array, buffer.data)[start:stop],
-                cast(Array, buffer.grad)[start:stop],
-                velocity,
-                steps.rates,
-                steps.counters[:1],
-                momentum=optimizer.momentum,
-                weight_decay=decay,
-                nesterov=optimizer.nesterov,
-                operands=weights.flat[start:stop] if weights.separate else None,
-            )
+                cast(Array, buffer.data)[start:stop], cast(Array, buffer.grad)[start:stop],
+                None if velocity is None else velocity[momentum_start:][: stop - start],
+                steps.rates, steps.counters[:1], momentum=optimizer.momentum, weight_decay=decay,
+                nesterov=optimizer.nesterov, operands=weights.flat[start:stop] if weights.separate else None,
+            )  # fmt: skip
 
     def constants(self) -> tuple[Any, ...]:
         steps, optimizer = self.steps, self.steps.optimizer
-        momentum = optimizer.momentum_buffer
-        return (
-            *self.plan.constants(),
-            *(address(array) for array in (steps.rates, steps.choices, steps.counters)),
-            None if momentum is None else address(momentum),
-            optimizer.momentum,
-            optimizer.weight_decay,
-            optimizer.nesterov,
-            steps.loss.label_smoothing,
-        )
+        arrays = steps.rates, steps.choices, steps.counters, optimizer.momentum_buffer
+        addresses = (None if array is None else address(array) for array in arrays)
+        settings = optimizer.momentum, optimizer.weight_decay, optimizer.nesterov, steps.loss.label_smoothing
+        return *self.plan.constants(), *addresses, *settings

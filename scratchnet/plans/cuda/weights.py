@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import cast as typed
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,28 +17,12 @@ class LowPrecisionWeights:
 
     There is one for each network and dtype, which all of its plans share: see ``low_precision_weights``.
     ``TrainingSteps`` writes them with the parameters; whatever else changes parameters makes them stale.
-
-    Parameters
-    ----------
-    buffer : FlatBuffer
-    dtype : dtype
-        Of operands, see ``operand_dtype``: with the buffer's own there is no copy.
-
-    Attributes
-    ----------
-    flat : array (size,)
-    separate : bool
-        Whether ``flat`` is a copy.
-    version : int or None
-        The buffer's, from which they were derived.
     """
 
     def __init__(self, buffer: FlatBuffer, dtype: DTypeLike):
-        self.version: int | None = None
-        self.separate = np.dtype(dtype) != buffer.dtype
-        self.flat: Array = (
-            buffer.backend.xp.empty(buffer.size, dtype) if self.separate else typed(Array, buffer.data)
-        )
+        self.version: int | None = None  # the buffer's, from which they were derived
+        self.separate = np.dtype(dtype) != buffer.dtype  # whether ``flat`` is a copy
+        self.flat: Array = buffer.backend.xp.empty(buffer.size, dtype) if self.separate else buffer.allocate()
 
     def matrix(self, parameter: Parameter) -> Array:
         """Return the matrix of a weight, (everything before, outputs)."""
@@ -47,16 +30,12 @@ class LowPrecisionWeights:
 
     def derive(self, buffer: FlatBuffer) -> None:
         """Bring them up to date, unless they are; ``buffer`` is the one that they were made for."""
-        if self.version == buffer.version:
-            return
-        if self.separate:
-            cast(typed(Array, buffer.data), self.flat)
+        if self.version != buffer.version and self.separate:
+            cast(buffer.allocate(), self.flat)
         self.version = buffer.version
 
 
-_made: weakref.WeakKeyDictionary[FlatBuffer, dict[DTypeLike, LowPrecisionWeights]] = (
-    weakref.WeakKeyDictionary()
-)
+_made: WeakKeyDictionary[FlatBuffer, dict[DTypeLike, LowPrecisionWeights]] = WeakKeyDictionary()
 
 
 def low_precision_weights(buffer: FlatBuffer, dtype: DTypeLike) -> LowPrecisionWeights:
