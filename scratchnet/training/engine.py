@@ -40,7 +40,7 @@ class Layers:
 
 
 class Plans:
-    """Plans for the network, one for each batch shape and mode, compiled when first needed.
+    """Plans for the network, one for each batch shape, mode and what is frozen, compiled when first needed.
 
     So the last, short batch of an epoch is one more, small plan, and so is validation.
 
@@ -61,16 +61,15 @@ class Plans:
 
     def __init__(self, net: Layer, precision: str = "fp32"):
         self.net, self.precision = net, precision
-        self.plans: dict[tuple[tuple[int, ...], bool], plans.Plan] = {}
+        self.plans: dict[tuple[tuple[int, ...], bool, tuple[bool, ...]], plans.Plan] = {}
         self._latest: plans.Plan | None = None
 
     def forward(self, x: Array) -> Array:
         """Return the logits of a batch, in whatever mode the network is in."""
-        key = (tuple(x.shape), self.net.training)
+        net, training = self.net, self.net.training
+        key = tuple(x.shape), training, tuple(p.trainable for p in net.parameters().values())
         if key not in self.plans:
-            self.plans[key] = plans.compile(
-                self.net, x.shape, training=self.net.training, precision=self.precision
-            )
+            self.plans[key] = plans.compile(net, x.shape, training=training, precision=self.precision)
         self._latest = self.plans[key]
         return self._latest.forward(x)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scratchnet.layers import Linear
+from scratchnet.layers import Linear, ReLU, Sequential
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg11
 from scratchnet.optim import SGD
@@ -41,6 +41,28 @@ def test_a_plan_is_made_once_for_each_shape_and_mode():
         for n in (3, 2, 3):
             engine.forward(np.zeros((n, 4), "float32"))
     assert len(engine.plans) == 4
+
+
+def test_what_is_frozen_between_steps_has_a_plan_of_its_own_and_the_same_gradients():
+    def gradients(name):
+        rng = np.random.default_rng(0)
+        net = Sequential(Linear(4, 3, rng=rng), ReLU(), Linear(3, 2, rng=rng))
+        engine, x = make_engine(net, name), np.ones((5, 4), "float32")
+        for prefixes in ([], ["0"], [""], []):
+            net.unfreeze()
+            for prefix in prefixes:
+                net.freeze(prefix)
+            for p in net.parameters().values():
+                p.grad = None
+            engine.backward(engine.forward(x))
+            yield [p.grad for p in net.parameters().values()]
+        if name == "plan":
+            assert len(engine.plans) == 3  # the last is the first
+
+    for ours, right in zip(gradients("plan"), gradients("layers"), strict=True):
+        for a, b in zip(ours, right, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or a == pytest.approx(b, rel=1e-5)
 
 
 def test_on_a_cpu_the_default_is_a_plan():
