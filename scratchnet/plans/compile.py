@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from scratchnet.layers import Layer
 from scratchnet.plans.cpu.plan import CpuPlan
+from scratchnet.plans.cuda.plan import CudaPlan
 from scratchnet.plans.plan import Plan
 
 
@@ -70,11 +71,7 @@ def compile(
 
 def plan_class(net: Layer) -> type[Plan]:
     """Return the class of plans for the device that a network is on."""
-    if net.backend.name == "numpy":
-        return CpuPlan
-    from scratchnet.plans.cuda.plan import CudaPlan  # imported where used: it needs CuPy
-
-    return CudaPlan
+    return CpuPlan if net.backend.name == "numpy" else CudaPlan
 
 
 class Sizes(NamedTuple):
