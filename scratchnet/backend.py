@@ -56,10 +56,7 @@ class Backend:
     device: str
 
     def asarray(self, x: ArrayLike, dtype: DTypeLike | None = None) -> Array:
-        """Return anything that NumPy can read, or an array of either backend, as an array of this one.
-
-        It is copied only where it has to be.
-        """
+        """Return an array of either backend, or what NumPy can read, as one of this, copied if it must be."""
         if array_module(x) is not self.xp:
             x = to_numpy(x)
         return self.xp.asarray(x, dtype=dtype)
@@ -101,8 +98,6 @@ def get(name: str | Backend = "auto") -> Backend:
     BackendError
         If CuPy was asked for and cannot compute here: it is not installed or broken, there is no driver or
         one that is too old, there is no GPU, or the GPU fails a test product.
-    ValueError
-        If the name is none of the three.
 
     Examples
     --------

@@ -78,13 +78,7 @@ class SoftmaxCrossEntropy:
         return self.forward(logits, labels)
 
     def backward(self) -> Array:
-        """Return the gradient of the last loss with respect to the logits, (N, K).
-
-        Raises
-        ------
-        RuntimeError
-            If forward has not been called, once for each backward.
-        """
+        """Return the gradient of the last loss with respect to the logits, (N, K), once for each forward."""
         cache, self._cache = self._cache, None
         if cache is None:
             raise RuntimeError(

@@ -211,8 +211,8 @@ def _lay_together(parameters: list[Parameter]) -> None:
         FlatBuffer.gather(parameters)
 
 
-# Learning-rate schedules: plain functions of the step, without state, so that a resumed run needs nothing but
-# the number of steps already made.
+# Learning-rate schedules: functions of the step, counted from 0, without state, so that a resumed run needs
+# nothing but the number of steps already made.
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Constant:
         checks.real(0.0, lr=self.lr)
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of step 0, 1, 2, ..."""
+        """Return the learning rate of a step."""
         return self.lr
 
 
@@ -267,7 +267,7 @@ class Step:
         checks.whole(0, **{f"milestones[{i}]": step for i, step in enumerate(self.milestones)})
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of step 0, 1, 2, ..."""
+        """Return the learning rate of a step."""
         return self.lr * self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
 
@@ -281,9 +281,8 @@ class Cosine:
     ----------
     lr : float
         The highest learning rate.
-    steps : int
-        Of the whole run, warm-up included.
-    warmup : int
+    steps, warmup : int
+        Of the whole run, and how many of them are the warm-up.
 
     Examples
     --------
@@ -301,7 +300,7 @@ class Cosine:
         checks.whole(0, steps=self.steps, warmup=self.warmup)
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of step 0, 1, 2, ..."""
+        """Return the learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
@@ -314,10 +313,8 @@ class OneCycle:
 
     Parameters
     ----------
-    lr : float
-        The highest learning rate.
-    steps : int
-        Of the whole run.
+    lr, steps
+        The highest learning rate, and the steps of the whole run.
     rise : float
         The share of the run in which it rises.
 
@@ -338,7 +335,7 @@ class OneCycle:
         checks.real(0.0, 1.0, rise=self.rise)
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of step 0, 1, 2, ..."""
+        """Return the learning rate of a step."""
         low, peak = self.lr / 25.0, self.rise * self.steps
         if step < peak:
             return low + (self.lr - low) * 0.5 * (1.0 - cos(pi * step / peak))
@@ -362,10 +359,8 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     name : {"constant", "step", "cosine", "one-cycle"}
         ``step`` divides by ten after half and after three quarters of the run; ``cosine`` warms up during the
         first tenth of it; ``one-cycle`` rises during the first 30 %.
-    lr : float
-        The highest learning rate.
-    steps : int
-        Of the whole run.
+    lr, steps
+        The highest learning rate, and the steps of the whole run.
 
     Examples
     --------

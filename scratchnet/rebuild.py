@@ -169,14 +169,13 @@ def check_that_it_rebuilds(net: Layer, info: Mapping[str, Any]) -> None:
         return
     again = rebuilt(info, next((p.dtype for p in net.parameters().values()), net.dtype))
     wanted, built = shapes(net), shapes(again)
+    unfit = f"{type(net).__name__} cannot be saved"
     for name in [*wanted, *built]:
-        if wanted.get(name) != built.get(name):
-            raise ValueError(
-                f"{type(net).__name__} cannot be saved: {name} is {wanted.get(name, 'absent')}, where the "
-                f"settings of its layers make it {built.get(name, 'absent')}"
-            )
+        one, other = wanted.get(name, "absent"), built.get(name, "absent")
+        if one != other:
+            raise ValueError(f"{unfit}: {name} is {one}, where the settings of its layers make it {other}")
     if describe(again) != json.loads(json.dumps(describe(net), default=plain)):
-        raise ValueError(f"{type(net).__name__} cannot be saved: its settings do not build the same network")
+        raise ValueError(f"{unfit}: its settings do not build the same network")
 
 
 def shapes(net: Layer) -> dict[str, tuple[int, ...]]:

@@ -125,16 +125,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # on the disk before it takes the old one's name
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own are for the owner alone
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's own are for the owner alone
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:  # of the system's, the reason without the temporary name
         raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.remove(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

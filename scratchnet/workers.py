@@ -27,9 +27,11 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
+
+Task: TypeAlias = Callable[[], Any]
 
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
@@ -73,7 +75,7 @@ def submit(function: Callable[..., Any], *arguments: Any) -> Future:
     return future
 
 
-def run_parallel(tasks: Sequence[Callable[[], Any]]) -> None:
+def run_parallel(tasks: Sequence[Task]) -> None:
     """Run functions that do not depend on each other at the same time, and return when all have finished.
 
     The first runs on the calling thread, the others on workers as far as any are free, and where none is, on
@@ -104,7 +106,7 @@ def run_parallel(tasks: Sequence[Callable[[], Any]]) -> None:
     _run_beside([run_the_rest] * len(rest), run_first, give_up=rest.clear)
 
 
-def run_phases(phases: Sequence[Sequence[Callable[[], Any] | None]], ended: Callable[[int], Any]) -> None:
+def run_phases(phases: Sequence[Sequence[Task | None]], ended: Callable[[int], Any]) -> None:
     """Run phases one after the other: each thread has its own task in each, and waits for the others then.
 
     It does what a call of ``run_parallel`` for each phase does, but the last thread to arrive goes on, and
@@ -185,10 +187,10 @@ class _Barrier:
 class _Job:
     """A task that a helper runs, and what became of it."""
 
-    def __init__(self, helper: _Helper, task: Callable[[], Any]):
+    def __init__(self, helper: _Helper, task: Task):
         # In the caller's context, a copy of it, so that np.errstate, for one, holds for all threads.
         self.helper = helper
-        self._task: Callable[[], Any] | None = partial(copy_context().run, task)
+        self._task: Task | None = partial(copy_context().run, task)
         self.finished = False
         self.error: BaseException | None = None
         self._ended = threading.Lock()
@@ -234,12 +236,7 @@ class _Helper:
             self.jobs.get().run()
 
 
-def _run_beside(
-    theirs: Sequence[Callable[[], Any]],
-    own: Callable[[], Any],
-    give_up: Callable[[], Any],
-    all_or_none: bool = False,
-) -> bool:
+def _run_beside(theirs: Sequence[Task], own: Task, give_up: Task, all_or_none: bool = False) -> bool:
     """Run tasks on the helpers that are free, and our own here; return whether it was run.
 
     Whatever is raised, none is running any more when this ends: no thread may still be writing into the
@@ -266,7 +263,7 @@ def _run_beside(
     return True
 
 
-def _begin(tasks: Sequence[Callable[[], Any]], all_or_none: bool, jobs: list[_Job]) -> None:
+def _begin(tasks: Sequence[Task], all_or_none: bool, jobs: list[_Job]) -> None:
     """Begin tasks on the helpers that are free, and add these jobs to the list."""
     if not tasks:
         return
@@ -286,7 +283,7 @@ def _begin(tasks: Sequence[Callable[[], Any]], all_or_none: bool, jobs: list[_Jo
             helper.jobs.put(helper.job)
 
 
-def _settle(jobs: list[_Job], give_up: Callable[[], Any], well: bool) -> None:
+def _settle(jobs: list[_Job], give_up: Task, well: bool) -> None:
     """Return when no job is running any more; what the handlers of signals raise meanwhile is raised then."""
     interruption: BaseException | None = None
     while not all(job.finished for job in jobs):

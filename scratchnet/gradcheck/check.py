@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,10 @@ from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.gradcheck.conduct import hint_of_rounding, trustworthy_gradients, watch
 from scratchnet.gradcheck.measure import Subject, compare
 from scratchnet.gradcheck.report import TIES, ArrayCheck, Measurement, Report, Where
+
+Places: TypeAlias = list[
+    tuple[ArrayCheck, Where, Any]
+]  # rows, what they call a place, and that to step along
 
 
 def check_layer(
@@ -155,7 +159,7 @@ def _check(
     if gradients is None:
         return report
 
-    on_kinks: list[tuple[ArrayCheck, Where, Any]] = []
+    on_kinks: Places = []
     for name, array in subject.arrays.items():
         small = array.size <= max_elements
         row = ArrayCheck(name, array.shape, tier if tier != "auto" else "elements" if small else "directions")
@@ -180,11 +184,7 @@ def _check(
 
 
 def _check_beside_kinks(
-    subject: Subject,
-    dy: Array,
-    on_kinks: list[tuple[ArrayCheck, Where, Any]],
-    tolerance: float,
-    rng: np.random.Generator,
+    subject: Subject, dy: Array, on_kinks: Places, tolerance: float, rng: np.random.Generator
 ) -> None:
     """Compare again what lay on a kink, with everything moved off it, to one side and to the other."""
     beside: list[list[Measurement]] = [[] for _ in on_kinks]

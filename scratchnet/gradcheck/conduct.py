@@ -24,20 +24,18 @@ def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) ->
     def unchanged(array: Any, before: Any) -> bool:
         return bool(((array == before) | (array != array)).all())
 
-    def complain(sentence: str) -> None:
-        report.problems.append(sentence)
-
+    complain = report.problems.append
     with recording(own):
         y = own.forward(x)
         if not hasattr(y, "shape") or not hasattr(y, "dtype"):
-            return complain(f"forward returns {_named(y)}, and should return an array.")
+            return complain(f"forward returns {_type_of(y)}, and should return an array.")
         if not unchanged(x, x_before):
             complain("forward writes into its input, which is not its own: make a copy first.")
             x[...] = x_before
         if y.dtype != dtype:
             complain(f"forward turns {dtype} into {y.dtype}: the output should keep the input's dtype.")
         dy = array_module(x).asarray(rng.standard_normal(y.shape).astype(y.dtype))
-        dy_before, y_dtype = dy.copy(), y.dtype
+        dy_before = dy.copy()
         for p in parameters.values():
             p.grad = None
         try:
@@ -52,11 +50,11 @@ def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) ->
     for name, p in parameters.items():
         if not unchanged(p.data, data_before[name]):
             complain(f"forward or backward changes {name}.data, which is for the optimizer to do.")
-    if not _complain_of("input", dx, x.shape, report) and dx.dtype != y_dtype:
-        complain(f"backward turns {y_dtype} into {dx.dtype}: dx should have dy's dtype.")
-    for name, p in parameters.items():
-        if p.trainable:
-            _complain_of(name, p.grad, p.shape, report)
+    fault = _fault_of("input", dx, x.shape)
+    if not fault and dx.dtype != y.dtype:
+        fault = f"backward turns {y.dtype} into {dx.dtype}: dx should have dy's dtype."
+    faults = [fault, *(_fault_of(name, p.grad, p.shape) for name, p in parameters.items() if p.trainable)]
+    report.problems += filter(None, faults)
 
 
 def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[str, np.ndarray] | None:
@@ -76,10 +74,10 @@ def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[s
         report.problems.append(f"backward raises {type(error).__name__}: {error}")
         return None
     for name, gradient in gradients.items():
-        if _complain_of(name, gradient, subject.arrays[name].shape, report):
-            continue
         again = [other[name] for other in others]
-        if not all(np.allclose(gradient, g, rtol=1e-7, atol=1e-10, equal_nan=True) for g in again):
+        if fault := _fault_of(name, gradient, subject.arrays[name].shape):
+            report.problems.append(fault)
+        elif not all(np.allclose(gradient, g, rtol=1e-7, atol=1e-10, equal_nan=True) for g in again):
             report.problems.append(
                 f"a second backward gives another gradient of {name}: backward should set the gradient, not "
                 "add to it."
@@ -87,25 +85,23 @@ def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[s
     return None if report.problems else gradients
 
 
-def _complain_of(name: str, gradient: Any, shape: tuple[int, ...], report: Report) -> bool:
-    """Report a gradient that is missing or of the wrong shape, and return whether it is."""
+def _fault_of(name: str, gradient: Any, shape: tuple[int, ...]) -> str:
+    """Say what is wrong with a gradient that is missing or of the wrong shape; nothing if it is neither."""
+    if gradient is None and name == "input":
+        return "backward returns None: it should return dx, the gradient of its input."
     if gradient is None:
-        what = f"leaves {name}.grad at None: it should set it to the gradient of {name}"
-        if name == "input":
-            what = "returns None: it should return dx, the gradient of its input"
-        report.problems.append(f"backward {what}.")
-    elif not hasattr(gradient, "shape"):
-        report.problems.append(f"the gradient of {name} is {_named(gradient)}, and should be an array.")
-    elif tuple(gradient.shape) != tuple(shape):
-        report.problems.append(
-            f"the gradient of {name} has the shape {tuple(gradient.shape)}, and {name} itself {tuple(shape)}."
-        )
-    else:
-        return False
-    return True
+        return f"backward leaves {name}.grad at None: it should set it to the gradient of {name}."
+    if not hasattr(gradient, "shape"):
+        return f"the gradient of {name} is {_type_of(gradient)}, and should be an array."
+    found, wanted = tuple(gradient.shape), tuple(shape)
+    return (
+        ""
+        if found == wanted
+        else f"the gradient of {name} has the shape {found}, and {name} itself {wanted}."
+    )
 
 
-def _named(value: Any) -> str:
+def _type_of(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
