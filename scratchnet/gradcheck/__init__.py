@@ -26,6 +26,6 @@ Every check works on a copy of the layer in float64. The layer itself does not c
 """
 
 from scratchnet.gradcheck.check import check_layer, check_network
-from scratchnet.gradcheck.report import GradientError, Report
+from scratchnet.gradcheck.report import ArrayCheck, GradientError, Measurement, Report  # noqa: F401
 
 __all__ = ["GradientError", "Report", "check_layer", "check_network"]
