@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from scratchnet.layers import GlobalAvgPool2d, Layer, Linear
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / name
@@ -35,10 +37,37 @@ def anchor(heading):
 
 
 @pytest.mark.parametrize(("page", "code"), RUNNABLE)
-def test_python_in_readmes_runs(page, code):
+def test_python_in_readmes_runs(page, code, tmp_path, monkeypatch):
     if "torchvision" in code:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, page, "exec"), {"__name__": "readme"})
+
+
+def test_the_loop_in_the_readme_trains_any_layer(tmp_path, monkeypatch):
+    class Net(Layer):
+        """A network of the user's own, with the two passes that every layer has and nothing else."""
+
+        def __init__(self):
+            super().__init__()
+            self.pool, self.linear = GlobalAvgPool2d(), Linear(3, 10)
+
+        def forward(self, x):
+            return self.linear.forward(self.pool.forward(x))
+
+        def backward(self, dy):
+            return self.pool.backward(self.linear.backward(dy))
+
+        def output_shape(self, shape):
+            return (shape[0], 10)
+
+    monkeypatch.chdir(tmp_path)
+    code, found = re.subn(r"net = .*", "net = Net()", blocks("README.md", "python")[0])
+    assert found == 1
+    names = {"__name__": "readme", "Net": Net}
+    with pytest.warns(UserWarning, match="Net"):
+        exec(compile(code.replace("n_train=1000", "n_train=100"), "README.md", "exec"), names)
+    assert names["net"].linear.weight.has_grad and (tmp_path / "shapes.safetensors").exists()
 
 
 def test_readme_is_short_and_begins_with_an_image():

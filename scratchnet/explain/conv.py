@@ -41,8 +41,8 @@ def walk(
 
     page.heading("1. Every patch becomes a row (im2col)")
     border = f"Around the image stands a border of zeros, {P} wide (padding)." if P else ""
-    page.say(f"""The kernel takes steps of {S}: OH = (H + 2 P - KH) // S + 1 = ({H} + {2 * P} - {K}) // {S}
-        + 1 = {OH} of them down, and {OW} across. Under each of the {len(places)} output pixels lies a patch.
+    page.say(f"""The kernel moves by {S}: OH = (H + 2 P - KH) // S + 1 = ({H} + {2 * P} - {K}) // {S} + 1 =
+        {OH} positions down, and {OW} across. Under each of the {len(places)} output pixels lies a patch.
         {border}""")
     columns = F.im2col(x, K, S, P)
     for r, (oh, ow) in enumerate(places[:DRAWN]):

@@ -23,7 +23,7 @@ def walk(page: Page, size: int, backward: bool, seed: int, stride: int = 2) -> N
 
     page.heading("1. The largest of each window")
     page.say(f"""An image of {size} x {size} pixels, one channel: x (N, H, W, C) = {x.shape}. A window of {K}
-        x {K} takes steps of {S}: OH = (H - K) // S + 1 = ({size} - {K}) // {S} + 1 = {OH} down, {OW}
+        x {K} moves by {S}: OH = (H - K) // S + 1 = ({size} - {K}) // {S} + 1 = {OH} positions down, {OW}
         across.""")
     values = np.array([image[t : t + K, l : l + K].ravel() for t, l in windows.values()])
     winners = values.argmax(axis=1)  # the first of equals

@@ -14,9 +14,9 @@ The image to keep in mind, for one image of 4 x 4 pixels and a 3 x 3 kernel with
     i j k l                             (1, 0):  e f g i j k m n o      row 2
     m n o p                             (1, 1):  f g h j k l n o p      row 3
 
-So columns (N*OH*OW, KH*KW*C) times weight (KH*KW*C, O) is the whole convolution. Nine pixels of the input
-stand in the column matrix for every one of the output, nine times the memory: therefore it is made for a few
-images at a time, in one buffer that is used again and again, and never kept.
+So columns (N*OH*OW, KH*KW*C) times weight (KH*KW*C, O) is the whole convolution. Each row
+holds KH*KW pixels. With a 3 x 3 kernel and stride 1 that takes nine times the memory of the input: therefore
+the matrix is made for a few images at a time, in one buffer that is used again and again, and never kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS_ON_GPU = 512 << 20
 
 
 def conv_output_size(size: int, kernel_size: int, stride: int = 1, padding: int = 0) -> int:
-    """Return how many steps a kernel can take along an axis of ``size`` pixels, rounded down.
+    """Return how many positions a kernel can take along an axis of ``size`` pixels.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def col2im(
     OH, OW = conv_output_size(H, KH, stride, padding), conv_output_size(W, KW, stride, padding)
     patches = columns.reshape(N, OH, OW, KH, KW, C)
     padded = array_module(columns).zeros((N, H + 2 * padding, W + 2 * padding, C), dtype=columns.dtype)
-    # One addition for each place in the kernel: within it no two patches touch the same pixel.
+    # One addition for each place (i, j) in the kernel: with it no two patches touch the same pixel.
     for i in range(KH):
         for j in range(KW):
             rows, cols = _steps(i, OH, stride), _steps(j, OW, stride)
@@ -190,7 +190,7 @@ def conv2d_forward(
     -------
     y : array (N, OH, OW, O)
     cache
-        For ``conv2d_backward``: the input, a ninth of the size of its column matrix.
+        For ``conv2d_backward``: the input (for 3 x 3 and stride 1 a ninth of the size of its column matrix).
 
     Examples
     --------
@@ -280,7 +280,7 @@ def _chunks_of_columns(x: Array, weight: Array, stride: int, padding: int) -> It
     N, H, W, C = x.shape
     KH, KW = weight.shape[:2]
     OH, OW = conv_output_size(H, KH, stride, padding), conv_output_size(W, KW, stride, padding)
-    # A chunk of at least the weight's size: every chunk adds once to the gradient of the whole weight.
+    # A chunk of at least the weight's size, since each costs one addition to the whole weight gradient.
     budget = max(COLUMNS_ON_CPU, weight.nbytes) if xp is np else COLUMNS_ON_GPU
     n = max(1, min(N, budget // (OH * OW * KH * KW * C * x.itemsize)))
     buffer = xp.empty((n, OH, OW, KH, KW, C), dtype=x.dtype)

@@ -103,12 +103,13 @@ class Layer:
     multiply_adds = tree.multiply_adds  # the chain's, or else none
 
     def children(self) -> Iterator[tuple[str, Layer]]:
-        """Yield the layers that are attributes of this one, or in a list that is, with their names."""
+        """Yield the layers that are attributes of this one, or in a list or dict that is, with their names."""
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value
-            elif isinstance(value, (list, tuple)):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Layer))
+            elif isinstance(value, (list, tuple, dict)):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                yield from ((f"{name}.{k}", item) for k, item in items if isinstance(item, Layer))
 
     # What concerns this layer and all layers within it: see tree.py. Asking changes nothing.
     walk = tree.walk
