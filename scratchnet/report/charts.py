@@ -30,27 +30,10 @@ STYLE: dict[Any, Any] = {
 
 
 def curves(name: str, epochs: Sequence[float], lines: Mapping[str, Sequence[float]], label: str) -> str:
-    """Draw quantities epoch by epoch.
+    """Draw quantities epoch by epoch (``training`` dashed), as an ``<svg>`` in the colours of the page.
 
-    Parameters
-    ----------
-    name : str
-        Of the figure: a prefix of all ids within it, since a page has several figures.
-    epochs : sequence of float
-    lines : mapping from str to sequence of float
-        Values by name: ``training`` is dashed, everything else solid.
-    label : str
-        Of the vertical axis, and for screen readers.
-
-    Returns
-    -------
-    str
-        An ``<svg>`` element for the page, in the colours of its style sheet.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If matplotlib is not installed.
+    Its ``name`` begins all ids within it, since a page has several figures; ``label`` is of the vertical
+    axis, and for screen readers.
 
     >>> svg = curves("lr", [1, 2], {"learning rate": [0.1, 0.2]}, "learning rate")  # doctest: +SKIP
     >>> svg[:4]  # doctest: +SKIP
@@ -78,8 +61,7 @@ def _fit_into_page(name: str, description: str, figure: Any) -> str:
     """Return a figure as SVG without a size, in the theme's colours, with ids unique on the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = file.getvalue().partition("<svg")[2]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: (\S+) [^;\"]*", r"font-size: \1", svg)
@@ -88,6 +70,4 @@ def _fit_into_page(name: str, description: str, figure: Any) -> str:
         svg = svg.replace(colour, themed)
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view, "matplotlib gives every figure a viewBox"
-    return (
-        f'<svg {view[0]} role="img" aria-label="{escape(description)}">' + svg[svg.index(">") + 1 :].strip()
-    )
+    return f'<svg {view[0]} role="img" aria-label="{escape(description)}">{svg.partition(">")[2].strip()}'

@@ -11,17 +11,10 @@ from scratchnet.training.rundir import RunDirectory, RunError
 
 
 def writable_path(output: str | os.PathLike) -> Path:
-    """Return the file to replace: ``output`` itself, or the target of a link.
+    """Return the file to replace, ``output`` itself or the target of a link; RunError if that cannot be.
 
-    Parameters
-    ----------
-    output : path
-
-    Raises
-    ------
-    RunError
-        If it is a folder, a device, a pipe or one of a run's own files, or if its folder is missing or not
-        writable.
+    It cannot be a folder, a device, a pipe or one of a run's own files, nor in a folder that is missing or
+    not writable.
 
     >>> writable_path("no/such/page.html")
     Traceback (most recent call last):

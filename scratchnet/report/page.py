@@ -91,14 +91,7 @@ td.text, #settings td { text-align: left; }
 
 
 def page(title: str, body: str, refresh: int | None = None) -> str:
-    """Return a whole page.
-
-    Parameters
-    ----------
-    title, body : str
-        The body is HTML, the title text.
-    refresh : int, optional
-        Seconds after which the browser reloads the page.
+    """Return a whole page: the title is text, the body HTML; ``refresh`` reloads it after so many seconds.
 
     >>> page("runs/demo", "<p>Hello</p>").splitlines()[0]
     '<!doctype html>'
@@ -122,10 +115,7 @@ def without_refresh(text: str) -> str:
 
 
 def section(name: str, title: str, explanation: str, content: str) -> str:
-    """Return a section of the page: a heading that can be linked to, how to read it, and its content.
-
-    All but the name and the title are HTML.
-    """
+    """Return a section: a heading that can be linked to, how to read it and its content, both HTML."""
     return (
         f'<section id="{name}">\n<div class="explanation"><h2>{escape(title)}</h2>\n{explanation}</div>\n'
         f"<div>{content}</div>\n</section>"
@@ -153,13 +143,7 @@ def missing(sentence: str) -> str:
 
 
 def pixels(array: np.ndarray, description: str) -> str:
-    """Return an image embedded in the page.
-
-    Parameters
-    ----------
-    array : array of uint8 (H, W), (H, W, 3) or (H, W, 4)
-    description : str
-        For readers who cannot see it.
+    """Return an image, uint8 (H, W), (H, W, 3) or (H, W, 4), embedded in the page.
 
     >>> pixels(np.zeros((1, 1, 3), np.uint8), "black")[:42]
     '<img src="data:image/png;base64,iVBORw0KGg'
@@ -168,10 +152,8 @@ def pixels(array: np.ndarray, description: str) -> str:
     Image.fromarray(array).save(file, "png", optimize=True)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     height, width = array.shape[:2]
-    return (
-        f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
-        f'alt="{escape(description)}">'
-    )
+    size = f'width="{width}" height="{height}"'
+    return f'<img src="data:image/png;base64,{data}" {size} alt="{escape(description)}">'
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], strong: Container[str] = ()) -> str:
@@ -192,9 +174,8 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], strong: Containe
 
 def facts(pairs: Mapping[str, object]) -> str:
     """Return names and their values, side by side."""
-    items = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in pairs.items()
-    )
+    item = "<div><dt>{}</dt><dd>{}</dd></div>"
+    items = (item.format(escape(name), escape(str(value))) for name, value in pairs.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
@@ -212,14 +193,7 @@ def _is_number(text: str) -> bool:
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> str:
-    """Return a confusion matrix as a table: the larger a cell's share of its row, the stronger its colour.
-
-    Parameters
-    ----------
-    matrix : array (K, K) of int
-        Rows are the right classes, columns the predicted ones.
-    class_names : sequence of K str
-    """
+    """Return a confusion matrix (K, K) as a table: the larger a cell's share of its row, the stronger."""
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in class_names)
     rows = []
     for k, (name, counts) in enumerate(zip(class_names, matrix, strict=True)):

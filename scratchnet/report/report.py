@@ -16,11 +16,12 @@ from scratchnet.layers import Chain
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.report import page, sections
 from scratchnet.report.output import writable_path
-from scratchnet.report.run_images import RunImages, given_image
-from scratchnet.report.sections import Section
+from scratchnet.report.sections import Section, TracedImage
 from scratchnet.training import RunDirectory, RunError, make_engine, predict
 from scratchnet.training.console import Progress, duration
 from scratchnet.training.options import read_options
+
+MAX_IMAGE_SIZE = 128  # pixels per side, on the page
 
 
 class RunReport:
@@ -74,8 +75,7 @@ class RunReport:
         for name in ("class_names", "mean", "std"):
             if not isinstance(self.config.get(name), list):
                 raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
-        self.epochs = self.options["epochs"]
-        self.class_names = self.config["class_names"]
+        self.epochs, self.class_names = self.options["epochs"], self.config["class_names"]
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise RunError(f"{self.run.config} is damaged: its class_names are no names")
         try:
@@ -104,12 +104,8 @@ class RunReport:
 
         Raises
         ------
-        RunError, FormatError
-            If the run has no finished epoch yet, or a file of it is damaged.
-        ModuleNotFoundError
-            If matplotlib is not installed.
-        OSError
-            If the page cannot be written.
+        RunError, FormatError, ModuleNotFoundError, OSError
+            If no epoch is finished, a file is damaged, matplotlib is missing, or the page cannot be written.
         """
         rows = self.run.read_log()
         if not rows:
@@ -126,15 +122,15 @@ class RunReport:
             "</main>",
             f"<footer><p>Made {time.strftime('%Y-%m-%d %H:%M:%S')} by examples/report.py.</p></footer>",
         ]
-        text = page.page(f"{name}: a run of scratchnet", "\n".join(body), refresh)
-        with tensorfile.replacing(self.target) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8", errors="replace")
+        self._replace(page.page(f"{name}: a run of scratchnet", "\n".join(body), refresh))
 
     def stop_refreshing(self) -> None:
         """Make browsers that show the page stop reloading it."""
-        text = page.without_refresh(self.output.read_text(encoding="utf-8"))
+        self._replace(page.without_refresh(self.output.read_text(encoding="utf-8")))
+
+    def _replace(self, text: str) -> None:
         with tensorfile.replacing(self.target) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8")
+            Path(temporary).write_text(text, encoding="utf-8", errors="replace")
 
     def _summary(self, rows: list[dict[str, float]], weights: str) -> dict[str, Any]:
         best = max(rows, key=lambda row: row["val_accuracy"])
@@ -164,15 +160,14 @@ class RunReport:
     def _load_net(self, weights: Path) -> Chain:
         """Return the network, if it is the one in the configuration."""
         net, config = checkpoint.load(weights), self.run.config
-        settings, differ = net.settings(), ""
-        classes, size = settings.get("num_classes"), settings.get("image_size")
+        classes, size = (net.settings().get(name) for name in ("num_classes", "image_size"))
         if classes != len(self.class_names):
             differ = f"has {classes} classes and {config} {len(self.class_names)}"
         elif size != self.options["image_size"]:
             differ = f"takes images of {size} pixels and {config} says {self.options['image_size']}"
-        if differ:
-            raise RunError(f"{weights} {differ}: one of them is damaged, or of another run")
-        return net
+        else:
+            return net
+        raise RunError(f"{weights} {differ}: one of them is damaged, or of another run")
 
     def _doctor(self, net: Chain, rows: list[dict[str, float]]) -> Section:
         """Return the last diagnosis of training or, without any, one made now."""
@@ -235,3 +230,46 @@ class RunReport:
         except ValueError as error:
             config = self.run.config
             raise RunError(f"{config} is damaged: its options do not fit {dataset.name}: {error}") from error
+
+
+class RunImages:
+    """A run's data set, divided and prepared as in training; ValueError if its options do not fit."""
+
+    def __init__(self, dataset: data.ImageData, options: dict[str, Any], normalisation: data.Normalisation):
+        self.images, self.labels = dataset.train_images, dataset.train_labels
+        self.options, self.normalisation = options, normalisation
+        n_validation, seed = options["validation"] or len(self.labels) // 10, options["seed"]
+        self.training, self.validation = data.split_validation(self.labels, n_validation, seed)
+        if options["subset"]:
+            self.training = data.subset(self.labels, self.training, options["subset"], seed)
+
+    def loader(self, indices: np.ndarray) -> data.Loader:
+        """Return a loader of these images, neither shuffled nor augmented."""
+        return data.Loader(
+            self.images,
+            self.labels,
+            batch_size=128 if self.options["image_size"] <= 64 else 8,
+            shuffle=False,
+            normalisation=self.normalisation,
+            image_size=self.options["image_size"],
+            indices=indices,
+        )
+
+    def first_of_each_class(self, class_names: list[str]) -> list[TracedImage]:
+        """Return the first validation image of each class."""
+        found, labels = [], self.labels[self.validation]
+        for k in np.unique(labels):
+            index = self.validation[labels == k][0]
+            x, _ = next(self.loader(np.array([index])).epoch(0))
+            found.append(TracedImage(self.images[index], x, class_names[k]))
+        return found
+
+
+def given_image(image: str | os.PathLike[str], size: int, normalisation: data.Normalisation) -> TracedImage:
+    """Read an image file or address for a network that takes images of this size."""
+    if os.path.isdir(image):
+        raise data.DataError(f"{os.fsdecode(image)} is a folder, where one image is wanted")
+    loaded = data.load_image(image)
+    x = normalisation.apply(data.image_to_array(loaded, size)[None])
+    pixels = data.image_to_array(loaded, min(size, MAX_IMAGE_SIZE))
+    return TracedImage(pixels, x, os.path.basename(os.fsdecode(image)))

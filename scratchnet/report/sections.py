@@ -14,7 +14,6 @@ from scratchnet import inspection
 from scratchnet.doctor import Diagnosis
 from scratchnet.layers import Layer, leaves
 from scratchnet.report import charts, page
-from scratchnet.report.run_images import TracedImage
 from scratchnet.training import confusion_matrix, predict
 from scratchnet.training.options import DEFAULTS
 
@@ -30,6 +29,14 @@ class Section(NamedTuple):
     title: str
     explanation: str  # HTML: what it shows, and how to read it
     content: str  # HTML
+
+
+class TracedImage(NamedTuple):
+    """An image that is followed through the network."""
+
+    pixels: np.ndarray  # uint8 (H, W, 3), to look at
+    x: np.ndarray  # (1, S, S, 3), normalised, as the network sees it
+    name: str
 
 
 def absent(name: str, title: str, reason: str) -> Section:
