@@ -60,22 +60,7 @@ class ImageData(NamedTuple):
 
 
 def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:
-    """Return which of n images are chosen, as int64 indices.
-
-    Parameters
-    ----------
-    indices : array of int, or of bool (n,), or None
-        Indices, or a mask that is true for the images to choose. None chooses all.
-    n : int
-
-    Returns
-    -------
-    ndarray of int64, shape (M,)
-
-    Raises
-    ------
-    ValueError
-        If they are neither, or an index lies outside.
+    """Return which of n images are chosen, int64 (M,), by indices or a mask (n,); None chooses all.
 
     >>> image_indices([True, False, True], 3)
     array([0, 2])
@@ -91,26 +76,15 @@ def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:
     if chosen.ndim == 1 and not chosen.size:  # np.asarray([]) is of floats
         return np.empty(0, np.int64)
     if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
-        raise ValueError(
-            f"indices must be whole numbers, or a mask of {n} truth values, not {chosen.dtype} {chosen.shape}"
-        )
+        got = f"{chosen.dtype} {chosen.shape}"
+        raise ValueError(f"indices must be whole numbers, or a mask of {n} truth values, not {got}")
     if chosen.min() < 0 or chosen.max() >= n:
         raise ValueError(f"indices must lie within the {n} images, not {chosen.min()} to {chosen.max()}")
     return chosen.astype(np.int64, copy=False)
 
 
 def check_images(images: np.ndarray) -> None:
-    """Check that an array holds images: uint8, channels last.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (N, H, W, 3)
-
-    Raises
-    ------
-    ValueError
-    """
+    """Check that an array holds images, uint8 (N, H, W, 3)."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}: channels are last"
-        )
+        got = f"{images.dtype} {images.shape}"
+        raise ValueError(f"expected uint8 images (N, H, W, 3), got {got}: channels are last")

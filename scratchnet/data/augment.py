@@ -39,20 +39,16 @@ class Normalisation:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(
-                f"normalisation needs 3 means and 3 deviations, not {len(self.mean)} and {len(self.std)}"
-            )
+            found = f"{len(self.mean)} and {len(self.std)}"
+            raise ValueError(f"normalisation needs 3 means and 3 deviations, not {found}")
         if not np.isfinite(self.mean + self.std).all() or min(self.std) <= 0:
-            raise ValueError(
-                f"normalisation needs finite means and deviations above zero, not {self.mean}, {self.std}"
-            )
+            found = f"{self.mean}, {self.std}"
+            raise ValueError(f"normalisation needs finite means and deviations above zero, not {found}")
 
     @property
     def colour(self) -> tuple[int, int, int]:
         """The mean as a colour of three whole numbers, 0 to 255: what normalises to zero, to rounding.
 
-        Examples
-        --------
         >>> Normalisation(mean=(0.5, 0.0, 1.0), std=(1, 1, 1)).colour
         (128, 0, 255)
         """
@@ -63,8 +59,6 @@ class Normalisation:
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift, (3,) each: ``apply`` makes value * scale - shift of a pixel.
 
-        Examples
-        --------
         >>> Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).affine[1]
         array([2., 2., 2.])
         """
@@ -242,22 +236,11 @@ class Augmentation:
         return cls(chosen.get("crop", 0), "flip" in chosen, chosen.get("cutout", 0))
 
     def draw(self, n: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the changes of a batch.
+        """Draw the changes of a batch of n images of this size: integers (n, 5).
 
-        Parameters
-        ----------
-        n, height, width : int
-            How many images, and their size.
-        rng : numpy.random.Generator
+        For each image: top and left of the window in the padded image, whether to mirror it (0 or 1), top and
+        left of the hole, which may begin outside.
 
-        Returns
-        -------
-        ndarray of int, shape (n, 5)
-            For each image: top and left of the window in the padded image, whether to mirror it (0 or 1),
-            top and left of the hole, which may begin outside.
-
-        Examples
-        --------
         >>> Augmentation(flip=True).draw(3, 32, 32, np.random.default_rng(0))[:, 2]
         array([0, 1, 1])
         """
@@ -296,26 +279,20 @@ class Augmentation:
         True
         """
         check_images(images)
-        n, height, width, _ = images.shape
-        tops, lefts, flipped, *first = self.draw(n, height, width, rng).T  # each (N,)
-        holes = np.stack([np.maximum(first, 0), np.add(first, self.cutout)], axis=-1)  # (2, N, 2)
-        holes = holes.transpose(1, 0, 2)  # (N, 2, 2)
-
-        padded = images
-        if self.crop:
-            c = self.crop
-            padded = np.empty((n, height + 2 * c, width + 2 * c, 3), np.uint8)
+        N, H, W, _ = images.shape
+        padded, c = images, self.crop
+        if c:
+            padded = np.empty((N, H + 2 * c, W + 2 * c, 3), np.uint8)
             padded[:] = np.asarray(fill, np.uint8)
-            padded[:, c : c + height, c : c + width] = images
-
+            padded[:, c : c + H, c : c + W] = images
         # One slice per image: a gather of the whole batch moves single pixels and takes several times longer.
         result = np.empty_like(images)
-        for i in range(n):
-            window = padded[i, tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]  # (H, W, 3)
-            result[i] = window[:, ::-1] if flipped[i] else window
+        for i, (top, left, flipped, hole_top, hole_left) in enumerate(self.draw(N, H, W, rng)):
+            window = padded[i, top : top + H, left : left + W]  # (H, W, 3)
+            result[i] = window[:, ::-1] if flipped else window
             if self.cutout:
-                (top, bottom), (left, right) = holes[i]
-                result[i, top:bottom, left:right] = fill
+                bottom, right = hole_top + self.cutout, hole_left + self.cutout
+                result[i, max(hole_top, 0) : bottom, max(hole_left, 0) : right] = fill
         return result
 
     def __repr__(self) -> str:

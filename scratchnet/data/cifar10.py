@@ -85,19 +85,14 @@ def _fetch(folder: Path) -> None:
     part = folder.with_name("cifar-10-binary.tar.gz.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _network.download(
-            URL,
-            part,
-            MD5,
-            advice="give a folder that has it with --data-dir, or take the built-in set with --data shapes10",
-        )
+        advice = "give a folder that has it with --data-dir, or take the built-in set with --data shapes10"
+        _network.download(URL, part, MD5, advice)
         sizes = {f"{name}.bin": RECORDS * (1 + PIXELS) for name in (*TRAIN_BATCHES, "test_batch")}
         _network.unpack(part, folder, {**sizes, "batches.meta.txt": None})
         part.unlink()
     except OSError as error:
-        raise DataError(
-            f"CIFAR-10 cannot be written to {folder.parent}: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise DataError(f"CIFAR-10 cannot be written to {folder.parent}: {reason}") from error
 
 
 def _read_all(folder: Path, read_batch: ReadBatch, class_names: tuple[str, ...]) -> ImageData:
@@ -133,11 +128,8 @@ def _check_class_names(path: Path, names: list[str]) -> tuple[str, ...]:
 
 
 def _check_labels(path: Path, labels: np.ndarray) -> None:
-    wrong = np.flatnonzero((labels < 0) | (labels > 9))
-    if len(wrong):
-        raise DataError(
-            f"{path} is damaged: record {wrong[0]} has the label {labels[wrong[0]]}, not 0 to 9; {_AGAIN}"
-        )
+    for k in np.flatnonzero((labels < 0) | (labels > 9))[:1]:
+        raise DataError(f"{path} is damaged: record {k} has the label {labels[k]}, not 0 to 9; {_AGAIN}")
 
 
 # ---- the binary version ------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import re
 import shutil
-import sys
 import tarfile
 import tempfile
 import time
@@ -15,6 +13,7 @@ import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,59 +22,37 @@ from scratchnet.data._common import DataError, MissingDataError
 USER_AGENT = "Mozilla/5.0 (compatible; scratchnet)"  # some servers refuse urllib's own
 ATTEMPTS = 3
 TIMEOUT = 20.0  # seconds without a sign of life from the server
+PAUSE = 2.0  # seconds between the first two attempts; then twice as long
 _BLOCK = 1 << 18  # bytes read at once
+_BAR: dict[str, Any] = {"unit": "B", "unit_scale": True}  # tqdm's, on stderr
 
 
-def download(
-    url: str, path: str | os.PathLike[str], md5: str, *, pause: float = 2.0, advice: str = ""
-) -> Path:
-    """Fetch `url` to `path`, going on from what an earlier run left there.
+def download(url: str, path: Path, md5: str, advice: str = "") -> None:
+    """Fetch `url` to `path`, whole and with the right checksum, going on from what an earlier run left there.
 
-    Parameters
-    ----------
-    url : str
-        An http or https address.
-    path : str or os.PathLike
-        A name that says that the file is unfinished, such as ``archive.tar.gz.part``: after an interruption
-        it holds the beginning of the file, and the next call asks the server for the rest (HTTP Range).
-    md5 : str
-        Checksum of the whole file, in hexadecimal digits.
-    pause : float
-        Seconds to wait between the three attempts; the second wait is twice as long.
-    advice : str
-        What to do if all of them fail: the end of the error message.
-
-    Returns
-    -------
-    Path
-        `path`, where the whole file now lies, its checksum verified.
-
-    Raises
-    ------
-    MissingDataError
-        If three attempts failed. What has arrived is kept for the next run, unless its checksum was wrong.
+    The name should say that the file is unfinished, such as ``archive.tar.gz.part``: after an interruption it
+    holds the beginning of the file, and the next call asks the server for the rest (HTTP Range). After three
+    attempts a MissingDataError ends with `advice`; what has arrived is kept, unless its checksum was wrong.
     """
-    path = Path(path)
     problem = ""
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(pause * attempt)
+            time.sleep(PAUSE * attempt)
         try:
             if not path.exists() or _md5(path) != md5:  # an earlier run may have got as far as the last byte
                 _transfer(url, path)
                 if _md5(path) != md5:
                     path.unlink()  # resuming would only lengthen a wrong file
                     raise OSError(f"what arrived has not the MD5 {md5}")
-            return path
+            return
         except urllib.error.HTTPError as error:
             problem = f"the server answered {error.code} {error.reason}"
         except urllib.error.URLError as error:
             problem = str(error.reason)
         except (OSError, http.client.HTTPException, ValueError) as error:
             problem = str(error) or type(error).__name__
-    raise MissingDataError(
-        f"could not download {url} in {ATTEMPTS} attempts ({problem}){advice and '; ' + advice}"
-    )
+    problem = f"could not download {url} in {ATTEMPTS} attempts ({problem})"
+    raise MissingDataError(f"{problem}; {advice}" if advice else problem)
 
 
 def _md5(path: Path) -> str:
@@ -113,15 +90,7 @@ def _transfer(url: str, path: Path) -> None:
         with (
             open(path, "ab" if have else "wb") as file,
             # disable=None: a bar on a terminal, nothing in a log file
-            tqdm(
-                desc=url.rpartition("/")[2],
-                total=total,
-                initial=have,
-                unit="B",
-                unit_scale=True,
-                disable=None,
-                file=sys.stderr,
-            ) as bar,
+            tqdm(desc=url.rpartition("/")[2], total=total, initial=have, disable=None, **_BAR) as bar,
         ):
             while block := response.read(_BLOCK):
                 file.write(block)
@@ -132,23 +101,11 @@ def _transfer(url: str, path: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
-    """Unpack the wanted files of a tar archive into `folder`: all of them, or nothing.
+    """Unpack the wanted files of a gzipped tar archive, which is not trusted: all of them, or nothing.
 
-    Parameters
-    ----------
-    archive : Path
-        A gzipped tar archive, which is not trusted.
-    folder : Path
-        Is created, all at once, by renaming a temporary folder beside it. Only members ``<name of
-        folder>/<file>`` that are regular files and are named in `sizes` are written; paths that lead
-        elsewhere, links and devices are never looked at.
-    sizes : dict from str to int or None
-        The wanted files and their sizes in bytes. None: any size up to a megabyte.
-
-    Raises
-    ------
-    DataError
-        If the archive is damaged, or a wanted file is missing from it or has another size.
+    The folder is created at once, by renaming a temporary one beside it. Only members ``<name of
+    folder>/<file>`` that are regular files and are named in `sizes` (in bytes; None: up to a megabyte) are
+    written; paths that lead elsewhere, links and devices are never looked at.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -161,18 +118,16 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
                         continue
                     size = missing.pop(name)
                     if member.size != size if size is not None else member.size > 1 << 20:
-                        raise DataError(
-                            f"{archive}: {member.name} has {member.size:,} bytes, not {size or 'a few'}"
-                        )
+                        found = f"{member.name} has {member.size:,} bytes"
+                        raise DataError(f"{archive}: {found}, not {size or 'a few'}")
                     source = tar.extractfile(member)  # not None, since it is a regular file
                     with open(temporary / name, "wb") as target:
                         shutil.copyfileobj(source, target)  # type: ignore[arg-type]
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             raise DataError(f"{archive} cannot be unpacked: {error}") from error
         if missing:
-            raise DataError(
-                f"{archive} does not contain {', '.join(f'{folder.name}/{name}' for name in missing)}"
-            )
+            names = ", ".join(f"{folder.name}/{name}" for name in missing)
+            raise DataError(f"{archive} does not contain {names}")
         temporary.chmod(0o755)  # mkdtemp makes it private
         try:
             temporary.rename(folder)

@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,7 @@ MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at le
 # Formats that Pillow knows by name but cannot read by itself, and those refused here.
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 Name: TypeAlias = str | os.PathLike[str]  # of a file, or an address
+Decoded: TypeAlias = np.ndarray | DataError
 _DEADLINE = 60.0  # seconds for a whole transfer, however slowly it drips
 
 
@@ -74,9 +75,8 @@ def load_image(path_or_url: Name) -> Image.Image:
             with Image.open(io.BytesIO(content)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise DataError(
-                        f"{name} is too large: {width} x {height} pixels, where {MAX_PIXELS:,} are allowed"
-                    )
+                    found = f"{width} x {height} pixels"
+                    raise DataError(f"{name} is too large: {found}, where {MAX_PIXELS:,} are allowed")
                 if image.format == "EPS":  # a program rather than an image: Pillow would start Ghostscript
                     raise DataError(f"{name} is PostScript, not an image: export it as PNG first")
                 image.load()
@@ -88,9 +88,8 @@ def load_image(path_or_url: Name) -> Image.Image:
     except Image.DecompressionBombError:
         raise DataError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders of damaged files raise anything
-        raise DataError(
-            f"{name} cannot be decoded, it may be truncated: {error or type(error).__name__}"
-        ) from error
+        reason = error or type(error).__name__
+        raise DataError(f"{name} cannot be decoded, it may be truncated: {reason}") from error
 
 
 def image_to_array(image: Image.Image, size: int) -> np.ndarray:
@@ -146,20 +145,14 @@ def images_in(folder: Name) -> list[str]:
     >>> [Path(path).name for path in images_in(folder.name)]
     ['ant.jpg', 'cat.png']
     """
-    endings = Image.registered_extensions()
-    kinds = {
-        ending: kind for ending, kind in endings.items() if kind in Image.OPEN and kind not in UNREADABLE
-    }
-    names = [
-        n for n in sorted(os.listdir(folder)) if Path(n).suffix.lower() in kinds and not n.startswith(".")
-    ]
-    paths = [os.path.join(os.fspath(folder), name) for name in names]
+    kinds = Image.registered_extensions()
+    endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN and kind not in UNREADABLE}
+    names = [name for name in sorted(os.listdir(folder)) if Path(name).suffix.lower() in endings]
+    paths = [os.path.join(os.fspath(folder), name) for name in names if not name.startswith(".")]
     return [path for path in paths if not os.path.isdir(path)]
 
 
-def decode_ahead(
-    names: Iterable[Name], size: int, ahead: int
-) -> Iterator[tuple[Name, np.ndarray | DataError]]:
+def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple[Name, Decoded]]:
     """Read images in order, some of them ahead on worker threads, while the caller computes.
 
     Parameters
@@ -183,34 +176,30 @@ def decode_ahead(
     [('no/such/cat.png', 'no/such/cat.png does not exist')]
     """
 
-    def decode(name: Name) -> np.ndarray | DataError:
+    def decode(name: Name) -> Decoded:
         try:
             return image_to_array(load_image(name), size)
         except DataError as error:
             return error
 
-    waiting: deque[tuple[Name, Future[np.ndarray | DataError]]] = deque()
+    def first() -> tuple[Name, Decoded]:
+        name, future = waiting.popleft()
+        # An image that no worker has begun is decoded here: the pool may be busy, or the caller in it.
+        return name, decode(name) if future.cancel() else future.result()
+
+    waiting: deque[tuple[Name, Future[Decoded]]] = deque()
     try:
         for name in names:
             # What is fetched over a network is fetched by the caller, whom Ctrl-C can interrupt.
             remote = "://" in os.fsdecode(name)
             waiting.append((name, Future() if remote else workers.submit(decode, name)))
             if len(waiting) > ahead:
-                yield _first(waiting, decode)
+                yield first()
         while waiting:
-            yield _first(waiting, decode)
+            yield first()
     finally:  # also where the caller stops midway
         for _, future in waiting:
             future.cancel()
-
-
-def _first(
-    waiting: deque[tuple[Name, Future[np.ndarray | DataError]]],
-    decode: Callable[[Name], np.ndarray | DataError],
-) -> tuple[Name, np.ndarray | DataError]:
-    name, future = waiting.popleft()
-    # An image that no worker has begun is decoded here: the pool may be busy, or the caller in it.
-    return name, decode(name) if future.cancel() else future.result()
 
 
 def _read(name: str) -> bytes:

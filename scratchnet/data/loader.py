@@ -73,7 +73,7 @@ class Loader:
         check_images(images)
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"expected {len(images)} whole-number labels, got {labels.dtype} {labels.shape}")
-        checks.whole(1, batch_size=batch_size, **({} if image_size is None else {"image_size": image_size}))
+        checks.whole(1, batch_size=batch_size, image_size=1 if image_size is None else image_size)
         checks.whole(0, seed=seed)
         self.images, self.labels = images, labels.astype(np.int64, copy=False)
         self.indices = image_indices(indices, len(images))
@@ -122,9 +122,8 @@ class Loader:
                     prepared = self._prepare(order, epoch, batch)
                 else:
                     prepared = ahead.result()
-                ahead = (
-                    workers.submit(self._prepare, order, epoch, batch + 1) if batch + 1 < len(self) else None
-                )
+                more = batch + 1 < len(self)
+                ahead = workers.submit(self._prepare, order, epoch, batch + 1) if more else None
                 yield prepared
         finally:  # also where the caller stops midway
             if ahead is not None:
@@ -133,17 +132,9 @@ class Loader:
     def choices(self, epoch: int) -> np.ndarray:
         """Return what ``epoch`` draws, so that the same images can be prepared elsewhere (on a GPU).
 
-        Parameters
-        ----------
-        epoch : int
+        It is int32 (n_samples, 6): for each image, in order, its index in ``images``, then what
+        ``Augmentation.draw`` returns.
 
-        Returns
-        -------
-        ndarray of int32, shape (n_samples, 6)
-            For each image, in order: its index in ``images``, then what ``Augmentation.draw`` returns.
-
-        Examples
-        --------
         >>> loader = Loader(np.zeros((3, 8, 8, 3), np.uint8), np.arange(3), 2, shuffle=False)
         >>> loader.choices(0)[:, 0]
         array([0, 1, 2], dtype=int32)
@@ -170,14 +161,8 @@ class Loader:
         if self.augmentation is not None:
             generator = self._generator(1, epoch, batch)
             images = self.augmentation.apply(images, generator, fill=self.normalisation.colour)
-        if self.image_size is not None and images.shape[1:3] != (self.image_size, self.image_size):
-            images = _resize(images, self.image_size)
+        size = (self.image_size or images.shape[1], self.image_size or images.shape[2])
+        if images.shape[1:3] != size:
+            pillow = (Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images)
+            images = np.stack([np.asarray(image) for image in pillow])  # (N, size, size, 3)
         return self.normalisation.apply(images, dtype=self.dtype), self.labels[chosen]
-
-
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Return the images as uint8 (N, size, size, 3)."""
-    resized = np.empty((len(images), size, size, 3), np.uint8)
-    for i, image in enumerate(images):
-        resized[i] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-    return resized

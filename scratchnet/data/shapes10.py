@@ -28,19 +28,6 @@ from scratchnet.data._common import ImageData
 DrawCoverage = Callable[[int, np.random.Generator], np.ndarray]
 
 SIZE = 32
-CLASS_NAMES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "cross",
-    "ring",
-    "stripes",
-    "checkerboard",
-    "dots",
-)
-
 _CHUNK = 250  # images drawn at once: their planes stay in the processor's cache
 
 
@@ -84,7 +71,7 @@ def _draw_split(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     """Return n images (n, S, S, 3) and their labels (n,), balanced and shuffled."""
     labels = rng.permutation(np.arange(n) % len(CLASS_NAMES))  # (n,)
     images = np.empty((n, SIZE, SIZE, 3), np.uint8)
-    for label, draw_coverage in enumerate(_COVERAGES):
+    for label, draw_coverage in enumerate(_COVERAGES.values()):
         places = np.flatnonzero(labels == label)
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
@@ -117,12 +104,10 @@ def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> np.nd
 
 def _colours(n: int, rng: np.random.Generator) -> np.ndarray:
     """Return n colours (n, 1, 1, 3): hue, saturation and value drawn evenly, since even RGB is mostly mud."""
-    hue, saturation, value = (
-        _uniform(rng, n, *limits)[..., None] for limits in ((0, 6), (0.1, 0.95), (0.12, 1))
-    )
-    wheel = np.clip(
-        np.abs((hue + np.array([0, 4, 2], np.float32)) % 6 - 3) - 1, 0, 1
-    )  # (n, 1, 1, 3), the pure hue
+    limits = ((0, 6), (0.1, 0.95), (0.12, 1))
+    hue, saturation, value = (_uniform(rng, n, *pair)[..., None] for pair in limits)
+    from_primary = np.abs((hue + np.array([0, 4, 2], np.float32)) % 6 - 3)  # (n, 1, 1, 3)
+    wheel = np.clip(from_primary - 1, 0, 1)  # the pure hue
     return value * (1 + saturation * (wheel - 1))
 
 
@@ -279,15 +264,16 @@ def _wave(x: np.ndarray, period: np.ndarray, share: float | np.ndarray) -> np.nd
     return (np.abs((x / period) % 1 - 0.5) - share / 2) * period
 
 
-_COVERAGES = (  # in the order of CLASS_NAMES
-    _circle,
-    _polygon(_around([1.35] * 4)),
-    _polygon(_around([1.5] * 3)),
-    _polygon(_around([1.6, 0.66] * 5)),
-    _polygon(_heart_corners()),
-    _polygon(_cross_corners()),
-    _ring,
-    _stripes,
-    _checkerboard,
-    _dots,
-)
+_COVERAGES = {
+    "circle": _circle,
+    "square": _polygon(_around([1.35] * 4)),
+    "triangle": _polygon(_around([1.5] * 3)),
+    "star": _polygon(_around([1.6, 0.66] * 5)),
+    "heart": _polygon(_heart_corners()),
+    "cross": _polygon(_cross_corners()),
+    "ring": _ring,
+    "stripes": _stripes,
+    "checkerboard": _checkerboard,
+    "dots": _dots,
+}
+CLASS_NAMES = tuple(_COVERAGES)

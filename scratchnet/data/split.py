@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet import checks
+from scratchnet.backend import Array
 from scratchnet.data._common import image_indices
 
 
-def split_validation(
-    labels: ArrayLike, n_validation: int = 5000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def split_validation(labels: ArrayLike, n_validation: int = 5000, seed: int = 0) -> tuple[Array, Array]:
     """Divide the training images into those to train on and those to validate on.
 
     Parameters
@@ -46,10 +45,8 @@ def split_validation(
     checks.whole(0, n_validation=n_validation, seed=seed)
     labels = np.asarray(labels)
     if not 0 <= n_validation < max(len(labels), 1):
-        raise ValueError(
-            f"cannot set aside {n_validation} of {len(labels)} training images for validation: at least "
-            "one must be left to train on"
-        )
+        which = f"{n_validation} of {len(labels)} training images for validation"
+        raise ValueError(f"cannot set aside {which}: at least one must be left to train on")
     everything = np.arange(len(labels))
     chosen = _draw(labels, everything, n_validation, seed, purpose=0)
     return np.setdiff1d(everything, chosen, assume_unique=True), chosen
@@ -96,8 +93,7 @@ def _draw(labels: np.ndarray, indices: np.ndarray, n: int, seed: int, purpose: i
     """Return n of `indices`, ascending, in proportion to the classes."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
     classes, counts = np.unique(labels[indices], return_counts=True)
-    # Largest remainders: every class gets its share rounded down, and those that lost most by it get one
-    # more.
+    # Largest remainders: every class gets its share rounded down, and those that lost most by it one more.
     shares, remainders = np.divmod(n * counts, max(len(indices), 1))
     shares[np.argsort(-remainders, kind="stable")[: n - shares.sum()]] += 1
     drawn = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from typing import Any
 
 from scratchnet.explain.page import Page
 
@@ -84,8 +85,8 @@ def explain(
     <BLANKLINE>
     The backward pass keeps y, and not x: y is positive exactly where x is.
     """
-    settings = {"channels": channels, "stride": stride, "padding": padding}
-    return str(write(operation, size, backward, seed=seed, colour=colour, **settings))
+    sizes = {"channels": channels, "stride": stride, "padding": padding}
+    return str(write(operation, size, backward, seed=seed, colour=colour, **sizes))
 
 
 def write(
@@ -95,7 +96,7 @@ def write(
     *,
     seed: int = 0,
     colour: bool = False,
-    **settings: int | None,
+    **given: Any,
 ) -> Page:
     """Return the page of a walk. See ``explain`` for the arguments."""
     if operation not in OPERATIONS:
@@ -103,7 +104,7 @@ def write(
     if not 2 <= size <= LARGEST:
         raise ValueError(f"the size must be a whole number from 2 to {LARGEST}, not {size}")
     walk = importlib.import_module(f"scratchnet.explain.{operation}").walk
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
     for name in given.keys() - inspect.signature(walk).parameters.keys():
         raise ValueError(f"{operation} has no {name}: leave it out")
     page = Page(colour)

@@ -57,7 +57,8 @@ def walk(
     labels = [f"row {r} ({oh},{ow})" for r, (oh, ow) in enumerate(places)]
     shape = f"(N*OH*OW, KH*KW*C) = {columns.shape}"
     page.show(page.matrix("columns", columns, rows=labels, columns=heads, shape=shape))
-    patches = [_patch(x, oh, ow, S, P).ravel() for oh, ow in places]
+    padded = np.pad(x[0], ((P, P), (P, P), (0, 0)))
+    patches = [padded[oh * S : oh * S + K, ow * S : ow * S + K].ravel() for oh, ow in places]
     page.same("the patches, cut out one by one", columns, np.array(patches))
     many = ": pixels under several patches are copied" if columns.size > x.size else ""
     page.say(f"The image has {x.size} numbers, the column matrix {columns.size}{many}.")
@@ -109,12 +110,15 @@ def walk(
     page.heading("5. dcolumns: what each copy of a pixel gets")
     dcolumns = dy2 @ W2.T
     page.say(f"dcolumns = dy2 W2^T: {dy2.shape} times {W2.T.shape} gives {dcolumns.shape}, as columns.")
-    pixel, copies = _busiest(x, S, P)
+    counts = F.col2im(np.ones_like(columns), x.shape, K, S, P)[0, :, :, 0]
+    h, w = divmod(int(counts.argmax()), W)  # the first pixel that is copied most often
+    windows = ((r, oh * S - P, ow * S - P) for r, (oh, ow) in enumerate(places))
+    inside = [(r, h - top, w - left) for r, top, left in windows if 0 <= h - top < K and 0 <= w - left < K]
+    copies = [(r, (i * K + j) * C, i, j) for r, i, j in inside]  # row and column of the matrix, tap
     mark = {(r, k) for r, k, *_ in copies}
     page.show(page.matrix("dcolumns", dcolumns, mark, rows=labels, columns=heads))
 
     page.heading("6. The copies are added up (col2im)")
-    h, w = pixel
     which = f"pixel ({h},{w})" + (" (its channel 0)" if C > 1 else "")
     rows = "row" if len(copies) == 1 else "rows"
     page.say(f"""im2col copied {which} into {len(copies)} {rows}, in brackets above. Change it, and every copy
@@ -124,10 +128,9 @@ def walk(
         "sum:".ljust(24) + f"{number(dx[0, h, w, 0]):>8}",
     )
     page.same(f"conv2d_backward's dx of {which}", sum(dcolumns[r, k] for r, k, *_ in copies), dx[0, h, w, 0])
-    counts = F.col2im(np.ones_like(columns), x.shape, K, S, P)[0, :, :, 0]
     ending = " (what falls on the padding is dropped)" if P else ", and as many numbers add up"
     page.say(f"The column matrix holds this many copies of each pixel{ending}:")
-    page.show(page.matrix("copies", counts, {pixel}))
+    page.show(page.matrix("copies", counts, {(h, w)}))
     page.same("conv2d_backward's dx, all of col2im(dcolumns)", F.col2im(dcolumns, x.shape, K, S, P), dx)
 
     arrays = {"x": (dx, x), "weight": (dweight, weight), "bias": (dbias, bias)}
@@ -146,21 +149,3 @@ def _draw_patch(page: Page, x: Array, r: int, oh: int, ow: int, S: int, P: int, 
     channel = "x, channel 0" if x.shape[3] > 1 else "x"
     whole = page.matrix(f"{channel}, padded" if P else channel, padded, mark, shape="")
     page.show(whole, page.matrix(f"row {r}", row, shape=""), between="->")
-
-
-def _patch(x: np.ndarray, oh: int, ow: int, S: int, P: int) -> np.ndarray:
-    """Cut out the patch (KH, KW, C) under one output pixel."""
-    padded = np.pad(x[0], ((P, P), (P, P), (0, 0)))
-    return padded[oh * S : oh * S + K, ow * S : ow * S + K]
-
-
-def _busiest(x: np.ndarray, S: int, P: int) -> tuple[tuple[int, int], list[tuple[int, int, int, int]]]:
-    """Return the first pixel that is copied most often, and its copies in channel 0: row, column, tap."""
-    _, H, W, C = x.shape
-    OH, OW = F.conv_output_size(H, K, S, P), F.conv_output_size(W, K, S, P)
-    copies: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
-    for r, (oh, ow, i, j) in ((r // K**2, place) for r, place in enumerate(np.ndindex(OH, OW, K, K))):
-        pixel = (oh * S + i - P, ow * S + j - P)
-        if 0 <= pixel[0] < H and 0 <= pixel[1] < W:
-            copies.setdefault(pixel, []).append((r, (i * K + j) * C, i, j))
-    return max(sorted(copies.items()), key=lambda item: len(item[1]))

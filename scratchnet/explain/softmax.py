@@ -21,10 +21,9 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     page.heading("1. Subtract the largest")
     page.say(f"""Logits z for N = {N} images and K = {K} classes; the right class of each image is in
         brackets. Softmax is p[k] = exp(z[k]) / the sum of all exp(z[j]).""")
-    shifted = z - z.max(axis=1, keepdims=True)
-    page.show(
-        page.matrix("z", z, right), page.matrix("max", z.max(axis=1, keepdims=True), shape=""), between="-"
-    )
+    largest = z.max(axis=1, keepdims=True)
+    shifted = z - largest
+    page.show(page.matrix("z", z, right), page.matrix("max", largest, shape=""), between="-")
     page.show(page.matrix("z - max", shifted, right))
     page.say("""Subtracting the same number from a whole row changes nothing: exp(z - m) = exp(z) / exp(m),
         and exp(m) cancels in the quotient. But now no exponent is above 0, so nothing overflows. Row 0 with

@@ -72,18 +72,17 @@ class RunReport:
         self.run = RunDirectory(run_path, read_only=True)
         self.config = self.run.read_config()
         self.options = read_options(self.run)
+        damaged = f"{self.run.config} is damaged"
         for name in ("class_names", "mean", "std"):
             if not isinstance(self.config.get(name), list):
-                raise RunError(f"{self.run.config} is damaged: it does not hold the {name} of a run")
+                raise RunError(f"{damaged}: it does not hold the {name} of a run")
         self.epochs, self.class_names = self.options["epochs"], self.config["class_names"]
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
-            raise RunError(f"{self.run.config} is damaged: its class_names are no names")
+            raise RunError(f"{damaged}: its class_names are no names")
         try:
             self.normalisation = data.Normalisation(self.config["mean"], self.config["std"])
         except (OverflowError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{self.run.config} is damaged: its mean and std cannot be used: {error}"
-            ) from error
+            raise RunError(f"{damaged}: its mean and std cannot be used: {error}") from error
         self.output = Path(output or self.run.path / "report.html")
         self.target = writable_path(self.output)  # fail early
         self.data_dir = data_dir or self.options["data_dir"]

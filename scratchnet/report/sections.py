@@ -232,9 +232,8 @@ def settings(config: Mapping[str, Any], options: Mapping[str, Any]) -> Section:
     rows = [[name.replace("_", "-"), str(value)] for name, value in options.items()]
     changed = {name.replace("_", "-") for name, value in options.items() if value != DEFAULTS.get(name)}
     third = -(-len(rows) // 3)
-    tables = (
-        page.table(["option", "value"], rows[i : i + third], changed) for i in range(0, len(rows), third)
-    )
+    columns = (rows[i : i + third] for i in range(0, len(rows), third))
+    tables = (page.wide(page.table(["option", "value"], column, changed)) for column in columns)
     return Section(
         "settings",
         "Settings",
@@ -244,7 +243,7 @@ def settings(config: Mapping[str, Any], options: Mapping[str, Any]) -> Section:
         "schedules depend. Settings in bold differ from the defaults.</p>" + page.facts(facts),
         f"<p>The command that repeats it:</p>{page.command(reproduce(options))}"
         f"<p>The command that started or last resumed it:</p>{page.command(str(config.get('command')))}"
-        + page.tiles(map(page.wide, tables), "15rem"),
+        + page.tiles(tables, "15rem"),
     )
 
 
