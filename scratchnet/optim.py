@@ -206,7 +206,7 @@ def _lay_together(parameters: list[Parameter]) -> None:
 
     What lies in a buffer with others stays there: it is a part of a network that only some of is trained.
     """
-    neighbours = {id(other) for p in parameters for other in p.buffer.parameters}
+    neighbours = {id(p) for buffer in {p.buffer for p in parameters} for p in buffer.parameters}
     if len({p.dtype for p in parameters}) == 1 and neighbours == {id(p) for p in parameters}:
         FlatBuffer.gather(parameters)
 
