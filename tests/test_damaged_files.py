@@ -176,6 +176,12 @@ def test_a_header_with_absurd_settings_is_refused(model, change):
         load(model)
 
 
+def test_changes_to_a_network_that_is_not_there_are_refused(model):
+    resaved(model, {"classifier.0.weight": None}, {"changes": {"classifier.6": {"class": "ReLU"}}})
+    with pytest.raises(FormatError, match="model.safetensors has a header that describes no network"):
+        load(model)
+
+
 def test_half_precision_files_load_as_float32(model):
     net = load(model)
     resaved(model, {name: array.astype("float16") for name, array in load_file(model).items()})
