@@ -14,7 +14,7 @@ import scratchnet
 # read where they are used, and one sentence will do.
 INTERNAL = re.compile(
     r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|report)|initialise|state|workers|checks|"
-    r"tables|rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|training\.device|"
+    r"tables|pickles|rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|training\.device|"
     r"doctor\.(context|rules)|data\.(download|_.*))"
 )
 
