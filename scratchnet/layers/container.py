@@ -7,7 +7,7 @@ from typing import Any
 
 from scratchnet.backend import Array
 from scratchnet.layers.base import Layer
-from scratchnet.layers.tree import assemble
+from scratchnet.layers.tree import assemble, listed
 
 
 class Chain(Layer):
@@ -48,7 +48,7 @@ class Chain(Layer):
 
     def forward(self, x: Array) -> Array:
         """Run all layers, first to last."""
-        for layer in self.chain():
+        for layer in listed(self, self.chain()):
             x = layer.forward(x)
         return x
 
@@ -61,7 +61,7 @@ class Chain(Layer):
         need_input_gradient : bool
             False leaves out the work that only the gradient of the input needs; then None is returned.
         """
-        layers = list(self.chain())
+        layers = listed(self, self.chain())
         if not need_input_gradient:
             while layers and not any(p.trainable for p in layers[0].parameters().values()):
                 layers.pop(0).clear_saved()

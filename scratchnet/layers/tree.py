@@ -5,7 +5,7 @@ Questions (``walk``, ``parameters``, ``leaves``) change nothing; whatever owns a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -79,10 +79,20 @@ def chain_of(layer: Layer) -> Sequence[Layer] | None:
         return None
     for kind in type(layer).__mro__:
         if "chain" in vars(kind):
-            return layer.chain()
+            chain = layer.chain()
+            return None if chain is None else listed(layer, chain)
         if "forward" in vars(kind) or "backward" in vars(kind):
             return None
     return None
+
+
+def listed(layer: Layer, chain: Iterable[Layer]) -> list[Layer]:
+    """Return what a layer's ``chain()`` lists, which must be layers."""
+    found = list(chain)
+    for item in found:
+        if not hasattr(item, "chain"):
+            raise ValueError(f"{type(layer).__name__}.chain() must return layers, not {type(item).__name__}")
+    return found
 
 
 def leaves(net: Layer, path: str = "") -> list[tuple[str, Layer]]:
@@ -125,9 +135,10 @@ def walk(net: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
 
 
 def _places(net: Layer) -> list[tuple[str, Layer]]:
-    """Return what ``walk`` yields, and refuse a layer or a Parameter that stands in two places."""
+    """Return what ``walk`` yields; refuse what stands in two places, or in none, where nothing finds it."""
     found = list(net.walk())
     places: dict[int, str] = {}
+    known = {id(layer) for _, layer in found}
     for path, layer in found:
         own = {name: value for name, value in vars(layer).items() if isinstance(value, Parameter)}
         for name, item in {"": layer, **own}.items():
@@ -135,6 +146,15 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
             first = places.setdefault(id(item), place)
             if first != place:
                 raise ValueError(f"one {type(item).__name__} is both {first!r} and {place!r}: make two")
+        label = f"{path} ({type(layer).__name__})" if path else type(layer).__name__
+        for item in chain_of(layer) or ():
+            if id(item) not in known:
+                where = "is no attribute, nor in a list, tuple or dict that is one: it would not be learned"
+                raise ValueError(f"{label}: chain() lists {item!r}, which {where}")
+        for name, value in vars(layer).items():
+            items = value.values() if isinstance(value, dict) else value
+            if isinstance(value, (list, tuple, dict)) and any(isinstance(item, Parameter) for item in items):
+                raise ValueError(f"{label}: {name} holds Parameters, which are found only as attributes")
     return found
 
 

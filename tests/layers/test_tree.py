@@ -8,6 +8,7 @@ import pytest
 
 from scratchnet.layers import (
     BatchNorm2d,
+    Chain,
     Conv2d,
     Dropout,
     Flatten,
@@ -23,6 +24,7 @@ from scratchnet.layers import (
     leaves,
 )
 from scratchnet.models import VGG, vgg11
+from scratchnet.plans import compile
 
 
 class Noise(Layer):
@@ -91,6 +93,52 @@ def test_a_layer_in_two_places_is_refused_whatever_is_asked(ask):
     net.layers.append(net[0])
     with pytest.raises(ValueError, match="one ReLU is both '0' and '1': make two"):
         getattr(net, ask)()
+
+
+class Held(Chain):
+    """A chain of what stands in an attribute of the user's choice."""
+
+    def __init__(self, held, listed):
+        super().__init__()
+        self.held, self.listed = held, (lambda: listed)
+
+    def chain(self):
+        return self.listed()
+
+
+@pytest.mark.parametrize("hold", [list, tuple, lambda layers: dict(zip("ab", layers, strict=True))])
+def test_layers_are_found_in_lists_tuples_and_dicts(hold):
+    layers = [Linear(2, 3), Dropout()]
+    net = Held(hold(layers), layers)
+    first, second = ("a", "b") if hold not in (list, tuple) else ("0", "1")
+    assert list(net.parameters()) == [f"held.{first}.weight", f"held.{first}.bias"]
+    assert [path for path, _ in leaves(assemble(net))] == [f"held.{first}", f"held.{second}"]
+    assert not net.eval().held[second if second == "b" else 1].training
+
+
+@pytest.mark.parametrize("use", [assemble, Layer.parameters, lambda net: compile(net, (4, 2), training=True)])
+def test_a_layer_of_a_chain_that_nothing_finds_is_refused(use):
+    with pytest.raises(ValueError, match=r"0 \(Held\): chain\(\) lists Linear\(.*, which is no attribute"):
+        use(Sequential(Held([[Linear(2, 2)]], [Linear(2, 2)])))
+
+
+@pytest.mark.parametrize("use", [assemble, leaves, lambda net: net.forward(np.zeros((1, 2), "float32"))])
+@pytest.mark.parametrize(
+    ("chain", "word"), [({"a": ReLU()}, "str"), ([("a", ReLU())], "tuple"), ([None], "NoneType")]
+)
+def test_a_chain_of_what_is_no_layer_is_refused(use, chain, word):
+    with pytest.raises(ValueError, match=rf"Held.chain\(\) must return layers, not {word}"):
+        use(Held(chain, chain))
+
+
+@pytest.mark.parametrize("hold", [list, tuple, lambda found: dict(enumerate(found))])
+def test_parameters_in_a_list_are_refused_since_nothing_would_learn_them(hold):
+    layer = Noise(0)
+    layer.scales = hold([Parameter([1.0])])
+    with pytest.raises(
+        ValueError, match=r"1 \(Noise\): scales holds Parameters, which are found only as attr"
+    ):
+        assemble(Sequential(ReLU(), layer))
 
 
 def test_generators_are_listed_by_path():
