@@ -70,26 +70,11 @@ class Persistent:
 
 
 def load(file: bytes | BinaryIO) -> Any:
-    """Return what a pickle holds, as plain data and inert records.
+    """Return what a pickle of protocols 2 to 5 holds, as plain data, ``Name``, ``Call`` and ``Persistent``.
 
-    Parameters
-    ----------
-    file : bytes or binary file
-        Read from its position up to the end of one pickle (protocols 2 to 5), and no further.
+    A file is read from its position up to the end of one pickle, and no further. Strings of Python 2 come as
+    bytes. What is damaged, or more than such a file needs, raises a PickleError.
 
-    Returns
-    -------
-    object
-        None, bool, int, float, str, bytes, list, tuple, dict, ``Name``, ``Call`` or ``Persistent``. Strings
-        of Python 2 come as bytes.
-
-    Raises
-    ------
-    PickleError
-        If it is damaged, or is more than such a file needs.
-
-    Examples
-    --------
     >>> import pickle
     >>> load(pickle.dumps({"a": [1, 2.5, "b"]}))
     {'a': [1, 2.5, 'b']}
@@ -254,9 +239,8 @@ def _put(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
         raise PickleError("it is damaged: a value is missing")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not isinstance(key, (str, bytes)) and not (isinstance(key, int) and abs(key) < MAX_KEY):
-            raise PickleError(
-                f"it has a dictionary key that is neither text nor a number: {type(key).__name__}"
-            )
+            kind = type(key).__name__
+            raise PickleError(f"it has a dictionary key that is neither text nor a number: {kind}")
         target[key] = value
     return target
 
@@ -264,8 +248,6 @@ def _put(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
 def calls(value: Any) -> Iterator[Name]:
     """Yield all that a pickle asks to be called, each object visited once, without recursion.
 
-    Examples
-    --------
     >>> import os, pickle
     >>> class Evil:
     ...     def __reduce__(self):
@@ -311,20 +293,10 @@ def to_bytes(value: Any) -> bytes:
 
 
 def to_array(value: Any) -> Array:
-    """Return an array of whole numbers that NumPy pickled, made from its bytes.
+    """Return a plain array of booleans or whole numbers that NumPy pickled, made from its bytes.
 
-    Parameters
-    ----------
-    value : Call
-        From ``load``.
+    Anything else, or one whose bytes are not all there, raises a PickleError.
 
-    Raises
-    ------
-    PickleError
-        If it is anything else than a plain array of booleans or whole numbers whose bytes are all there.
-
-    Examples
-    --------
     >>> import pickle
     >>> to_array(load(pickle.dumps(np.arange(6, dtype="uint8").reshape(2, 3))))
     array([[0, 1, 2],

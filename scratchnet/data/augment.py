@@ -36,8 +36,7 @@ class Normalisation:
     """
 
     def __init__(self, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray):
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if len(self.mean) != 3 or len(self.std) != 3:
             found = f"{len(self.mean)} and {len(self.std)}"
             raise ValueError(f"normalisation needs 3 means and 3 deviations, not {found}")
@@ -132,8 +131,7 @@ class Normalisation:
         elif out.shape != images.shape:
             raise ValueError(f"normalisation writes {images.shape}, but out has the shape {out.shape}")
         # (x / 255 - mean) / std = x * scale - shift. NumPy's inner loop runs over the last axis, and three
-        # numbers are too few for it; so the factors are repeated along a row of pixels, which is five times
-        # as fast.
+        # numbers are too few; so the factors are repeated along a row of pixels: five times as fast.
         height, width = images.shape[1:3]
         rows = (len(images) * height, width * 3)
         scale, shift = (np.tile(factor, width).astype(out.dtype) for factor in self.affine)  # (W*3,) each
