@@ -91,7 +91,7 @@ def test_nothing_is_held_twice_whether_weights_exist_already_or_not(monkeypatch)
     assert forecast(net, 4).total == before
 
 
-def test_a_batch_has_no_more_pictures_than_there_are():
+def test_a_batch_has_no_more_images_than_there_are():
     assert forecast(small(), 500, train=loader(48)).batch_size == 48
 
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_forecast_is_one_sentence(arguments, words):
         forecast(small(), **arguments)
 
 
-def test_a_network_that_does_not_know_its_pictures_has_to_be_told():
+def test_a_network_that_does_not_know_its_images_has_to_be_told():
     net = Sequential(Flatten(), Linear(4 * 4 * 3, 10))
     with pytest.raises(ValueError, match="image_size"):
         forecast(net, 8)
@@ -341,8 +341,8 @@ def test_a_dry_run_prints_the_table_and_stops_even_where_there_is_no_data(tmp_pa
 def test_a_batch_too_large_is_warned_of_and_tried_all_the_same(tmp_path, monkeypatch, capsys, limited):
     monkeypatch.chdir(tmp_path)
     limited(1e6)
-    pictures = data.shapes10(n_train=100, n_test=20)
-    monkeypatch.setattr(data, "shapes10", lambda: pictures)
+    images = data.shapes10(n_train=100, n_test=20)
+    monkeypatch.setattr(data, "shapes10", lambda: images)
     status, out, err = program(
         f"{TINY} --data shapes10 --subset 32 --validation 32 --epochs 1 --run-dir run", monkeypatch, capsys
     )

@@ -321,14 +321,14 @@ def test_auto_does_not_hide_damaged_data(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["auto", "cifar10"])
-def test_a_dry_run_downloads_nothing_and_takes_grey_pictures(name, monkeypatch, capsys):
+def test_a_dry_run_downloads_nothing_and_takes_grey_images(name, monkeypatch, capsys):
     def missing(folder, download=True):
         assert not download
         raise data.MissingDataError(f"{folder} has no CIFAR-10")
 
     monkeypatch.setattr(data, "cifar10", missing)
-    pictures = cli.load_data(name, "D", dry_run=True)
-    assert pictures.train_images.shape == (50_000, 32, 32, 3) and len(pictures.test_labels) == 10_000
+    drawn = cli.load_data(name, "D", dry_run=True)
+    assert drawn.train_images.shape == (50_000, 32, 32, 3) and len(drawn.test_labels) == 10_000
     assert "grey images" in capsys.readouterr().err
 
 
@@ -376,15 +376,15 @@ def test_the_status_is_what_main_returns(result, status):
     assert caught.value.code == status
 
 
-def test_the_demos_pictures_are_one_of_each_class(tmp_path):
+def test_the_demos_images_are_one_of_each_class(tmp_path):
     import numpy as np
     from PIL import Image
 
     images = np.zeros((4, 32, 32, 3), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None] * 50
-    pictures = SimpleNamespace(
+    drawn = SimpleNamespace(
         class_names=["cat", "dog"], test_images=images, test_labels=np.array([1, 1, 0, 0])
     )
-    write_images(tmp_path / "pictures", pictures)
+    write_images(tmp_path / "pictures", drawn)
     assert sorted(os.listdir(tmp_path / "pictures")) == ["cat.png", "dog.png"]
     with Image.open(tmp_path / "pictures" / "cat.png") as image:
         assert image.size == (256, 256) and image.getpixel((9, 9)) == (100, 100, 100)

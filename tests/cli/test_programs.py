@@ -36,15 +36,15 @@ LOG = [
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return data.shapes10(n_train=300, n_test=50)
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys, pictures):
+def program(tmp_path, monkeypatch, capsys, images):
     """Run a program in this process, in an empty folder: ``program("evaluate.py MODEL cat.png")``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "shapes10", lambda: pictures)
+    monkeypatch.setattr(data, "shapes10", lambda: images)
 
     def call(text):
         name, *arguments = text.split()
@@ -137,7 +137,7 @@ def test_a_run_goes_on_and_may_become_longer(program):
     assert json.loads(Path("run/config.json").read_text())["options"]["epochs"] == 2
 
 
-def test_the_demo_trains_saves_and_leaves_pictures_to_name(program):
+def test_the_demo_trains_saves_and_leaves_images_to_name(program):
     small = "--width 0.0625 --classifier-width 16 --epochs 1 --subset 64 --backend numpy"
     for _ in range(2):  # it may be run again
         result = program(f"train_cifar.py --demo {small}")
@@ -261,8 +261,8 @@ def files(tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
     Image.fromarray(rng.integers(0, 255, (20, 9), dtype=np.uint8)).save(tmp_path / "grey.png")
-    picture = (tmp_path / "cat.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(picture[: len(picture) // 2])
+    image = (tmp_path / "cat.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(image[: len(image) // 2])
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_text("")
     (tmp_path / "folder").mkdir()
@@ -336,7 +336,7 @@ def test_an_image_that_is_none_is_named_and_the_others_are_classified(program, f
     assert len(result.out.splitlines()) == 2 and set(result.out.split()) <= CLASSES
 
 
-def test_evaluate_names_the_pictures_of_a_folder_and_which_is_which(program, files):
+def test_evaluate_names_the_images_of_a_folder_and_which_is_which(program, files):
     one_by_one = program("evaluate.py model cat.png grey.png --top 3").out.splitlines()
     for k in range(70):  # more than go through the network at a time
         Path("folder", f"{k:03}.png").write_bytes(Path("grey.png" if k % 2 else "cat.png").read_bytes())
@@ -350,7 +350,7 @@ def test_evaluate_names_the_pictures_of_a_folder_and_which_is_which(program, fil
     assert lines[-1] == f"{Path('folder', '069.png')}: {one_by_one[1]}"
 
 
-def test_evaluate_names_pictures_by_a_model_in_float64(program, files):
+def test_evaluate_names_images_by_a_model_in_float64(program, files):
     net = checkpoint.load("model")
     double = VGG(**net.settings(), dtype="float64")
     checkpoint.load_weights("model", double)
@@ -381,7 +381,7 @@ def test_evaluate_spells_out_names_that_the_output_cannot_hold(files):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are text there")
-def test_evaluate_names_pictures_whose_names_are_no_text(files):
+def test_evaluate_names_images_whose_names_are_no_text(files):
     (files / "folder" / "paper.pdf").write_text("Pillow writes PDF, and does not read it")
     (files / "folder" / "sub.png").mkdir()
     with open(os.fsencode(files) + b"/folder/caf\xe9.png", "wb") as file:
@@ -414,19 +414,19 @@ def test_evaluate_refuses_options_that_do_not_fit(program, files, text, sentence
 # Measuring
 
 
-def test_evaluate_prints_accuracy_and_a_confusion_matrix(program, trained, pictures):
+def test_evaluate_prints_accuracy_and_a_confusion_matrix(program, trained, images):
     result = program(f"evaluate.py {trained.run}/best.safetensors --data shapes10 --backend numpy")
     first, titles, *rows = result.out.splitlines()
     accuracy = re.fullmatch(r"Accuracy: (0\.\d{4}) \(shapes10, 50 official test images\)", first)
-    assert titles.split() == ["right", "\\", "named", *pictures.class_names, "accuracy"]
+    assert titles.split() == ["right", "\\", "named", *images.class_names, "accuracy"]
     counts = np.array([[int(cell) for cell in row.split()[1:11]] for row in rows])
     assert counts.sum() == 50 and counts.trace() / 50 == pytest.approx(float(accuracy[1]))
     assert result.err == f"Device: {backend.get('numpy')}\n"
 
 
-def test_evaluate_notes_that_a_model_was_trained_on_other_pictures(program, pictures):
+def test_evaluate_notes_that_a_model_was_trained_on_other_images(program, images):
     net = vgg11(10, 32, width=0.0625, classifier_width=16)
-    checkpoint.save("model", net, class_names=pictures.class_names, data="CIFAR-10")
+    checkpoint.save("model", net, class_names=images.class_names, data="CIFAR-10")
     result = program("evaluate.py model --data shapes10")
     assert result.status == 0
     assert result.err.splitlines()[1] == "evaluate.py: note: trained on CIFAR-10, measured on shapes10"

@@ -15,7 +15,7 @@ NORMALISATION = Normalisation((0.2,) * 3, (0.2,) * 3)
 FILES = {"best.safetensors", "config.json", "last.safetensors", "log.csv", "state.safetensors"}
 
 
-def pictures(n, seed):
+def labelled_images(n, seed):
     """Ten classes that a small network tells apart at once: each its own colour and place, and noise."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % 10)
@@ -34,8 +34,8 @@ def prepare(
     net = vgg11(10, 32, seed=seed, **size | settings)
     how = {"normalisation": NORMALISATION, "seed": seed}
     augmentation = Augmentation.named("none" if calm else "crop-flip-cutout8")
-    train = Loader(*pictures(n, 1), 16, shuffle=True, augmentation=augmentation, **how)
-    validation = Loader(*pictures(20, 2), 16, shuffle=False, **how)
+    train = Loader(*labelled_images(n, 1), 16, shuffle=True, augmentation=augmentation, **how)
+    validation = Loader(*labelled_images(20, 2), 16, shuffle=False, **how)
     optimizer = SGD(net.parameters(), lr, momentum, weight_decay=1e-3)
     schedule = schedule or Cosine(lr, steps=4 * len(train), warmup=2)
     header = {"data": "stripes", "class_names": [f"stripe {k}" for k in range(10)]}

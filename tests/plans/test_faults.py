@@ -36,7 +36,7 @@ def test_fault_a_wrong_border(monkeypatch):
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_fault_something_beyond_the_picture(monkeypatch, images):
+def test_fault_something_beyond_the_image(monkeypatch, images):
     from scratchnet.plans.cpu import padding
 
     assert not sees(network_for_faults, (images, 10, 10, 3))

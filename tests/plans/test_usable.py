@@ -88,7 +88,7 @@ def test_plans_of_one_network_take_turns(images):
     x, y = batch(4, 32, 32, 3), batch(images, 32, 32, 3)[::-1].copy()
     one = plans.compile(net, x.shape)
     calls = [(one, x), (one if images == 4 else plans.compile(net, y.shape), y)]
-    expected = [plan.forward(pictures) for plan, pictures in calls]
+    expected = [plan.forward(inputs) for plan, inputs in calls]
     got = [[], []]
 
     def work(k):

@@ -16,8 +16,8 @@ from scratchnet.training import device as epochs_on_device
 from scratchnet.training.device import DeviceEpochs
 from tests.fakes import cuda_runtime
 
-PICTURES = shapes10(n_train=24, n_test=10)
-MIDDLES = [images[:, 12:20, 12:20] for images in (PICTURES.train_images, PICTURES.test_images)]
+IMAGES = shapes10(n_train=24, n_test=10)
+MIDDLES = [images[:, 12:20, 12:20] for images in (IMAGES.train_images, IMAGES.test_images)]
 
 
 def network(dropout=0.0, side=8):
@@ -27,12 +27,12 @@ def network(dropout=0.0, side=8):
 
 
 def loaders(image_size=None, labels=None, batch_size=10):
-    images, labels = MIDDLES[0], PICTURES.train_labels if labels is None else labels
+    images, labels = MIDDLES[0], IMAGES.train_labels if labels is None else labels
     how = {"normalisation": Normalisation.of(images), "image_size": image_size, "seed": 1}
     train = Loader(
         images, labels, batch_size, shuffle=True, augmentation=Augmentation.named("crop1-flip"), **how
     )
-    return train, Loader(MIDDLES[1], PICTURES.test_labels, 10, shuffle=False, **how)
+    return train, Loader(MIDDLES[1], IMAGES.test_labels, 10, shuffle=False, **how)
 
 
 def trainer(
@@ -79,7 +79,7 @@ def test_cuda_epochs_resume_bit_for_bit_with_dropout(device, tmp_path):
         assert len(list(csv.DictReader(file))) == 2
 
 
-def test_cuda_epochs_take_pictures_from_the_loader_where_the_gpu_cannot_prepare_them(device, monkeypatch):
+def test_cuda_epochs_take_images_from_the_loader_where_the_gpu_cannot_prepare_them(device, monkeypatch):
     resident = fitted(device, epochs=1)
     monkeypatch.setattr(epochs_on_device, "RESIDENT_BYTES", 1000)
     uploaded = fitted(device, epochs=1)

@@ -12,7 +12,7 @@ from scratchnet.training import (
     predict,
 )
 from scratchnet.training.evaluation import confusion_table, views_of
-from tests.fakes.runs import NORMALISATION, pictures, prepare
+from tests.fakes.runs import NORMALISATION, labelled_images, prepare
 
 # Evaluation
 
@@ -37,7 +37,7 @@ def test_evaluation_changes_nothing_and_does_not_depend_on_the_batch_size():
     result = evaluate(trainer.net, trainer.validation)
     again = evaluate(
         trainer.net,
-        Loader(*pictures(20, 2), 7, shuffle=False, normalisation=NORMALISATION),
+        Loader(*labelled_images(20, 2), 7, shuffle=False, normalisation=NORMALISATION),
     )
     assert all((before[name] == array).all() for name, array in trainer.net.buffers().items())
     assert (result.predictions == again.predictions).all()
@@ -46,7 +46,7 @@ def test_evaluation_changes_nothing_and_does_not_depend_on_the_batch_size():
     assert (result.labels == trainer.validation.labels).all()
 
 
-def test_the_ten_views_are_the_picture_and_four_shifts_of_a_32nd_each_with_its_mirror_image():
+def test_the_ten_views_are_the_image_and_four_shifts_of_a_32nd_each_with_its_mirror_image():
     x = np.random.default_rng(0).normal(size=(2, 64, 48, 3))
     found = list(views_of(x))
     assert len(found) == 10 and found[0] is x
@@ -79,12 +79,12 @@ def test_another_number_of_views_is_refused():
     with pytest.raises(ValueError, match="views must be one of 1, 2, 10, not 3"):
         predict(net, np.zeros((1, 32, 32, 3), "float32"), views=3)
     with pytest.raises(ValueError, match="views must be one of 1, 2, 10, not 0"):
-        evaluate(net, Loader(*pictures(20, 2), 16, shuffle=False), views=0)
+        evaluate(net, Loader(*labelled_images(20, 2), 16, shuffle=False), views=0)
 
 
 def test_evaluation_of_no_images_is_refused():
     with pytest.raises(ValueError, match="there are no images to evaluate on"):
-        evaluate(prepare().net, Loader(*pictures(20, 2), 16, shuffle=False, indices=[]))
+        evaluate(prepare().net, Loader(*labelled_images(20, 2), 16, shuffle=False, indices=[]))
 
 
 def test_probabilities_add_up_to_one():

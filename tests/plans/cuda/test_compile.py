@@ -129,13 +129,13 @@ def test_packs_are_moved_whole(nvrtc, name):
 
 def test_nvrtc_refuses_what_is_wrong(nvrtc):
     """Otherwise the tests above would prove nothing."""
-    text = compiling.source("conv").replace("image[", "picture[")
+    text = compiling.source("conv").replace("image[", "missing[")
     program = nvrtc.createProgram(text, "conv.cu", (), ())
     with pytest.raises(nvrtc.NVRTCError):
         nvrtc.compileProgram(program, ("-arch=sm_90", *compiling.OPTIONS))
     log = nvrtc.getProgramLog(program)
     line = next(i for i, line in enumerate(original("conv"), 1) if "image[" in line)
-    assert f"conv.cu({line}): error" in log and "picture" in log
+    assert f"conv.cu({line}): error" in log and "missing" in log
 
 
 def original(name):
