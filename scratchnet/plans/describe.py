@@ -18,16 +18,10 @@ TITLES = [
 
 @dataclass
 class Clock:
-    """How long the phases of each group took, in seconds, since the last ``reset``.
+    """How long the phases of each group took, in seconds, since the last ``reset``."""
 
-    Attributes
-    ----------
-    seconds : dict from (group, pass, phase) to float
-    runs : dict from pass ("forward" or "backward") to int
-    """
-
-    seconds: dict[tuple[int, str, str], float] = field(default_factory=dict)
-    runs: dict[str, int] = field(default_factory=dict)
+    seconds: dict[tuple[int, str, str], float] = field(default_factory=dict)  # by group, pass, phase
+    runs: dict[str, int] = field(default_factory=dict)  # by pass, "forward" or "backward"
 
     def reset(self) -> None:
         """Forget everything, as after a change of the machine's load."""
@@ -89,32 +83,23 @@ def describe(plan: Any, buffers: bool = False) -> str:
 
 
 def fallback_warning(groups: list[Group], fallbacks: list[bool]) -> str:
-    """Return what to warn of: layers that run by their own passes, with their share; "" if there are none.
-
-    Parameters
-    ----------
-    groups : list of Group
-    fallbacks : list of bool
-        Which groups have no kernel.
-    """
+    """Return what to warn of: layers that run by their own passes, with their share; "" if there are none."""
     slow = [g for g, fallback in zip(groups, fallbacks, strict=True) if fallback]
     if not slow:
         return ""
     total = sum(g.multiply_adds for g in groups)
-    named = ", ".join(f"{g.main.label} with {_share(g, total, len(slow) == len(groups))}" for g in slow)
+
+    def share(g: Group) -> str:  # as far as its layer tells
+        if g.multiply_adds:
+            return f"{g.multiply_adds / total:.1%}"
+        if len(slow) == len(groups):
+            return "100.0%"
+        silent = type(g.main).multiply_adds is Layer.multiply_adds and g.main.parameters()
+        return "an unknown share" if silent else "0.0%"
+
+    named = ", ".join(f"{g.main.label} with {share(g)}" for g in slow)
     return (
         f"no kernel is registered for these layers, which run by their own forward and backward: {named} of "
         "the network's multiply-adds. A composite is planned if it defines chain(), and plans.register() "
         "teaches plans a layer"
     )
-
-
-def _share(group: Group, total: int, alone: bool) -> str:
-    """Return a layer's share of the network's multiply-adds, as far as it tells."""
-    layer = group.main
-    if group.multiply_adds:
-        return f"{group.multiply_adds / total:.1%}"
-    if alone:
-        return "100.0%"
-    silent = type(layer).multiply_adds is Layer.multiply_adds and layer.parameters()
-    return "an unknown share" if silent else "0.0%"

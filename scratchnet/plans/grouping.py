@@ -18,24 +18,7 @@ from scratchnet.plans.registry import is_known, kernels_for
 
 
 def group(net: Layer, input_shape: tuple[int, ...], device: str = "cpu") -> list[Group]:
-    """Divide a network into groups.
-
-    Parameters
-    ----------
-    net : Layer
-    input_shape : tuple of int
-        Of the batch, (N, H, W, C).
-    device : {"cpu", "cuda", ""}
-        Whose kernels will compute them; "" for none.
-
-    Returns
-    -------
-    list of Group
-
-    Raises
-    ------
-    ValueError
-        If a layer does not fit the shape that reaches it.
+    """Divide a network into groups, for the kernels of a device ("cpu" or "cuda"; "" for none).
 
     Examples
     --------
@@ -83,26 +66,22 @@ def group(net: Layer, input_shape: tuple[int, ...], device: str = "cpu") -> list
 
 
 def shapes_along(chain: list[tuple[str, Layer]], input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes before the first layer, between layers, and after the last one.
+    """Return the shapes before the first layer, between layers, and after the last one; or raise ValueError.
 
-    Parameters
-    ----------
-    chain : list of (path, Layer)
-        From ``layers.leaves``.
-    input_shape : tuple of int
-
-    Raises
-    ------
-    ValueError
-        If a layer does not fit the shape that reaches it. Where a layer before it has no ``output_shape`` of
-        its own, that one is to blame: its output was taken to be shaped as its input.
+    Where a layer does not fit, and one before it has no ``output_shape`` of its own, that one is to blame:
+    its output was taken to be shaped as its input.
     """
     shapes = [tuple(input_shape)]
     for k, (_, layer) in enumerate(chain):
         try:
             after = tuple(layer.output_shape(shapes[-1]))
         except ValueError as error:
-            silent = [other for _, other in chain[:k] if _has_no_output_shape(other)]
+            # Those that do not say what becomes of a shape, and are of no class that plans know.
+            silent = [
+                other
+                for _, other in chain[:k]
+                if type(other).output_shape is Layer.output_shape and not is_known(other)
+            ]
             if not silent:
                 raise
             name = type(silent[-1]).__name__
@@ -116,8 +95,3 @@ def shapes_along(chain: list[tuple[str, Layer]], input_shape: tuple[int, ...]) -
             )
         shapes.append(after)
     return shapes
-
-
-def _has_no_output_shape(layer: Layer) -> bool:
-    """Tell whether nobody has said what becomes of a shape: neither the layer nor one that plans know."""
-    return type(layer).output_shape is Layer.output_shape and not is_known(layer)

@@ -16,15 +16,7 @@ ROLES = "norm", "activation", "pool", "dropout"  # what a group may take along, 
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What all kernels of a plan have in common.
-
-    Attributes
-    ----------
-    training : bool
-    dtype : numpy.dtype
-    algorithm : str
-        As it was given to ``compile``.
-    """
+    """What all kernels of a plan have in common; ``algorithm`` is as it was given to ``compile``."""
 
     training: bool
     dtype: np.dtype[Any]
@@ -33,36 +25,19 @@ class PlanContext:
 
 @dataclass
 class Group:
-    """Layers that are computed together.
+    """Layers that are computed together."""
 
-    Attributes
-    ----------
-    main : Layer
-        The first of them.
-    layers : list of Layer
-        All of them, in order.
-    paths : list of str
-        Where they stand in the network.
-    input_shape, output_shape : tuple of int
-    kernels : tuple of kernel classes
-        What is registered for the main layer; if there is none, it runs by its own forward and backward.
-    norm, activation, pool, dropout : Layer or None
-        What was taken along; ``activation`` may be the main layer.
-    activation_kernel : kernel class or None
-        What computes the activation.
-    """
-
-    main: Layer
-    layers: list[Layer]
-    paths: list[str]
+    main: Layer  # the first of them
+    layers: list[Layer]  # all of them, in order
+    paths: list[str]  # where they stand in the network
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    kernels: tuple[type[Registrable], ...] = ()
-    norm: Layer | None = None
-    activation: Layer | None = None
+    kernels: tuple[type[Registrable], ...] = ()  # registered for the main layer; if none, its own passes run
+    norm: Layer | None = None  # what was taken along
+    activation: Layer | None = None  # it may be the main layer
     pool: Layer | None = None
     dropout: Layer | None = None
-    activation_kernel: type[Any] | None = None
+    activation_kernel: type[Any] | None = None  # what computes the activation
 
     @property
     def name(self) -> str:
@@ -87,15 +62,9 @@ class Group:
 
 
 class Map:
-    """A feature map and, in training, its gradient.
+    """A feature map and, in training, its gradient; of ``shape`` as the layers see it.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        As the layers see it: (N, H, W, C), or (N, features).
-    dtype : dtype
-    source : Map, optional
-        The map whose memory this is, under another shape.
+    With a ``source`` it is that map's memory, under another shape.
     """
 
     layout = ""
@@ -115,8 +84,7 @@ class Map:
 
     def reserve(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
         """Ask for memory for the map."""
-        shape = self.memory_shape()
-        self.buffers["data"] = arena.reserve(name, shape, self.dtype, first_use, last_use)
+        self.buffers["data"] = arena.reserve(name, self.memory_shape(), self.dtype, first_use, last_use)
 
     def reserve_grad(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
         """Ask for memory for its gradient."""
@@ -151,21 +119,11 @@ class Map:
 
 
 class Registrable:
-    """What can be registered for a class of layers: it says which groups it computes, and makes the kernel.
+    """What can be registered for a class of layers: it says which groups it computes, and makes kernels."""
 
-    Attributes
-    ----------
-    algorithm : str
-        Its name, for ``compile(algorithm=...)`` and ``describe``.
-    takes : tuple of str
-        Which of ROLES it computes along with its layer, where they follow it.
-    role : str
-        Which of ROLES its own layer has in a group that takes it along.
-    """
-
-    algorithm: str = ""
-    takes: ClassVar[tuple[str, ...]] = ()
-    role: ClassVar[str] = ""
+    algorithm: str = ""  # its name, for ``compile(algorithm=...)`` and ``describe``
+    takes: ClassVar[tuple[str, ...]] = ()  # which ROLES it computes along with its layer, if they follow it
+    role: ClassVar[str] = ""  # which of ROLES its own layer has in a group that takes it along
     is_view: ClassVar[bool] = False  # whether its output is its input, under another shape
 
     @classmethod
@@ -195,18 +153,9 @@ class Registrable:
 
 
 class Kernel(Registrable):
-    """One group of layers, on given maps.
+    """One group of layers, on given maps; ``first`` if below it nothing is trained: dx is rarely asked for.
 
     First ``reserve`` asks for memory; when it is there, the device's own methods follow.
-
-    Parameters
-    ----------
-    group : Group
-        The layers.
-    input, output : Map
-    context : PlanContext
-    first : bool
-        Whether the gradient of its input is rarely asked for: below it nothing is trained.
     """
 
     keeps_output = False  # whether backward needs the output map, too

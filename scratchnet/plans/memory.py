@@ -104,25 +104,15 @@ class Arena:
 
 
 class Workspace:
-    """The block of memory that all plans of one network share.
-
-    Attributes
-    ----------
-    block : array of bytes
-    owner : int
-        The number of the forward pass that wrote into it last: only that one can be followed by its backward.
-    lock : RLock
-        Held by the plan that runs.
-    """
+    """The block of memory that all plans of one network share."""
 
     _passes = count(1)
-
     _of_network: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
         self.block: Array = np.empty(0, np.uint8)
-        self.owner = 0
-        self.lock = RLock()
+        self.owner = 0  # the forward pass that wrote into it last: only its backward may follow
+        self.lock = RLock()  # held by the plan that runs
 
     @classmethod
     def of(cls, network: Any) -> Workspace:

@@ -67,15 +67,14 @@ class Plan:
         self.net, self.input_shape, self.training = net, shape, bool(training)
         self.precision, self.algorithm = precision, algorithm
         self._remember()
+        mode, call = ("training", "train") if self.training else ("evaluation", "eval")
         for _, layer in self._layers:
             if layer.training != self.training:
-                word = "training" if self.training else "evaluation"
                 raise ValueError(
-                    f"{layer.label} is not in {word} mode, the plan is to be: call "
-                    f"net.{'train' if self.training else 'eval'}() first, or compile with training="
-                    f"{not self.training}"
+                    f"{layer.label} is not in {mode} mode, the plan is to be: call net.{call}() first, or "
+                    f"compile with training={not self.training}"
                 )
-        self.dtype = np.dtype(net_dtype(net))
+        self.dtype = np.dtype(self._parameters[0].dtype if self._parameters else net.dtype)
         self.groups = self._group()
         self.output_shape = self.groups[-1].output_shape
         learning = [i for i, g in enumerate(self.groups) if g.learns]
@@ -120,15 +119,10 @@ class Plan:
             if map.is_view:
                 continue
             # A view of the map may stand between it and the group that reads it.
-            reader = i
-            while reader < G and self.kernels[reader].is_view:
-                reader += 1
-            last = min(reader, G - 1)
+            last = next((k for k in range(i, G) if not self.kernels[k].is_view), G - 1)
             first_use = max(0, i - 1)
-            last_use = last
-            if self.training:
-                last_use = back(first_use if self.kernels[first_use].keeps_output else min(i, G - 1))
-            map.reserve(self.arena, f"map {i}", first_use, last_use)
+            until = back(first_use if self.kernels[first_use].keeps_output else min(i, G - 1))
+            map.reserve(self.arena, f"map {i}", first_use, until if self.training else last)
             if self.training:
                 map.reserve_grad(self.arena, f"gradient {i}", back(last), back(first_use))
         self.scratch: list[list[Buffer]] = []  # of each kernel
@@ -222,36 +216,30 @@ class Plan:
             raise RuntimeError("this plan is for inference: compile one with training=True")
         self._check_current()
         with self.workspace.lock:
-            return self._backward_of_last(dy, need_input_gradient)
-
-    def _backward_of_last(self, dy: Array, need_input_gradient: bool) -> Array | None:
-        if not self._last_forward:
-            raise RuntimeError(
-                "backward without a forward before it: call forward first, once for each backward"
-            )
-        if self.workspace.owner != self._last_forward:
-            raise RuntimeError(
-                "another plan of this network has run since this one's forward, in the same memory, or a "
-                "larger one was compiled: call forward again, directly before backward"
-            )
-        if tuple(getattr(dy, "shape", ())) != self.output_shape:
-            raise ValueError(
-                f"the output was {self.output_shape}, its gradient is "
-                f"{getattr(dy, 'shape', type(dy).__name__)}"
-            )
-        self._last_forward = 0
-        if self.lowest == len(self.groups) and not need_input_gradient:
-            return None  # nothing learns
-        if self._buffer is not None:
-            self._buffer.allocate_grad()
-        dx = self._run_backward(dy, need_input_gradient)
-        self.clock.count("backward")
-        for g, kernel in zip(self.groups, self.kernels, strict=True):
-            if not isinstance(kernel, Fallback):
-                for layer in g.layers:
+            if not self._last_forward:
+                raise RuntimeError(
+                    "backward without a forward before it: call forward first, once for each backward"
+                )
+            if self.workspace.owner != self._last_forward:
+                raise RuntimeError(
+                    "another plan of this network has run since this one's forward, in the same memory, or a "
+                    "larger one was compiled: call forward again, directly before backward"
+                )
+            if tuple(getattr(dy, "shape", ())) != self.output_shape:
+                given = getattr(dy, "shape", type(dy).__name__)
+                raise ValueError(f"the output was {self.output_shape}, its gradient is {given}")
+            self._last_forward = 0
+            if self.lowest == len(self.groups) and not need_input_gradient:
+                return None  # nothing learns
+            if self._buffer is not None:
+                self._buffer.allocate_grad()
+            dx = self._run_backward(dy, need_input_gradient)
+            self.clock.count("backward")
+            for kernel in self.kernels:
+                for layer in kernel.group.layers if not isinstance(kernel, Fallback) else ():
                     for parameter in layer.parameters().values():
                         parameter.has_grad = parameter.trainable
-        return dx
+            return dx
 
     def refresh(self) -> None:
         """Derive everything again that follows from the parameters.
@@ -291,21 +279,20 @@ class Plan:
 
     def _check_current(self) -> None:
         """Raise if this plan is stale."""
-        now = leaves(self.net)
+        now = [layer for _, layer in leaves(self.net)]
         reason = ""
-        if len(now) != len(self._layers) or any(
-            a is not b for (_, a), (_, b) in zip(now, self._layers, strict=True)
-        ):
+        if [id(layer) for layer in now] != [id(layer) for _, layer in self._layers]:
             reason = "its layers have changed"
-        elif any(layer.training != self.training for _, layer in now):
+        elif any(layer.training != self.training for layer in now):
             reason = f"it is no longer in {'training' if self.training else 'evaluation'} mode"
-        elif (settings := [_settings(layer) for _, layer in now]) != self._settings:
-            k = next(k for k, own in enumerate(settings) if own != self._settings[k])
-            reason = f"{now[k][1].label} has other settings"
+        elif other := [
+            layer for layer, old in zip(now, self._settings, strict=True) if _settings(layer) != old
+        ]:
+            reason = f"{other[0].label} has other settings"
         elif self._buffer is not None and (
             self._buffer.data is not self._values
             or any(p.buffer is not self._buffer for p in self._parameters)
-            or [p for _, layer in now for p in _own_parameters(layer)] != self._of_layers
+            or [p for layer in now for p in _own_parameters(layer)] != self._of_layers
         ):
             reason = "its parameters have moved"
         if reason:
@@ -343,12 +330,6 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({type(self.net).__name__}, {self.input_shape}, training={self.training})"
-
-
-def net_dtype(net: Layer) -> Any:
-    """Return the element type that a network computes in."""
-    parameters = net.parameters()
-    return next(iter(parameters.values())).dtype if parameters else net.dtype
 
 
 def _settings(layer: Layer) -> tuple[Any, ...]:

@@ -59,13 +59,7 @@ def register(
 def kernels_for(layer: Layer, device: str) -> tuple[type[Registrable], ...]:
     """Return what was registered for a layer's class, or else the nearest class that it derives from.
 
-    None where a subclass or the object itself changes a pass.
-
-    Parameters
-    ----------
-    layer : Layer
-    device : {"cpu", "cuda", ""}
-        "" for none: then no layer has a kernel.
+    None where a subclass or the object itself changes a pass, or where ``device`` is "".
     """
     registered = _registered.get(device, {})
     kind = next((kind for kind in type(layer).__mro__ if kind in registered), None)
@@ -90,22 +84,7 @@ def algorithms(device: str) -> list[str]:
 def kernel_for(groups: list[Group], i: int, context: PlanContext) -> type[Registrable] | None:
     """Return what computes group i: by the context's algorithm where it can, otherwise what suits best.
 
-    Parameters
-    ----------
-    groups : list of Group
-        All of the plan's.
-    i : int
-    context : PlanContext
-
-    Returns
-    -------
-    type or None
-        None if the group is a layer that has to run by its own passes.
-
-    Raises
-    ------
-    ValueError
-        If the group has several layers, and no kernel supports it.
+    None if it is a layer that has to run by its own passes. A group of several layers needs a kernel.
     """
     group = groups[i]
     taken = {role for role in ROLES if getattr(group, role) not in (None, group.main)}

@@ -41,34 +41,17 @@ SMALL = 1_000_000  # the largest M * N * K that OpenBLAS's kernels for small mat
 
 
 class BlockShape(NamedTuple):
-    """How a product is cut into blocks.
+    """How a product is cut into blocks."""
 
-    Attributes
-    ----------
-    limit : int
-        The largest M * N * K of a block; 0 for one whole product.
-    columns : int
-        Of a block, at most.
-    """
-
-    limit: int
-    columns: int = COLUMNS
+    limit: int  # the largest M * N * K of a block; 0 for one whole product
+    columns: int = COLUMNS  # of a block, at most
 
 
 WHOLE = BlockShape(0)
 
 
 def product(do: Calls, a: np.ndarray, b: np.ndarray, out: np.ndarray, block_shape: BlockShape) -> None:
-    """Record out = a @ b.
-
-    Parameters
-    ----------
-    do : Calls
-    a : array (..., M, K)
-    b : array (..., K, N)
-    out : array (..., M, N)
-        They may be stacks of matrices, all with the same leading axes.
-    block_shape : BlockShape
+    """Record out (..., M, N) = a (..., M, K) @ b (..., K, N), of matrices or stacks of them.
 
     Examples
     --------
@@ -137,15 +120,7 @@ def long_product(
 
         out (M, N) = sum over K/k blocks of   a[:, rows] (M, k)   b[rows] (k, N), by n columns at a time
 
-    Parameters
-    ----------
-    do : Calls
-    a : array (M, K)
-    b : array (K, N)
-    out : array (M, N)
-    scratch : array (K/k * M * N,), or more
-    block : (k, n)
-        From ``long_block``.
+    ``scratch`` has K/k * M * N numbers, or more, and ``block``, (k, n), comes from ``long_block``.
     """
     (M, K), N, (k, n) = a.shape, b.shape[1], block
     p, q = K // k, N // n
@@ -190,17 +165,10 @@ def _split(x: np.ndarray, axis: int, block: int) -> np.ndarray:
 
 
 def small_matmul(do: Calls, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    """Record out[..., i, :] = sum over k of matrix[i, k] * x[..., k, :], for a tiny matrix and long vectors.
+    """Record out (..., M, L) = matrix (M, K) @ x (..., K, L), for a tiny matrix and long vectors.
 
     As a matrix product it makes four to six billion numbers a second on one core, many times as many as one
     addition after the other, and in a single call. Vectors are cut where M * K * L would exceed SMALL.
-
-    Parameters
-    ----------
-    do : Calls
-    matrix : array (M, K)
-    x : array (..., K, L)
-    out : array (..., M, L)
 
     Examples
     --------

@@ -44,8 +44,8 @@ class ByImages(Kernel):
         if not isinstance(self.output, Plain):
             self._scratch["y"] = self.per_worker(arena, "y", self.block_shape, forward)
             if backward is not None:
-                self._scratch["y again"] = self.per_worker(arena, "y", self.block_shape, backward)
-                self._scratch["dy"] = self.per_worker(arena, "dy", self.block_shape, backward)
+                for name in ("y again", "dy"):
+                    self._scratch[name] = self.per_worker(arena, name, self.block_shape, backward)
         self.reserve_mask(arena, backward)
 
     def record_images(self, calls: Calls, images: Images) -> None:

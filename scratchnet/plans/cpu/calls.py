@@ -78,21 +78,11 @@ class Calls(list[Any]):
 
 @dataclass
 class Phase:
-    """Work for all workers between two barriers.
+    """Work for all workers between two barriers."""
 
-    Attributes
-    ----------
-    name : str
-        What it does, for ``describe()``.
-    workers : list of Calls
-        What each worker runs.
-    for_input_gradient : bool
-        Whether it is only needed for the gradient with respect to the network's input.
-    """
-
-    name: str
-    workers: list[Calls]
-    for_input_gradient: bool = False
+    name: str  # what it does, for ``describe()``
+    workers: list[Calls]  # what each runs
+    for_input_gradient: bool = False  # whether only the gradient of the network's input needs it
 
     @classmethod
     def new(cls, name: str, workers: int, **settings: Any) -> Phase:
@@ -123,8 +113,6 @@ def cache_sized(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:
 
     Examples
     --------
-    >>> [block.shape for block, in cache_sized(np.zeros((3, 20000)))]
-    [(3, 20000)]
     >>> [block.shape for block, in cache_sized(np.zeros((2, 50000)))]
     [(1, 50000), (1, 50000)]
     >>> [block.shape for block, in cache_sized(np.zeros((1, 100000)))]

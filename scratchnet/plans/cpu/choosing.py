@@ -49,16 +49,9 @@ def layouts(kernels: Sequence[Any]) -> list[str]:
 def images_per_chunk(N: int, width: int, channels: int, workers: int) -> list[range]:
     """Divide a batch into chunks: so many images that a vector of the first large map has VECTOR numbers.
 
-    At the later levels of VGG, where maps are half as wide and have twice the channels, vectors stay as long.
-
-    Parameters
-    ----------
-    N : int
-        Images in the batch.
-    width, channels : int
-        Of the first map that comes in tiles.
-    workers : int
-        Each gets as many chunks as the others, if there are enough images.
+    That is the first map that comes in tiles, of this width and so many channels. At the later levels of VGG,
+    where maps are half as wide and have twice the channels, vectors stay as long. Each worker gets as many
+    chunks as the others, if there are enough images.
 
     Examples
     --------

@@ -38,25 +38,13 @@ from scratchnet.plans.memory import ALIGNMENT, Arena
 
 @dataclass(frozen=True)
 class Region:
-    """Which pixels of a map are computed at a time.
+    """Which pixels of a map are computed at a time."""
 
-    Attributes
-    ----------
-    form : {"tiles", "plain", "pixels"}
-    images : range
-    shape : tuple of int
-        The four axes.
-    row : int
-        The first row: of tiles for tiles, of pixels for plain.
-    tiles : int
-        For tiles, TW.
-    """
-
-    form: str
+    form: str  # "tiles", "plain" or "pixels"
     images: range
-    shape: tuple[int, int, int, int]
-    row: int = 0
-    tiles: int = 1
+    shape: tuple[int, int, int, int]  # the four axes
+    row: int = 0  # the first: of tiles for tiles, of pixels for plain
+    tiles: int = 1  # for tiles, TW
 
     @property
     def size(self) -> int:
@@ -111,14 +99,9 @@ class RegionMasks:
 
 
 class Epilogue:
-    """Pooling, bias, activation and storing of a kernel's output, and back.
+    """Pooling, bias, activation and storing of a kernel's output, and back, as far as its group has them.
 
-    Parameters
-    ----------
-    kernel : Kernel
-        Its group says whether there is an activation and a pooling.
-    bias : array, optional
-        What to add to the last axis of a region, or to as much of it as a region has.
+    The bias is added to the last axis of a region, as much of it as that has.
     """
 
     def __init__(self, kernel: Kernel, bias: np.ndarray | None = None):
@@ -131,21 +114,17 @@ class Epilogue:
         """Ask for scratch, and for the masks, which live until the backward pass."""
         if not self.pool:
             return
-        for step in (forward,) if backward is None else (forward, backward):
-            sides = max(prod(region.sides) for region in regions)
-            pooled = max(prod(region.pooled) for region in regions)
-            scratch = (
-                self.kernel.per_worker(arena, "sides of windows", (sides,), step),
-                self.kernel.per_worker(arena, "pooled", (pooled,), step),
-            )
-            if step == forward:
-                self.forward_scratch = scratch
-            else:
-                self.backward_scratch = scratch
+        shapes = {"right": {r: r.sides for r in regions}, "lower": {r: r.pooled for r in regions}}
+        self.scratch = [  # of the forward pass, then of the backward pass: sides of windows, and pooled ones
+            [
+                self.kernel.per_worker(arena, name, (max(map(prod, of.values())),), step)
+                for name, of in shapes.items()
+            ]
+            for step in (forward, backward)
+            if step is not None
+        ]
         if backward is not None:
-            shapes = {r: r.sides for r in regions}, {r: r.pooled for r in regions}
-            self.right = RegionMasks(arena, "right", shapes[0], forward, backward)
-            self.lower = RegionMasks(arena, "lower", shapes[1], forward, backward)
+            self.right, self.lower = (RegionMasks(arena, *m, forward, backward) for m in shapes.items())
 
     def record_forward(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> None:
         """Record what becomes of a region ``y`` of the convolution's result; ``y`` is overwritten."""
@@ -164,7 +143,7 @@ class Epilogue:
 
     def record_backward(self, do: Calls, worker: int, region: Region, dy: np.ndarray) -> None:
         """Record the gradient ``dy`` with respect to the same region of the convolution's result."""
-        g = first_of(self.backward_scratch[1][worker], *region.pooled) if self.pool else dy
+        g = first_of(self.scratch[1][1][worker], *region.pooled) if self.pool else dy
         row, pixels = region.pixels(g)
         pairs = list(self.output.pairs(region.images, row, pixels, grad=True))
         if sum(in_region.size for _, in_region in pairs) < g.size:
@@ -174,8 +153,8 @@ class Epilogue:
             self._unpool(do, worker, region, g, dy)
 
     def _pool(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> np.ndarray:
-        sides = first_of(self.forward_scratch[0][worker], *region.sides)
-        pooled = first_of(self.forward_scratch[1][worker], *region.pooled)
+        sides = first_of(self.scratch[0][0][worker], *region.sides)
+        pooled = first_of(self.scratch[0][1][worker], *region.pooled)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         left, right = y[:, :rows, 0:columns:2], y[:, :rows, 1:columns:2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
@@ -189,7 +168,7 @@ class Epilogue:
 
     def _unpool(self, do: Calls, worker: int, region: Region, g: np.ndarray, dy: np.ndarray) -> None:
         assert self.right is not None and self.lower is not None
-        sides = first_of(self.backward_scratch[0][worker], *region.sides)
+        sides = first_of(self.scratch[1][0][worker], *region.sides)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
         do(np.multiply, g, self.lower[region], out=lower)

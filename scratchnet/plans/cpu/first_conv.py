@@ -42,20 +42,11 @@ MAX_FIRST_LAYER_CHANNELS = 4  # those of a photograph, and one more
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of one chunk, which one worker computes.
-
-    Attributes
-    ----------
-    chunk : int
-    rows : range
-        Of the output.
-    start : int
-        Where its shifted rows begin in the memory of all, counted in rows of one image.
-    """
+    """Some rows of one chunk, which one worker computes."""
 
     chunk: int
-    rows: range
-    start: int
+    rows: range  # of the output
+    start: int  # where its shifted rows begin in the memory of all, counted in rows of one image
 
 
 class FirstConv(Convolution):

@@ -19,18 +19,7 @@ from scratchnet.plans.cpu.calls import Calls
 
 
 class Fold:
-    """The weight and bias of a convolution, with what the batch normalisation after it makes of them.
-
-    Parameters
-    ----------
-    conv : Conv2d
-    norm : BatchNorm2d or None
-
-    Attributes
-    ----------
-    bias : array (O,) or None
-        What to add. Without a normalisation it is the convolution's own.
-    """
+    """The weight and ``bias`` (O,) of a convolution, or what a batch normalisation makes of them."""
 
     def __init__(self, conv: Conv2d, norm: BatchNorm2d | None):
         self.conv, self.norm = conv, norm

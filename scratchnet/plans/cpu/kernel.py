@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from scratchnet.plans import kernel
 from scratchnet.plans.cpu.blocks import product
-from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.layouts import Map, Pair
 from scratchnet.plans.cpu.measuring import choose_block_shape
 from scratchnet.plans.kernel import Group
@@ -18,18 +19,10 @@ from scratchnet.plans.memory import Arena, Buffer
 
 @dataclass(frozen=True)
 class PlanContext(kernel.PlanContext):
-    """What all kernels of a plan on the CPU have in common.
+    """What all kernels of a plan on the CPU have in common."""
 
-    Attributes
-    ----------
-    workers : int
-        How many workers compute.
-    block_limit : int
-        The largest M * N * K of a small matrix product, see ``blocks.py``.
-    """
-
-    workers: int
-    block_limit: int
+    workers: int  # how many compute
+    block_limit: int  # the largest M * N * K of a small matrix product, see ``blocks.py``
 
 
 class Kernel(kernel.Kernel):
@@ -130,6 +123,12 @@ class Kernel(kernel.Kernel):
         """Return which worker does which of ``count`` items of about the same size."""
         return item * self.context.workers // count
 
+    def shares(self, count: int) -> Iterator[tuple[int, slice]]:
+        """Yield each worker that gets any of ``count`` items, and which."""
+        for worker, items in enumerate(split_evenly(count, self.context.workers)):
+            if items:
+                yield worker, slice(items.start, items.stop)
+
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all workers."""
         return Phase.new(name, self.context.workers, **settings)
@@ -140,11 +139,9 @@ def first_of(buffer: Buffer, *shape: int) -> np.ndarray:
     return buffer.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
-def copy_pairs(do: Calls, pairs: Any, *, to_map: bool) -> None:
+def copy_pairs(do: Calls, pairs: Iterable[Pair], *, to_map: bool) -> None:
     """Record the copies between a map and a region of pixels, in either direction."""
-    pair: Pair
-    for pair in pairs:
-        in_map, in_region = pair
+    for in_map, in_region in pairs:
         do.copy(in_region, out=in_map) if to_map else do.copy(in_map, out=in_region)
 
 

@@ -48,19 +48,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Map(kernel.Map):
-    """A feature map and, in training, its gradient.
+    """A feature map and, in training, its gradient; ``chunks`` are how kernels divide the batch.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        As the layers see it: (N, H, W, C), or (N, features).
-    chunks : list of range
-        How kernels divide the batch.
-    dtype : dtype
-    mask : Mask, optional
-        What its gradient is multiplied by where it is written.
-    source : Map, optional
-        The map whose memory this is, under another shape.
+    ``mask`` is what its gradient is multiplied by where it is written.
     """
 
     source: Map | None
@@ -79,18 +69,10 @@ class Map(kernel.Map):
         self.H, self.W, self.C = shape[1:] if len(shape) == 4 else (1, 1, prod(shape[1:]))
 
     def pairs(self, images: range, row: int, region: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:
-        """Yield views of the map and of a region of pixels, of equal shapes and together all of its pixels.
+        """Yield views of the map, or of its gradient, and of a region [R, S, S, T, n, C], of equal shapes.
 
-        Parameters
-        ----------
-        images : range
-            The n images of the region.
-        row : int
-            The row of its first pixel.
-        region : array (R, S, S, T, n, C)
-            Parts of it that lie outside the image are left out.
-        grad : bool
-            Views of the gradient in place of the map.
+        Together they are all of the region's pixels, of its n images and from this row on, but for those that
+        lie outside the image.
         """
         raise NotImplementedError
 

@@ -60,8 +60,7 @@ class Linear(Kernel):
         if self.by_rows:
             self.sums = self.per_worker(arena, "sum of rows", (1, O), forward)
         if self._drops:
-            shape = (self.input.N, self.linear.out_features)
-            self.kept = arena.reserve("kept", shape, np.bool_, forward, forward)
+            self.kept = arena.reserve("kept", (N, O), np.bool_, forward, forward)
         if backward is not None:
             self.reserve_mask(arena, backward)
             self.in_small_blocks = self.context.block_limit > 0 and N <= FEW_FOR_DX
@@ -118,27 +117,24 @@ class Linear(Kernel):
         linear, x, dy = self.linear, self.input.rows, self.output.grad_rows
         weight = linear.weight.data
         phase = self.phase("dW, db" if self.first else "dW, db, dx")
-        for worker, rows in enumerate(split_evenly(linear.in_features, self.context.workers)):
-            do, part = phase.workers[worker], slice(rows.start, rows.stop)
-            if not rows or not linear.weight.trainable:
-                continue
-            dweight = linear.weight.grad_view
-            block_shape = BlockShape(self.context.block_limit) if self.input.N <= FEW_FOR_DW else WHOLE
-            product(do, x[:, part].T, dy, out=dweight[part], block_shape=block_shape)  # (i, N) (N, O)
+        small = BlockShape(self.context.block_limit)
+        for worker, part in self.shares(linear.in_features) if linear.weight.trainable else ():
+            dweight, block_shape = (
+                linear.weight.grad_view[part],
+                small if self.input.N <= FEW_FOR_DW else WHOLE,
+            )
+            product(
+                phase.workers[worker], x[:, part].T, dy, out=dweight, block_shape=block_shape
+            )  # (i, N) (N, O)
         if linear.bias is not None and linear.bias.trainable:
             phase.workers[-1](np.add.reduce, dy, 0, None, out=linear.bias.grad_view)
         dx = self.phase("dx", for_input_gradient=True) if self.first else phase
-        for worker, rows in enumerate(split_evenly(linear.in_features, self.context.workers)):
-            if not rows:
-                continue
-            do, part = dx.workers[worker], slice(rows.start, rows.stop)
-            g = self.input.grad_rows[:, part]  # (N, i)
+        for worker, part in self.shares(linear.in_features):
+            do, g = dx.workers[worker], self.input.grad_rows[:, part]  # (N, i)
             if self.in_small_blocks:
-                product(
-                    do, dy, weight[part].T, out=g, block_shape=BlockShape(self.context.block_limit)
-                )  # (N, O) (O, i)
+                product(do, dy, weight[part].T, out=g, block_shape=small)  # (N, O) (O, i)
             else:  # OpenBLAS is a fifth to a half faster if the large matrix comes first
-                transposed = first_of(self.dx[worker], len(rows), self.input.N)  # (i, N) = (i, O) (O, N)
+                transposed = first_of(self.dx[worker], *g.T.shape)  # (i, N) = (i, O) (O, N)
                 do(np.matmul, weight[part], dy.T, out=transposed)
                 do.copy(transposed.T, out=g)
             self.mask_gradient(do, worker, g, x[:, part])

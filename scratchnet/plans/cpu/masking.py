@@ -37,14 +37,9 @@ class Activation(Protocol):
 
 
 class Mask:
-    """What the gradient of a map is multiplied by.
+    """What the gradient of a map is multiplied by: the derivative of the activation that it came out of.
 
-    Parameters
-    ----------
-    activation : Elementwise, optional
-        The activation that the map came out of.
-    scale : float
-        1 / (1 - p) after a dropout.
+    ``scale`` is 1 / (1 - p) after a dropout.
     """
 
     def __init__(self, activation: Activation | None = None, scale: float = 1.0):
@@ -63,13 +58,8 @@ class Mask:
     def record(self, calls: Calls, gradient: Array, data: Array, scratch: Array) -> None:
         """Record what turns a gradient into the one with respect to the activation's input.
 
-        Parameters
-        ----------
-        calls : Calls
-        gradient, data : array
-            Views of one shape, of the map's gradient and of the map.
-        scratch : array of ``scratch_dtype``
-            Of CACHE_ELEMENTS elements, or as many as the views have.
+        ``gradient`` and ``data`` are views of one shape, of the map's gradient and of the map; ``scratch`` has
+        CACHE_ELEMENTS elements of ``scratch_dtype``, or as many as the views.
         """
         if self.activation is None:
             return

@@ -28,20 +28,7 @@ BLOCKS_PAY = 1.2
 
 
 def choose_block_shape(a: np.ndarray, b: np.ndarray, limit: int) -> BlockShape:
-    """Return the block shape for the product of two (stacks of) matrices.
-
-    Parameters
-    ----------
-    a : array (..., M, K)
-    b : array (..., K, N)
-    limit : int
-        From ``block_limit``.
-
-    Examples
-    --------
-    >>> choose_block_shape(np.ones((64, 32), "float32"), np.ones((32, 64), "float32"), limit=0)
-    BlockShape(limit=0, columns=64)
-    """
+    """Return the block shape for the product of (stacks of) matrices; ``limit`` is from ``block_limit``."""
     if not limit:
         return WHOLE
     M, K, N = min(a.shape[-2], LONGEST), a.shape[-1], min(b.shape[-1], LONGEST)
@@ -53,11 +40,9 @@ def choose_block_shape(a: np.ndarray, b: np.ndarray, limit: int) -> BlockShape:
 def _fastest_block_shape(
     M: int, K: int, N: int, by_columns: tuple[bool, bool], dtype: np.dtype, limit: int
 ) -> BlockShape:
-    """Measure the shapes that give the same bits as the default, and return the fastest.
-
-    Deviate from the default only for a gain of LEAST_GAIN.
-    """
+    """Measure the shapes that give the same bits as the default, and return the fastest."""
     default = BlockShape(limit)
+    others = BlockShape(limit, 32), BlockShape(limit, 16), BlockShape(limit // 2), WHOLE
     stack = max(1, min(LARGEST_STACK, STACK // (M * K * N)))
     draw = np.random.default_rng(0).standard_normal
     a, b = draw((stack, M, K)).astype(dtype), draw((stack, K, N)).astype(dtype)
@@ -70,13 +55,7 @@ def _fastest_block_shape(
         product(do := Calls(), a, b, out=expected, block_shape=default)
         do.run()
         calls = {}
-        for block_shape in (
-            default,
-            BlockShape(limit, 32),
-            BlockShape(limit, 16),
-            BlockShape(limit // 2),
-            WHOLE,
-        ):
+        for block_shape in (default, *others):
             product(do := Calls(), a, b, out=out, block_shape=block_shape)
             do.run()
             if (out == expected).all():

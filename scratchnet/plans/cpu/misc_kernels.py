@@ -10,7 +10,7 @@ from scratchnet.backend import Array
 from scratchnet.layers import Layer
 from scratchnet.plans import kernel
 from scratchnet.plans.cpu.by_images import ByImages, Images
-from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
+from scratchnet.plans.cpu.calls import Calls, Phase
 from scratchnet.plans.cpu.kernel import Kernel
 from scratchnet.plans.kernel import Group, PlanContext
 from scratchnet.plans.memory import Arena
@@ -99,24 +99,20 @@ class Average(Kernel):
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("mean")
         pixels = self.context.dtype.type(self.input.H * self.input.W)
-        for do, images in zip(phase.workers, split_evenly(self.input.N, self.context.workers), strict=True):
-            n = slice(images.start, images.stop)
-            if images:
-                y = self.output.rows[n]
-                do(np.add.reduce, self.input.data[n], 2, None, out=self.rows.array[n])  # (n, H, C)
-                do(np.add.reduce, self.rows.array[n], 1, None, out=y)  # (n, C)
-                do(np.divide, y, pixels, out=y)
+        for worker, n in self.shares(self.input.N):
+            do, y = phase.workers[worker], self.output.rows[n]
+            do(np.add.reduce, self.input.data[n], 2, None, out=self.rows.array[n])  # (n, H, C)
+            do(np.add.reduce, self.rows.array[n], 1, None, out=y)  # (n, C)
+            do(np.divide, y, pixels, out=y)
         return [phase]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("dx", for_input_gradient=self.first)
         pixels = self.context.dtype.type(self.input.H * self.input.W)
-        for worker, images in enumerate(split_evenly(self.input.N, self.context.workers)):
-            do, n = phase.workers[worker], slice(images.start, images.stop)
-            if images:
-                dx, dy = self.input.grad[n], self.output.grad_rows[n]
-                do(np.divide, dy[:, None, None], pixels, out=dx)
-                self.mask_gradient(do, worker, dx, self.input.data[n])
+        for worker, n in self.shares(self.input.N):
+            do, dx, dy = phase.workers[worker], self.input.grad[n], self.output.grad_rows[n]
+            do(np.divide, dy[:, None, None], pixels, out=dx)
+            self.mask_gradient(do, worker, dx, self.input.data[n])
         return [phase]
 
 

@@ -41,18 +41,11 @@ from scratchnet.plans.memory import Arena
 
 
 class ChannelVectors:
-    """Numbers that belong to a channel, repeated for all pixels of a row of a region.
-
-    Attributes
-    ----------
-    mean, scale, shift : array (L,)
-        mu, w / s and b.
-    slope, mean_dy : array (L,)
-        dw / (M * s) and db / M, for the backward pass.
-    """
+    """Numbers that belong to a channel, repeated for all pixels of a row of a region: arrays (L,)."""
 
     def __init__(self, channels: int, length: int, dtype: Any):
         self.channels = channels
+        # mu, w / s and b; and for the backward pass dw / (M * s) and db / M.
         self.mean, self.scale, self.shift, self.slope, self.mean_dy = np.zeros((5, length), dtype)
 
     def set(self, **vectors: np.ndarray) -> None:

@@ -30,22 +30,7 @@ from scratchnet.plans.cpu.layouts import Tiles
 
 
 def record_borders(map: Any, writer: Any, reader: Any, workers: int) -> Phase | None:
-    """Return the zeros around and beside a map's pixels that its writer does not write.
-
-    Parameters
-    ----------
-    map : Map
-    writer : Kernel or None
-        What writes the map; None for the network's input.
-    reader : Kernel
-        What reads it.
-    workers : int
-
-    Returns
-    -------
-    Phase or None
-        None where there is nothing to do.
-    """
+    """Return the zeros around a map's pixels that its writer (None for the input's) leaves out, if any."""
     if not isinstance(map, Tiles):
         return None
     whole = map.H % 4 == map.W % 4 == 0

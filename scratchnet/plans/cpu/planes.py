@@ -27,14 +27,9 @@ def room_for(planes: int, size: int) -> int:
 
 
 def in_planes(memory: np.ndarray, *shape: int) -> np.ndarray:
-    """Return the beginning of ``memory`` as an array whose first two axes are planes, spread over the cache.
+    """Return the beginning of float32 ``memory`` as an array whose first two axes are planes.
 
-    Parameters
-    ----------
-    memory : array of float32
-        Of at least ``room_for`` numbers.
-    *shape : int
-        All in one plane lies together: it may be seen in other shapes without a copy, and so may the planes.
+    All in one plane lies together: it may be seen in other shapes without a copy, and so may the planes.
 
     Examples
     --------

@@ -75,13 +75,7 @@ class Windows(Registrable):
         raise NotImplementedError
 
     def record_backward(
-        self,
-        calls: Calls,
-        windows: list[Array],
-        y: Array,
-        dy: Array,
-        dwindows: list[Array],
-        *scratch: Array,
+        self, calls: Calls, windows: list[Array], y: Array, dy: Array, dwindows: list[Array], *scratch: Array
     ) -> None:
         """Record what adds to ``dwindows`` what each pixel gets of ``dy``, which may be overwritten.
 
@@ -102,35 +96,32 @@ class WindowsKernel(ByImages):
     def __init__(self, windows: Windows, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self.windows, self.algorithm = windows, windows.algorithm
-        layer: Any = self.group.main
-        self.K, self.S = layer.kernel_size, layer.stride
-        self.scratch: dict[int | None, list[Any]] = {}  # by the step of the forward and the backward pass
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         super().reserve(arena, forward, backward)
-        for step in [forward] if backward is None else [forward, backward]:
-            self.scratch[step] = [
-                self.per_worker(arena, "scratch", self.block_shape, step, dtype)
-                for dtype in self.windows.scratch_dtypes
+        self.scratch = [  # of the forward pass, then of the backward pass
+            [
+                self.per_worker(arena, "scratch", self.block_shape, step, t)
+                for t in self.windows.scratch_dtypes
             ]
-        self.steps = forward, backward
+            for step in (forward, backward)
+            if step is not None
+        ]
 
     def record_images(self, calls: Calls, images: Images) -> None:  # noqa: D102
-        scratch = self._scratch_for(images, self.steps[0])
+        scratch = [first_of(buffers[images.worker], *images.y.shape) for buffers in self.scratch[0]]
         self.windows.record_forward(calls, self._windows(images.x), images.y, *scratch)
 
     def record_images_backward(self, calls: Calls, images: Images) -> None:  # noqa: D102
         x, y, dx, dy = images.x, images.y, images.dx, images.dy
         calls.copy(0, out=dx)
-        scratch = self._scratch_for(images, self.steps[1])
+        scratch = [first_of(buffers[images.worker], *y.shape) for buffers in self.scratch[1]]
         self.windows.record_backward(calls, self._windows(x), y, dy, self._windows(dx), *scratch)
-
-    def _scratch_for(self, images: Images, step: int | None) -> list[Array]:
-        return [first_of(buffers[images.worker], *images.y.shape) for buffers in self.scratch[step]]
 
     def _windows(self, x: Array) -> list[Array]:
         """Return x at each place of all windows, K * K views (n, OH, OW, C)."""
-        K, S, (_, OH, OW, _) = self.K, self.S, self.group.output_shape
+        layer: Any = self.group.main
+        K, S, (_, OH, OW, _) = layer.kernel_size, layer.stride, self.group.output_shape
         height, width = S * (OH - 1) + 1, S * (OW - 1) + 1
         return [x[:, i : i + height : S, j : j + width : S] for i in range(K) for j in range(K)]
 
@@ -158,13 +149,7 @@ class MaxPool(Windows):
             calls(np.maximum, y, x, out=y)
 
     def record_backward(  # noqa: D102
-        self,
-        calls: Calls,
-        windows: list[Array],
-        y: Array,
-        dy: Array,
-        dwindows: list[Array],
-        *scratch: Array,
+        self, calls: Calls, windows: list[Array], y: Array, dy: Array, dwindows: list[Array], *scratch: Array
     ) -> None:
         mask, winner, largest = scratch
         calls.copy(windows[0], out=largest)

@@ -11,11 +11,11 @@ import numpy as np
 from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.blocks import COLUMNS, rows_of_block
 from scratchnet.plans.cpu.calls import Calls, Phase, reshaped, split_evenly
-from scratchnet.plans.cpu.convolution import Convolution, column_blocks
+from scratchnet.plans.cpu.convolution import Transformed, column_blocks
 from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import first_of
 from scratchnet.plans.cpu.layouts import Tiles
-from scratchnet.plans.cpu.planes import in_planes, room_for
+from scratchnet.plans.cpu.planes import room_for
 from scratchnet.plans.cpu.winograd import transforms
 from scratchnet.plans.cpu.winograd.derivation import TILE, WINDOW
 from scratchnet.plans.memory import Arena, Buffer
@@ -28,23 +28,12 @@ PART_BYTES = 9 << 18
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of tiles of one chunk, which are transformed together.
+    """Some rows of tiles of one chunk, which are transformed together."""
 
-    Attributes
-    ----------
-    index : int
-        Among all parts.
-    chunk : int
-    region : Region
-        Its output pixels.
-    tiles : slice
-        Where its tiles stand among all tiles of the batch.
-    """
-
-    index: int
+    index: int  # among all parts
     chunk: int
-    region: Region
-    tiles: slice
+    region: Region  # its output pixels
+    tiles: slice  # where its tiles stand among all tiles of the batch
 
     @property
     def R(self) -> int:
@@ -67,43 +56,33 @@ class Part:
         return reshaped(planes, *axes, self.R, T // self.R * channels)
 
 
-class WinogradBase(Convolution):
-    """3 x 3 convolution with stride 1 and padding 1 [+ ReLU] [+ 2 x 2 max pooling], from a map of tiles.
-
-    Attributes
-    ----------
-    T, largest : int
-        Tiles of the batch, and of the largest part.
-    columns : list of slice
-        Blocks of the columns of U that are multiplied at a time.
-    tiles_out : Tiles or None
-        The output map, if it has tiles, too, and nothing is pooled: then the output transform writes into it,
-        and the gradient is read from it. Otherwise an epilogue stores the output.
-    dV_width : int
-        Columns that dV has for each row of windows: its own six, and one from either neighbour.
-    """
+class WinogradBase(Transformed):
+    """3 x 3 convolution with stride 1 and padding 1 [+ ReLU] [+ 2 x 2 max pooling], from a map of tiles."""
 
     algorithm = "winograd"
-    takes = "norm", "activation", "pool"
     input_layout = "tiles"
     reads_border = True
     input: Tiles
+    P, matrix = WINDOW, transforms.G2
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        x = self.input
         self.parts = self._divide()
-        self.T = self.parts[-1].tiles.stop
-        self.largest = max(part.T for part in self.parts)
+        self.T, self.largest = (
+            self.parts[-1].tiles.stop,
+            max(part.T for part in self.parts),
+        )  # tiles of all, of one
         self.columns = column_blocks(self.O, self._columns_at_once())
-        self.dV_width = WINDOW if x.TW == 1 else WINDOW + 2
+        # Columns that dV has for each row of windows: its own six, and one from either neighbour.
+        self.dV_width = WINDOW if self.input.TW == 1 else WINDOW + 2
+        # Where the output has tiles, too, and nothing is pooled, the output transform writes into the map,
+        # and the gradient is read from it. Otherwise an epilogue stores the output.
         y = self.output
         self.tiles_out = y if isinstance(y, Tiles) and self.group.pool is None else None
         self.writes_whole_tiles = self.tiles_out is not None
         longest = max(part.T // part.R for part in self.parts) * self.O
         self.bias = None if self.fold.bias is None else np.zeros(longest, np.float32)  # of a whole vector
         self.epilogue = Epilogue(self, self.bias)
-        self.kept_U: list[np.ndarray] = []
 
     def _divide(self) -> list[Part]:
         """Divide each chunk into parts, as many for each worker."""
@@ -139,10 +118,6 @@ class WinogradBase(Convolution):
         whole = [rows_of_block(T, limit // (n * self.C)) == T for n in (COLUMNS, COLUMNS // 2)]
         return COLUMNS // 2 if whole == [False, True] else COLUMNS
 
-    @property
-    def weight_bytes(self) -> int:  # noqa: D102
-        return 4 * sum(room_for(PLANES, self.C * (b.stop - b.start)) for b in self.columns)
-
     # Memory
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
@@ -151,18 +126,13 @@ class WinogradBase(Convolution):
         self.half_V = self._reserve_half_V(arena, forward)
         self.half_y = self.per_worker(arena, "half y", (self._room(TILE, WINDOW, O),), forward)  # A^T M
         self.y = self.per_worker(arena, "y", (TILE * TILE * T * O,), forward)  # (R, 4, 4, L)
-        # Of each worker, for a block of columns: weights, packed (3, 3, C, k).
-        self.w = self.per_worker(arena, "w", (room_for(9, C * COLUMNS),), forward)
-        if self.keeps_weights:  # from one forward to the next, so not in the shared memory
-            self.kept_U = cut_columns(np.empty(self.weight_bytes // 4, np.float32), C, self.columns)
+        self.reserve_weights(arena, forward, backward)
         self.epilogue.reserve(arena, [part.region for part in self.parts], forward, backward)
         if backward is None:
             return
         self.half_dM = self.per_worker(arena, "half dM", (self._room(WINDOW, TILE, O),), backward)  # A dy
         self.dy = self.per_worker(arena, "dy", (TILE * TILE * T * O,), backward)  # (R, 4, 4, L)
         self.db = arena.reserve("db", (len(self.parts), O), np.float32, backward, backward)
-        self.back_columns = column_blocks(C)  # of U transposed, (O, C)
-        self.back_w = self.per_worker(arena, "w", (room_for(9, O * COLUMNS),), backward)
         # dV B^T of a whole chunk, with a row of zeros above and below: (6*TH + 2, 4, L).
         longest = max(self.input.TW * len(images) * C for images in self.input.chunks)
         shape = (WINDOW * self.input.TH + 2, TILE * longest)
@@ -246,28 +216,11 @@ class WinogradBase(Convolution):
         if stop == TH:
             padding.clear_gradient_beyond(do, self.input, self.input.grad_chunk(part.chunk))
 
-    # The weights
-
     def record_weights(self) -> list[Phase]:  # noqa: D102
-        phase = self.phase("weights")
-        self.fold.write(phase.workers[0])
+        phases = super().record_weights()
         if self.bias is not None:
-            phase.workers[0].copy(self.fold.bias, out=self.bias.reshape(-1, self.O))
-        return [phase, self.transform_all_weights(self.kept_U)] if self.keeps_weights else [phase]
-
-    def transform_all_weights(self, U: list[np.ndarray]) -> Phase:
-        """Return the phase that computes U, in blocks of ``columns``."""
-        phase = self.phase("weights")
-        for b, columns in enumerate(self.columns):
-            worker = self.worker_of(b, len(self.columns))
-            self.transform_columns(phase.workers[worker], worker, columns, U[b])
-        return phase
-
-    def transform_columns(self, do: Calls, worker: int, columns: slice, U: np.ndarray) -> None:
-        """Record U (6, 6, C, k) of some columns of the weights, as the forward pass multiplies with it."""
-        w = self.conv.weight.data[..., columns]
-        self.transform_weights(do, transforms.G2, w, self.w[worker].array, U)
-        self.fold.scale(do, U, columns)
+            phases[0].workers[0].copy(self.fold.bias, out=self.bias.reshape(-1, self.O))
+        return phases
 
     # Division among workers
 
@@ -292,13 +245,3 @@ def with_clear(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
     for part in parts:
         yield part, part.region.shape != shape
         shape = part.region.shape
-
-
-def cut_columns(memory: np.ndarray, rows: int, blocks: list[slice]) -> list[np.ndarray]:
-    """Return an array (6, 6, rows, k) for each block of k columns, one after the other in memory."""
-    arrays, start = [], 0
-    for block in blocks:
-        k = block.stop - block.start
-        arrays.append(in_planes(memory[start:], WINDOW, WINDOW, rows, k))
-        start += room_for(PLANES, rows * k)
-    return arrays

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.blocks import COLUMNS
 from scratchnet.plans.cpu.calls import Phase, reshaped
 from scratchnet.plans.cpu.convolution import column_blocks
 from scratchnet.plans.cpu.kernel import first_of
@@ -40,8 +39,7 @@ class ByPhases(WinogradBase):
         until = forward if backward is None else backward
         self.V = arena.reserve("V", (room_for(PLANES, T * C),), np.float32, forward, until)
         self.M = arena.reserve("M", (room_for(PLANES, T * O),), np.float32, forward, forward)
-        if not self.keeps_weights:  # of each worker: a block of columns (6, 6, C, k)
-            self.U = self.per_worker(arena, "U", (room_for(PLANES, C * COLUMNS),), forward)
+        self.reserve_blocks(arena, forward, backward)
         if backward is None:
             return
         # Of the whole batch: dV (6, dV_width, T, C) and dM (6, 6, T, O).
@@ -53,8 +51,6 @@ class ByPhases(WinogradBase):
         k = self.rows_of_dU[0].stop
         self.packed_V = self.per_worker(arena, "some channels of V", (PLANES * T * k,), backward)
         self.dU = self.per_worker(arena, "dU", (room_for(PLANES, k * O),), backward)
-        # Of each worker: a block of columns of U transposed, (6, 6, O, k).
-        self.UT = self.per_worker(arena, "UT", (room_for(PLANES, O * COLUMNS),), backward)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         first, second, third = self.phase("input"), self.phase("product"), self.phase("output")
@@ -66,16 +62,7 @@ class ByPhases(WinogradBase):
                 do = first.workers[worker]
                 self.transform_input(do, part, V_part, self.half_V[worker], clear=clear)
                 self.transform_output(third.workers[worker], worker, part, M_part)
-        for b, columns in enumerate(self.columns):
-            worker = self.worker_of(b, len(self.columns))
-            do = second.workers[worker]
-            if self.keeps_weights:
-                U = self.kept_U[b]
-            else:
-                k = columns.stop - columns.start
-                U = in_planes(self.U[worker].array, WINDOW, WINDOW, self.C, k)
-                self.transform_columns(do, worker, columns, U)
-            self.product(do, V, U, out=M[..., columns])
+        self.record_products(second, V, M)
         return [first, second, third]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
@@ -89,28 +76,15 @@ class ByPhases(WinogradBase):
                 self.transform_dy(first.workers[worker], worker, part, dM_part)
                 self.transform_dV(fourth.workers[worker], worker, part, dV_part, clear=True)
 
-        if self.trained_weight is not None:
-            dweight = self.trained_weight.grad_view.reshape(9, self.C, self.O)
-            self._record_dW(second, V, dM, dweight)
-        self.sum_db(second.workers[-1])
-
-        for b, columns in enumerate(self.back_columns):
-            worker = self.worker_of(b, len(self.back_columns))
-            do = third.workers[worker]
-            scratch, memory = self.back_w[worker].array, self.UT[worker].array
-            U = self.transpose_weights(do, transforms.G2, columns, scratch, memory, rows=self.T)
-            self.product(do, dM, U, out=own_columns(dV)[..., columns])
-        return [first, second, third, fourth]
-
-    def _record_dW(self, phase: Phase, V: np.ndarray, dM: np.ndarray, dweight: np.ndarray) -> None:
-        """Record dU = V^T dM and dw = G^T dU G, some channels at a time; dweight is (9, C, O)."""
-        for b, rows in enumerate(self.rows_of_dU):
-            worker = self.worker_of(b, len(self.rows_of_dU))
-            do, k = phase.workers[worker], rows.stop - rows.start
-            dU = in_planes(self.dU[worker].array, WINDOW, WINDOW, k, self.O)
+        for b, rows in enumerate(self.rows_of_dU if self.trained_weight is not None else ()):
+            worker, k = self.worker_of(b, len(self.rows_of_dU)), rows.stop - rows.start
+            do, dU = second.workers[worker], in_planes(self.dU[worker].array, WINDOW, WINDOW, k, self.O)
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
             packed = first_of(self.packed_V[worker], WINDOW, WINDOW, self.T, k)
             do.copy(V[..., rows], out=packed)
             self.product(do, packed.swapaxes(-1, -2), dM, out=dU)
-            dw = reshaped(dweight[:, rows], 9, k * self.O)
+            dw = reshaped(self.conv.weight.grad_view.reshape(9, self.C, self.O)[:, rows], 9, k * self.O)
             transforms.dU_transform(do, reshaped(dU, PLANES, k * self.O), dw)
+        self.sum_db(second.workers[-1])
+        self.record_dV(third, dM, own_columns(dV))
+        return [first, second, third, fourth]

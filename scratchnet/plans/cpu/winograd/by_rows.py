@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Phase, reshaped, split_evenly
+from scratchnet.plans.cpu.calls import Phase, reshaped
 from scratchnet.plans.cpu.kernel import sum_over_workers
 from scratchnet.plans.cpu.planes import in_planes, room_for
 from scratchnet.plans.cpu.winograd import transforms
-from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase, cut_columns, own_columns, with_clear
+from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase, own_columns, with_clear
 from scratchnet.plans.cpu.winograd.derivation import WINDOW
 from scratchnet.plans.memory import Arena
 
@@ -36,7 +36,7 @@ class ByRows(WinogradBase):
         self.V = self.per_worker(arena, "V", (room_for(PLANES, T * C),), forward)
         self.M = self.per_worker(arena, "M", (room_for(PLANES, T * O),), forward)
         if not self.keeps_weights:  # all of U, in blocks of columns (6, 6, C, k)
-            self.U = arena.reserve("U", (self.weight_bytes // 4,), np.float32, forward, forward)
+            self.all_U = arena.reserve("U", (self.weight_bytes // 4,), np.float32, forward, forward)
         if backward is None:
             return
         # Of each worker, for one part: V, later dV over it, (6, dV_width, T, C), and dM (6, 6, T, O).
@@ -47,14 +47,14 @@ class ByRows(WinogradBase):
         self.dU = self.per_worker(arena, "dU", (2, room_for(PLANES, C * O)), backward)
         # All of U transposed, in blocks of columns (6, 6, O, k).
         room = sum(room_for(PLANES, O * (b.stop - b.start)) for b in self.back_columns)
-        self.UT = arena.reserve("UT", (room,), np.float32, backward, backward)
+        self.all_UT = arena.reserve("UT", (room,), np.float32, backward, backward)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("rows of tiles")
         phases, U = [phase], self.kept_U
         if not self.keeps_weights:
-            U = cut_columns(self.U.array, self.C, self.columns)
-            phases.insert(0, self.transform_all_weights(U))
+            U = self.cut(self.all_U.array, self.C, self.columns)
+            phases.insert(0, self.transform_all(U))
         for worker, parts in enumerate(self.parts_evenly()):
             do = phase.workers[worker]
             for part, clear in with_clear(parts):
@@ -67,13 +67,12 @@ class ByRows(WinogradBase):
         return phases
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        weights, main = self.phase("weights"), self.phase("rows of tiles")
-        UT = cut_columns(self.UT.array, self.O, self.back_columns)
+        weights, main, last = (self.phase(n) for n in ("weights", "rows of tiles", "sum over workers"))
+        UT = self.cut(self.all_UT.array, self.O, self.back_columns)
         for b, columns in enumerate(self.back_columns):
             worker = self.worker_of(b, len(UT))
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
-            do, scratch = weights.workers[worker], self.back_w[worker].array
-            self.transform_weights(do, transforms.G2, w, scratch, UT[b])
+            self.transform(weights.workers[worker], w, self.back_w[worker].array, UT[b])
         for worker, parts in enumerate(self.parts_by_chunk()):
             do = main.workers[worker]
             total, one = (in_planes(dU, WINDOW, WINDOW, self.C, self.O) for dU in self.dU[worker].array)
@@ -93,20 +92,11 @@ class ByRows(WinogradBase):
                 for columns, U_block in zip(self.back_columns, UT, strict=True):
                     self.product(do, dM, U_block, out=V[..., columns])
                 self.transform_dV(do, worker, part, part.by_vectors(dV), clear=clear)
-        return [weights, main, self._sum_over_workers()]
-
-    def _sum_over_workers(self) -> Phase:
-        """Return the phase that computes dw and db from what the workers have added up."""
-        phase = self.phase("sum over workers")
-        self.sum_db(phase.workers[0])
-        if self.trained_weight is None:
-            return phase
-        dweight = self.trained_weight.grad_view.reshape(9, -1)
-        for do, some in zip(phase.workers, split_evenly(self.C * self.O, self.context.workers), strict=True):
-            numbers = slice(some.start, some.stop)
-            if some:
-                totals = (in_planes(dU.array[0], WINDOW, WINDOW, self.C * self.O) for dU in self.dU)
-                dUs = [total[..., numbers] for total in totals]
-                sum_over_workers(do, dUs, out=dUs[0])
-                transforms.dU_transform(do, reshaped(dUs[0], PLANES, -1), dweight[:, numbers])
-        return phase
+        self.sum_db(last.workers[0])
+        for worker, some in self.shares(self.C * self.O) if self.trained_weight is not None else ():
+            totals = (in_planes(dU.array[0], WINDOW, WINDOW, self.C * self.O) for dU in self.dU)
+            do, dUs = last.workers[worker], [total[..., some] for total in totals]
+            sum_over_workers(do, dUs, out=dUs[0])
+            dweight = self.conv.weight.grad_view.reshape(9, -1)[:, some]
+            transforms.dU_transform(do, reshaped(dUs[0], PLANES, -1), dweight)
+        return [weights, main, last]

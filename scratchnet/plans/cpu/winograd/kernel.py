@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchnet.plans.cpu.convolution import is_padded_3x3
 from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase
 from scratchnet.plans.cpu.winograd.by_phases import ByPhases
 from scratchnet.plans.cpu.winograd.by_rows import ByRows
@@ -25,10 +24,6 @@ LARGEST_BATCH = 160 << 20
 
 class Winograd(WinogradBase):
     """3 x 3 convolution with stride 1 and padding 1, by rows or by phases."""
-
-    @classmethod
-    def supports(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
-        return is_padded_3x3(groups[i], context)
 
     @classmethod
     def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102

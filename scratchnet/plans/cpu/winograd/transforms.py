@@ -52,18 +52,10 @@ B_OVERLAP[-1, -1] = BT[0, 0]
 
 
 def input_transform(do: Calls, x: np.ndarray, half_V: np.ndarray, V: np.ndarray, *, clear: bool) -> None:
-    """Record V = B^T x B.
+    """Record V (6, 6, R, L) = B^T x B, for x (4*R + 2, 4, TW, n, C), a row of pixels above and one below.
 
-    Parameters
-    ----------
-    do : Calls
-    x : array (4*R + 2, 4, TW, n, C)
-        R rows of tiles, with a row of pixels above and one below.
-    half_V : array
-        Scratch, for ``in_planes`` of (R, 6, 6, L).
-    V : array (6, 6, R, L)
-    clear : bool
-        Whether to write the zeros beyond the image into half_V; otherwise they are there.
+    ``half_V`` is scratch, for ``in_planes`` of (R, 6, 6, L). ``clear`` says whether to write the zeros beyond
+    the image into it; otherwise they are there.
     """
     _, _, TW, n, C = x.shape
     R, L = V.shape[2:]
@@ -88,16 +80,7 @@ def input_transform(do: Calls, x: np.ndarray, half_V: np.ndarray, V: np.ndarray,
 
 
 def output_transform(do: Calls, M: np.ndarray, half_y: np.ndarray, y: np.ndarray) -> None:
-    """Record y = A^T M A.
-
-    Parameters
-    ----------
-    do : Calls
-    M : array (6, 6, R, L)
-    half_y : array
-        Scratch, for ``in_planes`` of (R, 4, 6, L).
-    y : array (R, 4, 4, L)
-    """
+    """Record y (R, 4, 4, L) = A^T M A, for M (6, 6, R, L), with scratch for ``in_planes`` of (R, 4, 6, L)."""
     R, L = M.shape[2:]
     half = in_planes(half_y, R, TILE, WINDOW, L)
     # (R, 6 columns, 6 rows, L) to (R, 6 columns, 4 rows, L)
@@ -106,15 +89,9 @@ def output_transform(do: Calls, M: np.ndarray, half_y: np.ndarray, y: np.ndarray
 
 
 def dy_transform(do: Calls, dy: np.ndarray, half_dM: np.ndarray, dM: np.ndarray) -> None:
-    """Record dM = A dy A^T, the adjoint of ``output_transform``.
+    """Record dM (6, 6, R, L) = A dy A^T, the adjoint of ``output_transform``.
 
-    Parameters
-    ----------
-    do : Calls
-    dy : array (R, 4, 4, L), or any shape of its numbers in this order
-    half_dM : array
-        Scratch, for ``in_planes`` of (R, 6, 4, L).
-    dM : array (6, 6, R, L)
+    dy is (R, 4, 4, L), or any shape of its numbers in this order; scratch as in (R, 6, 4, L) ``in_planes``.
     """
     R, L = dM.shape[2:]
     half = in_planes(half_dM, R, WINDOW, TILE, L)
@@ -123,20 +100,11 @@ def dy_transform(do: Calls, dy: np.ndarray, half_dM: np.ndarray, dM: np.ndarray)
 
 
 def dV_columns(do: Calls, dV: np.ndarray, TW: int, half_dx: np.ndarray, *, clear: bool) -> None:
-    """Record half_dx = dV B^T: the adjoint of ``input_transform`` along the columns.
+    """Record half_dx (6*R, 4, L) = dV B^T: the adjoint of ``input_transform`` along the columns.
 
-    Parameters
-    ----------
-    do : Calls
-    dV : array (6, columns, R, L)
-        Where a row has one tile, dV as it is, of six columns; otherwise dV in the middle six of eight: the
-        outer two are scratch for the neighbours' columns.
-    TW : int
-        Tiles in a row.
-    half_dx : array (6*R, 4, L)
-        By row of the windows, and column of the tile.
-    clear : bool
-        Whether to write the zeros beyond the image into dV's outer columns; otherwise they are there.
+    Where a row has one tile, dV is (6, 6, R, L); otherwise (6, 8, R, L), with dV in the middle six columns,
+    and scratch for the neighbours' columns in the outer two. ``clear`` says whether to write the zeros beyond
+    the image into these; otherwise they are there.
     """
     R, L = dV.shape[2:]
     if TW > 1:
@@ -151,14 +119,10 @@ def dV_columns(do: Calls, dV: np.ndarray, TW: int, half_dx: np.ndarray, *, clear
 
 
 def dV_rows(do: Calls, half_dx: np.ndarray, dx: np.ndarray) -> None:
-    """Record dx = B half_dx: the adjoint of ``input_transform`` along the rows.
+    """Record dx, R * 4 rows of pixels, = B half_dx: the adjoint of ``input_transform`` along the rows.
 
-    Parameters
-    ----------
-    do : Calls
-    half_dx : array (6*R + 2, 4, L)
-        As ``dV_columns`` leaves it, with the last row of the windows above and the first of those below.
-    dx : array of R * 4 rows of pixels
+    half_dx (6*R + 2, 4, L) is as ``dV_columns`` leaves it, with the last row of the windows above and the
+    first of those below.
     """
     rows = half_dx.reshape(len(half_dx), -1)
     windows = np.lib.stride_tricks.sliding_window_view(rows, WINDOW + 2, axis=0)[::WINDOW]  # (R, 4*L, 8)
