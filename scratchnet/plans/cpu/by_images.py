@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from scratchnet.backend import Array
-from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, in_steps, split_evenly
 from scratchnet.plans.cpu.kernel import Kernel, copy_pairs, first_of
 from scratchnet.plans.cpu.layouts import Plain, as_region
 from scratchnet.plans.memory import Arena, Buffer
@@ -33,10 +33,7 @@ class ByImages(Kernel):
         super().__init__(*arguments, **settings)
         x, y = self.input, self.output
         n = max(1, CACHE_ELEMENTS // (x.H * x.W * x.C))
-        self.images = [
-            [range(start, min(start + n, share.stop)) for start in range(share.start, share.stop, n)]
-            for share in split_evenly(x.N, self.context.workers)
-        ]
+        self.images = [in_steps(share, n) for share in split_evenly(x.N, self.context.workers)]
         self.block_shape = min(n, x.N), y.H, y.W, y.C  # of the output
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102

@@ -113,6 +113,8 @@ def cache_sized(*arrays: np.ndarray) -> Iterable[tuple[np.ndarray, ...]]:
 
     Examples
     --------
+    >>> [block.shape for block, in cache_sized(np.zeros((3, 20000)))]
+    [(3, 20000)]
     >>> [block.shape for block, in cache_sized(np.zeros((2, 50000)))]
     [(1, 50000), (1, 50000)]
     >>> [block.shape for block, in cache_sized(np.zeros((1, 100000)))]
@@ -139,6 +141,17 @@ def split_evenly(count: int, workers: int) -> list[range]:
     [range(0, 2), range(2, 5)]
     """
     return [range(worker * count // workers, (worker + 1) * count // workers) for worker in range(workers)]
+
+
+def in_steps(items: range, size: int) -> list[range]:
+    """Cut a range into ranges of ``size`` items, the last one of what is left.
+
+    Examples
+    --------
+    >>> in_steps(range(2, 9), 3)
+    [range(2, 5), range(5, 8), range(8, 9)]
+    """
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def reshaped(array: np.ndarray, *shape: int) -> np.ndarray:

@@ -91,8 +91,7 @@ class Transformed(Convolution):
     def transform_all(self, U: list[np.ndarray]) -> Phase:
         """Return the phase that computes U, in blocks of ``columns``."""
         phase = self.phase("weights")
-        for b, columns in enumerate(self.columns):
-            worker = self.worker_of(b, len(self.columns))
+        for worker, b, columns in self.dealt(self.columns):
             self.transform_columns(phase.workers[worker], worker, columns, U[b])
         return phase
 
@@ -112,8 +111,7 @@ class Transformed(Convolution):
         self, phase: Phase, V: np.ndarray, M: np.ndarray, bias: np.ndarray | None = None
     ) -> None:
         """Record M = V U, block by block, for V (P, P, T, C) and M (P, P, T, O); M[0, 0] gets the bias."""
-        for b, columns in enumerate(self.columns):
-            worker = self.worker_of(b, len(self.columns))
+        for worker, b, columns in self.dealt(self.columns):
             do = phase.workers[worker]
             if self.keeps_weights:
                 U = self.kept_U[b]
@@ -130,8 +128,7 @@ class Transformed(Convolution):
         With few rows T a product with a transposed matrix takes less time than transposing it.
         """
         P, few = self.P, dM.shape[2] <= FEW_ROWS_TO_TRANSPOSE
-        for b, columns in enumerate(self.back_columns):
-            worker = self.worker_of(b, len(self.back_columns))
+        for worker, _, columns in self.dealt(self.back_columns):
             do, w = phase.workers[worker], self.conv.weight.data[:, :, columns]  # (3, 3, k, O)
             w = w if few else w.swapaxes(2, 3)
             U = in_planes(self.UT[worker].array, P, P, *w.shape[2:])  # (P, P, k, O) or (P, P, O, k)

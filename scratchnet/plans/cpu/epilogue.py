@@ -114,17 +114,12 @@ class Epilogue:
         """Ask for scratch, and for the masks, which live until the backward pass."""
         if not self.pool:
             return
-        shapes = {"right": {r: r.sides for r in regions}, "lower": {r: r.pooled for r in regions}}
-        self.scratch = [  # of the forward pass, then of the backward pass: sides of windows, and pooled ones
-            [
-                self.kernel.per_worker(arena, name, (max(map(prod, of.values())),), step)
-                for name, of in shapes.items()
-            ]
-            for step in (forward, backward)
-            if step is not None
-        ]
+        sides, pooled = {r: r.sides for r in regions}, {r: r.pooled for r in regions}
+        sizes = {"sides": (max(map(prod, sides.values())),), "pooled": (max(map(prod, pooled.values())),)}
+        self.scratch = self.kernel.per_pass(arena, sizes, forward, backward)
         if backward is not None:
-            self.right, self.lower = (RegionMasks(arena, *m, forward, backward) for m in shapes.items())
+            self.right = RegionMasks(arena, "right", sides, forward, backward)
+            self.lower = RegionMasks(arena, "lower", pooled, forward, backward)
 
     def record_forward(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> None:
         """Record what becomes of a region ``y`` of the convolution's result; ``y`` is overwritten."""
@@ -143,7 +138,7 @@ class Epilogue:
 
     def record_backward(self, do: Calls, worker: int, region: Region, dy: np.ndarray) -> None:
         """Record the gradient ``dy`` with respect to the same region of the convolution's result."""
-        g = first_of(self.scratch[1][1][worker], *region.pooled) if self.pool else dy
+        g = first_of(self.scratch[1]["pooled"][worker], *region.pooled) if self.pool else dy
         row, pixels = region.pixels(g)
         pairs = list(self.output.pairs(region.images, row, pixels, grad=True))
         if sum(in_region.size for _, in_region in pairs) < g.size:
@@ -153,8 +148,8 @@ class Epilogue:
             self._unpool(do, worker, region, g, dy)
 
     def _pool(self, do: Calls, worker: int, region: Region, y: np.ndarray) -> np.ndarray:
-        sides = first_of(self.scratch[0][0][worker], *region.sides)
-        pooled = first_of(self.scratch[0][1][worker], *region.pooled)
+        sides = first_of(self.scratch[0]["sides"][worker], *region.sides)
+        pooled = first_of(self.scratch[0]["pooled"][worker], *region.pooled)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         left, right = y[:, :rows, 0:columns:2], y[:, :rows, 1:columns:2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
@@ -168,7 +163,7 @@ class Epilogue:
 
     def _unpool(self, do: Calls, worker: int, region: Region, g: np.ndarray, dy: np.ndarray) -> None:
         assert self.right is not None and self.lower is not None
-        sides = first_of(self.scratch[1][0][worker], *region.sides)
+        sides = first_of(self.scratch[1]["sides"][worker], *region.sides)
         rows, columns = sides.shape[1], 2 * sides.shape[2]
         upper, lower = sides[:, 0::2], sides[:, 1::2]
         do(np.multiply, g, self.lower[region], out=lower)

@@ -15,25 +15,17 @@ This is the numerically plainest algorithm: every output is one inner product, a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
+from scratchnet.plans.cpu.calls import Calls, Phase, in_steps, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution
 from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import first_of, sum_over_workers
 from scratchnet.plans.memory import Arena, Buffer
 
 COLUMN_BYTES = 4 << 20
-
-
-class Scratch(NamedTuple):
-    """What each worker needs for one region, in either pass."""
-
-    padded: list[Buffer]  # (n, H+2P, W+2P, C)
-    columns: list[Buffer]  # (n*OH*OW, KH*KW*C)
-    y: list[Buffer]  # (n, OH, OW, O), backward dy
 
 
 class Im2col(Convolution):
@@ -66,8 +58,7 @@ class Im2col(Convolution):
 
     def _by_images(self, images: range) -> list[Region]:
         """Divide a worker's images into regions."""
-        firsts = range(images.start, images.stop, self.n)
-        chunks = (range(first, min(first + self.n, images.stop)) for first in firsts)
+        chunks = in_steps(images, self.n)
         return [Region("plain", chunk, (len(chunk), self.OH, self.OW, self.O)) for chunk in chunks]
 
     def _by_rows(self) -> list[list[Region]]:
@@ -80,25 +71,17 @@ class Im2col(Convolution):
         return [[region] if region.size else [] for region in regions]
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        self.forward_scratch = self._reserve_scratch(arena, forward)
-        if backward is not None:
-            self.backward_scratch = self._reserve_scratch(arena, backward)
+        n, H, W, OH, OW = self.n, self.input.H + 2 * self.P, self.input.W + 2 * self.P, self.OH, self.OW
+        shapes = {"padded": (n, H, W, self.C), "columns": (n * OH * OW, self.row), "y": (n, OH, OW, self.O)}
+        self.scratch = self.per_pass(arena, shapes, forward, backward)  # for one region; backward, y is dy
         self.epilogue.reserve(arena, [b for regions in self.regions for b in regions], forward, backward)
         if backward is not None:
             # Of each worker: the sum over its regions, and what one of them gives.
             self.dweight = self.per_worker(arena, "dW", (2, self.row, self.O), backward)
             self.dbias = self.per_worker(arena, "db", (2, self.O), backward)
-            size = self.n * self.OH * self.O + self.n * self.O
+            size = n * OH * self.O + n * self.O
             self.sums = self.per_worker(arena, "sums of dy by row, by image", (size,), backward)
             self.reserve_mask(arena, backward)
-
-    def _reserve_scratch(self, arena: Arena, step: int) -> Scratch:
-        n, H, W = self.n, self.input.H + 2 * self.P, self.input.W + 2 * self.P
-        return Scratch(
-            self.per_worker(arena, "padded", (n, H, W, self.C), step),
-            self.per_worker(arena, "columns", (n * self.OH * self.OW, self.row), step),
-            self.per_worker(arena, "y", (n, self.OH, self.OW, self.O), step),
-        )
 
     def describe(self) -> str:  # noqa: D102
         return f"{self.n} images at a time"
@@ -113,11 +96,11 @@ class Im2col(Convolution):
         return [phase]
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
-        phase, scratch = self.phase("columns, product"), self.forward_scratch
+        phase, scratch = self.phase("columns, product"), self.scratch[0]
         for worker, do in enumerate(phase.workers):
             for region in self.regions[worker]:
                 columns = self._columns(do, worker, region, scratch)
-                y = first_of(scratch.y[worker], *region.shape)
+                y = first_of(scratch["y"][worker], *region.shape)
                 do(np.matmul, columns, self.weight, out=y.reshape(-1, self.O))
                 self.epilogue.record_forward(do, worker, region, y)
         return [phase]
@@ -126,7 +109,7 @@ class Im2col(Convolution):
         """Record dW = columns^T dy, db = sum of dy, and dx = col2im(dy W^T)."""
         phase, last = self.phase("dW, db" if self.first else "dW, db, dx"), self.phase("sum over workers")
         rarely = self.phase("dx", for_input_gradient=True)
-        scratch = self.backward_scratch
+        scratch = self.scratch[1]
         for worker, do in enumerate(phase.workers):
             total, one = self.dweight[worker].array
             db_total, db_one = self.dbias[worker].array
@@ -134,7 +117,7 @@ class Im2col(Convolution):
                 do.copy(0, out=total)
                 do.copy(0, out=db_total)
             for k, region in enumerate(self.regions[worker]):
-                dy = first_of(scratch.y[worker], *region.shape)
+                dy = first_of(scratch["y"][worker], *region.shape)
                 self.epilogue.record_backward(do, worker, region, dy)
                 if self.trained_weight is not None:
                     columns = self._columns(do, worker, region, scratch)
@@ -152,15 +135,17 @@ class Im2col(Convolution):
                     self._input_gradient(do, worker, region, dy)
         if self.trained_weight is not None:
             dweight = self.trained_weight.grad_view.reshape(self.row, self.O)
-            for do, some in zip(last.workers, split_evenly(self.row, self.context.workers), strict=True):
-                rows = slice(some.start, some.stop)
-                sum_over_workers(do, [d.array[0][rows] for d in self.dweight], out=dweight[rows])
+            for worker, rows in self.shares(self.row):
+                sums = [d.array[0][rows] for d in self.dweight]
+                sum_over_workers(last.workers[worker], sums, out=dweight[rows])
         if self.trained_bias is not None:
             dbias = self.trained_bias.grad_view
             sum_over_workers(last.workers[0], [d.array[0] for d in self.dbias], out=dbias)
         return [phase, rarely, last]
 
-    def _columns(self, do: Calls, worker: int, region: Region, scratch: Scratch) -> np.ndarray:
+    def _columns(
+        self, do: Calls, worker: int, region: Region, scratch: dict[str, list[Buffer]]
+    ) -> np.ndarray:
         """Record im2col of the region's pixels; return it, (n*OH*OW, KH*KW*C)."""
         n, OH, P = len(region.images), region.shape[1], self.P
         H, W, C = self.input.H, self.input.W, self.C
@@ -169,12 +154,12 @@ class Im2col(Convolution):
         first, stop = (min(max(0, row), H) for row in (top, top + height))
         x = self.input.data[region.images.start : region.images.stop, first:stop]  # (n, rows, W, C)
         if P:
-            padded = first_of(scratch.padded[worker], n, height, W + 2 * P, C)
+            padded = first_of(scratch["padded"][worker], n, height, W + 2 * P, C)
             do.copy(0, out=padded)
             if first < stop:
                 do.copy(x, out=padded[:, first - top : stop - top, P : P + W])
             x = padded
-        columns = first_of(scratch.columns[worker], n, OH, self.OW, self.K, self.K, C)
+        columns = first_of(scratch["columns"][worker], n, OH, self.OW, self.K, self.K, C)
         windows = np.lib.stride_tricks.sliding_window_view(x, (self.K, self.K), axis=(1, 2))
         patches = windows[:, :: self.S, :: self.S].transpose(0, 1, 2, 4, 5, 3)  # (n, OH, OW, KH, KW, C)
         do.copy(patches, out=columns)
@@ -184,10 +169,10 @@ class Im2col(Convolution):
         """Record dx = col2im(dy W^T), over the columns and the padded images, which are no longer needed."""
         n, P = len(region.images), self.P
         H, W, C = self.input.H, self.input.W, self.C
-        columns = first_of(self.backward_scratch.columns[worker], region.size // self.O, self.row)
+        columns = first_of(self.scratch[1]["columns"][worker], region.size // self.O, self.row)
         do(np.matmul, dy.reshape(-1, self.O), self.weight.T, out=columns)
         patches = columns.reshape(n, self.OH, self.OW, self.K, self.K, C)
-        padded = first_of(self.backward_scratch.padded[worker], n, H + 2 * P, W + 2 * P, C)
+        padded = first_of(self.scratch[1]["padded"][worker], n, H + 2 * P, W + 2 * P, C)
         do.copy(0, out=padded)
         for i in range(self.K):
             for j in range(self.K):

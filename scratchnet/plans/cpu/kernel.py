@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,16 @@ class Kernel(kernel.Kernel):
         dtype = dtype or self.context.dtype
         return [arena.reserve(f"{name} {k}", shape, dtype, step, step) for k in range(self.context.workers)]
 
+    def per_pass(
+        self, arena: Arena, shapes: Mapping[str, tuple[int, ...]], forward: int, backward: int | None
+    ) -> list[dict[str, list[Buffer]]]:
+        """Ask for scratch buffers of these shapes for each worker: for the forward pass, then for backward."""
+        return [
+            {name: self.per_worker(arena, name, shape, step) for name, shape in shapes.items()}
+            for step in (forward, backward)
+            if step is not None
+        ]
+
     def reserve_mask(self, arena: Arena, step: int | None) -> None:
         """Ask for what ``mask_gradient`` needs at a step; None if there is no backward pass."""
         self._mask_scratch: list[Buffer] = []
@@ -119,9 +129,10 @@ class Kernel(kernel.Kernel):
         """Record out = a @ b, in blocks where that is faster."""
         product(do, a, b, out=out, block_shape=choose_block_shape(a, b, self.context.block_limit))
 
-    def worker_of(self, item: int, count: int) -> int:
-        """Return which worker does which of ``count`` items of about the same size."""
-        return item * self.context.workers // count
+    def dealt(self, blocks: Sequence[slice]) -> Iterator[tuple[int, int, slice]]:
+        """Yield the worker that computes each block, its index, and the block; all take about as long."""
+        for b, block in enumerate(blocks):
+            yield b * self.context.workers // len(blocks), b, block
 
     def shares(self, count: int) -> Iterator[tuple[int, slice]]:
         """Yield each worker that gets any of ``count`` items, and which."""

@@ -78,16 +78,11 @@ class Map(kernel.Map):
 
     def put(self, x: np.ndarray) -> None:
         """Copy an array, as the layers see it, into the map, now."""
-        if isinstance(self, Plain):
-            self.data[...] = x.reshape(self.data.shape)
-            return
         for own, region in self.pairs(range(self.N), 0, as_region(x)):
             own[...] = region
 
     def take_gradient(self) -> np.ndarray:
         """Return a copy of the gradient as the layers see it, now."""
-        if isinstance(self, Plain):
-            return self.grad.reshape(self.shape).copy()
         dx = np.empty(self.shape, self.dtype)
         for own, region in self.pairs(range(self.N), 0, as_region(dx), grad=True):
             region[...] = own
@@ -114,6 +109,7 @@ class Plain(_Grid):
     """(N, H, W, C), or (N, features)."""
 
     layout = "plain"
+    put, take_gradient = kernel.Map.put, kernel.Map.take_gradient
 
     def memory_shape(self, *, grad: bool = False) -> tuple[int, ...]:  # noqa: D102
         return (self.N, self.H, self.W, self.C)

@@ -77,25 +77,22 @@ class Linear(Kernel):
         multiply, total, drop = self.phase("product"), self.phase("sum over workers"), self.phase("dropout")
         if self._drops:  # by the first worker: its part is the shortest, and empty if there are few outputs
             multiply.workers[0].call(self._draw)
-        for worker, columns in enumerate(split_evenly(linear.out_features, self.context.workers)):
-            part = slice(columns.start, columns.stop)
-            do = multiply.workers[worker]
+        for worker, do in enumerate(multiply.workers if self.by_rows else ()):
+            self._product(do, worker, out=self.sums[worker].array)
+        for worker, part in self.shares(linear.out_features):
+            own, do = y[:, part], (total if self.by_rows else multiply).workers[worker]
             if self.by_rows:
-                self._product(do, worker, out=self.sums[worker].array)
-                do = total.workers[worker]
-                sum_over_workers(do, [s.array[:, part] for s in self.sums], out=y[:, part])
-            elif columns:
-                self._product(do, worker, out=y[:, part])
-            if not columns:
-                continue
+                sum_over_workers(do, [s.array[:, part] for s in self.sums], out=own)
+            else:
+                self._product(do, worker, out=own)
             if linear.bias is not None:
-                do(np.add, y[:, part], linear.bias.data[part], out=y[:, part])
+                do(np.add, own, linear.bias.data[part], out=own)
             if self.activation is not None:
-                self.activation.record_forward(do, y[:, part])
+                self.activation.record_forward(do, own)
             if self._drops:
                 do = drop.workers[worker]
-                do(np.multiply, y[:, part], self.kept.array[:, part], out=y[:, part])
-                do(np.multiply, y[:, part], y.dtype.type(self.output.mask.scale), out=y[:, part])
+                do(np.multiply, own, self.kept.array[:, part], out=own)
+                do(np.multiply, own, y.dtype.type(self.output.mask.scale), out=own)
         return [phase for phase in (multiply, total, drop) if any(phase.workers)]
 
     def _product(self, do: Calls, worker: int, out: np.ndarray) -> None:

@@ -58,8 +58,8 @@ class Mask:
     def record(self, calls: Calls, gradient: Array, data: Array, scratch: Array) -> None:
         """Record what turns a gradient into the one with respect to the activation's input.
 
-        ``gradient`` and ``data`` are views of one shape, of the map's gradient and of the map; ``scratch`` has
-        CACHE_ELEMENTS elements of ``scratch_dtype``, or as many as the views.
+        ``gradient`` and ``data`` are views of one shape, of the map's gradient and of the map; ``scratch``
+        has CACHE_ELEMENTS elements of ``scratch_dtype``, or as many as the views.
         """
         if self.activation is None:
             return

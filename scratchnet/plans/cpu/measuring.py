@@ -28,7 +28,13 @@ BLOCKS_PAY = 1.2
 
 
 def choose_block_shape(a: np.ndarray, b: np.ndarray, limit: int) -> BlockShape:
-    """Return the block shape for the product of (stacks of) matrices; ``limit`` is from ``block_limit``."""
+    """Return the block shape for the product of (stacks of) matrices; ``limit`` is from ``block_limit``.
+
+    Examples
+    --------
+    >>> choose_block_shape(np.ones((64, 32), "float32"), np.ones((32, 64), "float32"), limit=0)
+    BlockShape(limit=0, columns=64)
+    """
     if not limit:
         return WHOLE
     M, K, N = min(a.shape[-2], LONGEST), a.shape[-1], min(b.shape[-1], LONGEST)

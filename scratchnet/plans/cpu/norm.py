@@ -32,26 +32,12 @@ import numpy as np
 from scratchnet.layers import Layer
 from scratchnet.layers.norm import BatchNorm
 from scratchnet.plans.cpu import padding
-from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, reshaped, split_evenly
+from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, in_steps, reshaped, split_evenly
 from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import Kernel, first_of
 from scratchnet.plans.cpu.layouts import Map, Tiles
 from scratchnet.plans.kernel import Group
 from scratchnet.plans.memory import Arena
-
-
-class ChannelVectors:
-    """Numbers that belong to a channel, repeated for all pixels of a row of a region: arrays (L,)."""
-
-    def __init__(self, channels: int, length: int, dtype: Any):
-        self.channels = channels
-        # mu, w / s and b; and for the backward pass dw / (M * s) and db / M.
-        self.mean, self.scale, self.shift, self.slope, self.mean_dy = np.zeros((5, length), dtype)
-
-    def set(self, **vectors: np.ndarray) -> None:
-        """Set attributes to vectors (C,), repeated."""
-        for name, vector in vectors.items():
-            getattr(self, name).reshape(-1, self.channels)[...] = vector
 
 
 class Norm(Kernel):
@@ -81,17 +67,22 @@ class Norm(Kernel):
         # Direct: y lies as z does, so y is computed, and dy is read, where it belongs.
         self.direct = isinstance(z, Tiles) and isinstance(self.output, Tiles) and self.group.pool is None
         self.writes_whole_tiles = self.direct
-        if isinstance(z, Tiles):
-            shares = [
-                [z.chunks[c] for c in some] for some in split_evenly(len(z.chunks), self.context.workers)
-            ]
-        else:
-            shares = [[images] for images in split_evenly(z.N, self.context.workers) if images]
-        self.regions = [[r for images in share for r in self._divide(images)] for share in shares]
-        self.regions += [[] for _ in range(self.context.workers - len(self.regions))]
-        self.every = [region for worker in self.regions for region in worker]
-        longest = max(self._long(region)[1] for region in self.every)
-        self.vectors = ChannelVectors(z.C, longest, self.context.dtype)
+        workers = self.context.workers
+        images = z.chunks if isinstance(z, Tiles) else [some for some in split_evenly(z.N, workers) if some]
+        self.regions = [  # each with its worker
+            (worker, region)
+            for worker, share in enumerate(split_evenly(len(images), workers))
+            for k in share
+            for region in self._divide(images[k])
+        ]
+        longest = max(self._long(region)[1] for _, region in self.regions)
+        # What belongs to a channel, repeated to (L,): mu, w / s and b; backward, dw / (M * s) and db / M.
+        names = "mean", "scale", "shift", "slope", "mean_dy"
+        self.vectors = dict(zip(names, np.zeros((5, longest), self.context.dtype), strict=True))
+
+    def _set(self, **by_channel: np.ndarray) -> None:
+        for name, values in by_channel.items():
+            self.vectors[name].reshape(-1, self.input.C)[...] = values
 
     def _divide(self, images: range) -> list[Region]:
         """Divide some images into regions that stay in the cache."""
@@ -102,9 +93,8 @@ class Norm(Kernel):
             return [Region("tiles", images, (min(R, z.TH - r), 4, 4, L), r, z.TW) for r in range(0, z.TH, R)]
         if z.layout == "pixels":
             return [Region("pixels", images, (1, z.H, z.W, n * z.C))]
-        n = max(1, CACHE_ELEMENTS // (z.H * z.W * z.C))
-        some = [range(a, min(a + n, images.stop)) for a in range(images.start, images.stop, n)]
-        return [Region("plain", chunk, (len(chunk), z.H, z.W, z.C)) for chunk in some]
+        chunks = in_steps(images, max(1, CACHE_ELEMENTS // (z.H * z.W * z.C)))
+        return [Region("plain", chunk, (len(chunk), z.H, z.W, z.C)) for chunk in chunks]
 
     def _long(self, region: Region) -> tuple[int, int]:
         """Return the shape (rows, L) in which a region is seen long."""
@@ -131,16 +121,16 @@ class Norm(Kernel):
             padding.clear_beyond(do, self.input, rows, 4 * region.row)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        size = max(region.size for region in self.every)
-        C, regions = self.input.C, len(self.every)
+        size = max(region.size for _, region in self.regions)
+        C, regions, dtype = self.input.C, len(self.regions), self.context.dtype
         self.x = self.per_worker(arena, "region", (size,), forward)
-        self.sums = arena.reserve("sums", (regions, C), self.context.dtype, forward, forward)
+        self.sums = arena.reserve("sums", (regions, C), dtype, forward, forward)
         if backward is not None:
             self.dy = self.per_worker(arena, "dy", (size,), backward)
             self.h = self.per_worker(arena, "h", (size,), backward)
-            self.back_sums = arena.reserve("sums", (2, regions, C), self.context.dtype, backward, backward)
+            self.back_sums = arena.reserve("sums", (2, regions, C), dtype, backward, backward)
             self.reserve_mask(arena, backward)
-        self.epilogue.reserve(arena, self.every, forward, backward)
+        self.epilogue.reserve(arena, [region for _, region in self.regions], forward, backward)
 
     def _add_up(self, do: Calls, x: np.ndarray, out: np.ndarray) -> None:
         """Record the sum of a region (contiguous) over its pixels."""
@@ -148,47 +138,39 @@ class Norm(Kernel):
         do(np.matmul, np.ones(len(tall), x.dtype), tall, out=out)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
-        mean, scale, shift = self.vectors.mean, self.vectors.scale, self.vectors.shift
-        if self.of_batch:
-            average, variance = self.phase("mean"), self.phase("variance")
-            phases = [average, self.phase("finish"), variance, self.phase("finish")]
-            phases[1].workers[0].call(self._finish_mean)
-            phases[3].workers[0].call(self._finish_variance)
-        else:
-            phases = [self.phase("finish")]
-            phases[0].workers[0].call(self._use_running_statistics)
-        last = self.phase("normalise")
-        k = 0
-        for worker, regions in enumerate(self.regions):
-            for region in regions:
-                z = self._view(self.input, region)
-                x = first_of(self.x[worker], *z.shape)
-                if self.of_batch:
-                    do = average.workers[worker]
-                    if not z.flags.c_contiguous:
-                        do.copy(z, out=x)
-                    self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
-                    do = variance.workers[worker]
-                    do(np.subtract, z, mean[: z.shape[1]], out=x)
-                    self._clear(do, region, x)
-                    do(np.multiply, x, x, out=x)
-                    self._add_up(do, x, out=self.sums.array[k])
-                do = last.workers[worker]
-                do(np.subtract, z, mean[: z.shape[1]], out=x)
-                do(np.multiply, x, scale[: z.shape[1]], out=x)
-                y = self._view(self.output, region) if self.direct else x
-                do(np.add, x, shift[: z.shape[1]], out=y)
-                if self.direct:
-                    self.epilogue.record_activation(do, y)
-                    self._clear(do, region, y)
-                else:
-                    self.epilogue.record_forward(do, worker, region, y.reshape(region.shape))
-                k += 1
-        return [*phases, last]
+        average, variance, last = self.phase("mean"), self.phase("variance"), self.phase("normalise")
+        first, second = self.phase("finish"), self.phase("finish")
+        first.workers[0].call(self._finish_mean if self.of_batch else self._use_running_statistics)
+        second.workers[0].call(self._finish_variance)
+        for k, (worker, region) in enumerate(self.regions):
+            z = self._view(self.input, region)
+            x = first_of(self.x[worker], *z.shape)
+            mean, scale, shift = (self.vectors[name][: z.shape[1]] for name in ("mean", "scale", "shift"))
+            if self.of_batch:
+                do = average.workers[worker]
+                if not z.flags.c_contiguous:
+                    do.copy(z, out=x)
+                self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
+                do = variance.workers[worker]
+                do(np.subtract, z, mean, out=x)
+                self._clear(do, region, x)
+                do(np.multiply, x, x, out=x)
+                self._add_up(do, x, out=self.sums.array[k])
+            do = last.workers[worker]
+            do(np.subtract, z, mean, out=x)
+            do(np.multiply, x, scale, out=x)
+            y = self._view(self.output, region) if self.direct else x
+            do(np.add, x, shift, out=y)
+            if self.direct:
+                self.epilogue.record_activation(do, y)
+                self._clear(do, region, y)
+            else:
+                self.epilogue.record_forward(do, worker, region, y.reshape(region.shape))
+        return [average, first, variance, second, last] if self.of_batch else [first, last]
 
     def _finish_mean(self) -> None:
         self.mean = self.sums.array.sum(axis=0, dtype=np.float64) / self.M
-        self.vectors.set(mean=self.mean)
+        self._set(mean=self.mean)
 
     def _finish_variance(self) -> None:
         norm, M = self.norm, self.M
@@ -201,67 +183,46 @@ class Norm(Kernel):
 
     def _use_running_statistics(self) -> None:
         self.mean = self.norm.running_mean.astype(np.float64)
-        self.vectors.set(mean=self.mean)
+        self._set(mean=self.mean)
         self._scale(self.norm.running_var.astype(np.float64))
 
     def _scale(self, var: np.ndarray) -> None:
         self.inv_std = 1.0 / np.sqrt(var + self.norm.eps)
-        self.vectors.set(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
+        self._set(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        mean, scale, slope, mean_dy = (
-            getattr(self.vectors, name) for name in ("mean", "scale", "slope", "mean_dy")
-        )
-        if not self.of_batch:
-            return [self._record_scaling()]
-        phases = [self.phase("dw, db"), self.phase("finish"), self.phase("dz")]
-        phases[1].workers[0].call(self._finish_sums)
-        k = 0
-        for worker, regions in enumerate(self.regions):
-            for region in regions:
-                z, dz = self._view(self.input, region), self._view(self.input, region, grad=True)
-                L = z.shape[1]
+        sums, finish = self.phase("dw, db"), self.phase("finish")
+        last = self.phase("dz", for_input_gradient=self.first and not self.of_batch)
+        finish.workers[0].call(self._finish_sums)
+        for k, (worker, region) in enumerate(self.regions):
+            z, dz = self._view(self.input, region), self._view(self.input, region, grad=True)
+            names = "mean", "scale", "slope", "mean_dy"
+            mean, scale, slope, mean_dy = (self.vectors[name][: z.shape[1]] for name in names)
+            do = (sums if self.of_batch else last).workers[worker]
+            if self.direct:
+                dy = self._view(self.output, region, grad=True)
+            else:
+                dy = first_of(self.dy[worker], *z.shape)
+                self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
+            if self.of_batch:
                 h = first_of(self.h[worker], *z.shape)
-                do = phases[0].workers[worker]
-                if self.direct:
-                    kept = dy = self._view(self.output, region, grad=True)
-                else:
-                    # It is kept in dz's memory for the last phase.
-                    kept, dy = dz, first_of(self.dy[worker], *z.shape)
-                    self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
-                    do.copy(dy, out=kept)
+                if not self.direct:
+                    do.copy(dy, out=dz)  # it is kept there for the last phase
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
-                do(np.subtract, z, mean[:L], out=h)
+                do(np.subtract, z, mean, out=h)
                 do(np.multiply, h, dy, out=h)
                 self._add_up(do, h, out=self.back_sums.array[1, k])
 
-                do = phases[2].workers[worker]
-                do(np.subtract, z, mean[:L], out=h)
-                do(np.multiply, h, slope[:L], out=h)
-                do(np.subtract, kept, h, out=dz)
-                do(np.subtract, dz, mean_dy[:L], out=dz)
-                do(np.multiply, dz, scale[:L], out=dz)
-                self._clear(do, region, dz)
-                self.mask_gradient(do, worker, dz, z)
-                k += 1
-        return phases
-
-    def _record_scaling(self) -> Phase:
-        """Return the backward pass where the statistics are constants."""
-        phase = self.phase("dz", for_input_gradient=self.first)
-        for worker, regions in enumerate(self.regions):
-            do = phase.workers[worker]
-            for region in regions:
-                z, dz = self._view(self.input, region), self._view(self.input, region, grad=True)
-                if self.direct:
-                    dy = self._view(self.output, region, grad=True)
-                else:
-                    dy = first_of(self.dy[worker], *z.shape)
-                    self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
-                do(np.multiply, dy, self.vectors.scale[: z.shape[1]], out=dz)
-                self._clear(do, region, dz)
-                self.mask_gradient(do, worker, dz, z)
-        return phase
+                do = last.workers[worker]
+                do(np.subtract, z, mean, out=h)
+                do(np.multiply, h, slope, out=h)
+                do(np.subtract, dy if self.direct else dz, h, out=dz)
+                do(np.subtract, dz, mean_dy, out=dz)
+                dy = dz
+            do(np.multiply, dy, scale, out=dz)
+            self._clear(do, region, dz)
+            self.mask_gradient(do, worker, dz, z)
+        return [sums, finish, last] if self.of_batch else [last]
 
     def _finish_sums(self) -> None:
         norm = self.norm
@@ -269,4 +230,4 @@ class Norm(Kernel):
         dw = centred * self.inv_std
         norm.bias.grad_view[...] = db
         norm.weight.grad_view[...] = dw
-        self.vectors.set(mean_dy=db / self.M, slope=self.inv_std * dw / self.M)
+        self._set(mean_dy=db / self.M, slope=self.inv_std * dw / self.M)

@@ -160,9 +160,9 @@ class Toeplitz(Transformed):
             expand_adjoint(do, V[:, :, images], half.reshape(2, 3, n, self.C), out=dx)
             self.mask_gradient(do, worker, dx, x)
 
-        for b, c in enumerate(self.back_columns if self.trained_weight is not None else ()):
-            worker, k = self.worker_of(b, len(self.back_columns)), c.stop - c.start
-            do, dweight = second.workers[worker], self.conv.weight.grad_view.reshape(9, self.C, self.O)[:, c]
+        for worker, _, c in self.dealt(self.back_columns if self.trained_weight is not None else ()):
+            do, k = second.workers[worker], c.stop - c.start
+            dweight = self.conv.weight.grad_view.reshape(9, self.C, self.O)[:, c]
             dU = in_planes(self.dU[worker].array, 3, 3, k, self.O)
             self.product(do, V[..., c].swapaxes(-1, -2), dM, out=dU)
             small_matmul(do, K2T, reshaped(dU, 9, k * self.O), out=reshaped(dweight, 9, k * self.O))

@@ -39,7 +39,7 @@ def test_any_image_in_either_order_on_any_number_of_workers(N, H, W, C, O, worke
     pooled = pool and min(H, W) >= 2
     net = layers.Sequential(layers.Conv2d(C, O), layers.ReLU(), *[layers.MaxPool2d(2)] * pooled)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scratchnet.plans.cpu.winograd.kernel.LARGEST_WEIGHTS", 1 << 20 if rows else 0)
+        patch.setattr("scratchnet.plans.cpu.winograd.LARGEST_WEIGHTS", 1 << 20 if rows else 0)
         plan = assert_plan_equals_layers(net, (N, H, W, C), workers, training, algorithm="winograd")
     assert plan.kernels[0].describe().startswith("by rows" if rows else "by phases")
 

@@ -68,10 +68,7 @@ class WinogradBase(Transformed):
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self.parts = self._divide()
-        self.T, self.largest = (
-            self.parts[-1].tiles.stop,
-            max(part.T for part in self.parts),
-        )  # tiles of all, of one
+        self.T, self.largest = self.parts[-1].tiles.stop, max(part.T for part in self.parts)  # in tiles
         self.columns = column_blocks(self.O, self._columns_at_once())
         # Columns that dV has for each row of windows: its own six, and one from either neighbour.
         self.dV_width = WINDOW if self.input.TW == 1 else WINDOW + 2

@@ -76,9 +76,9 @@ class ByPhases(WinogradBase):
                 self.transform_dy(first.workers[worker], worker, part, dM_part)
                 self.transform_dV(fourth.workers[worker], worker, part, dV_part, clear=True)
 
-        for b, rows in enumerate(self.rows_of_dU if self.trained_weight is not None else ()):
-            worker, k = self.worker_of(b, len(self.rows_of_dU)), rows.stop - rows.start
-            do, dU = second.workers[worker], in_planes(self.dU[worker].array, WINDOW, WINDOW, k, self.O)
+        for worker, _, rows in self.dealt(self.rows_of_dU if self.trained_weight is not None else ()):
+            do, k = second.workers[worker], rows.stop - rows.start
+            dU = in_planes(self.dU[worker].array, WINDOW, WINDOW, k, self.O)
             # Packed, since channels that lie a power of two apart would compete for places in the cache.
             packed = first_of(self.packed_V[worker], WINDOW, WINDOW, self.T, k)
             do.copy(V[..., rows], out=packed)

@@ -69,8 +69,7 @@ class ByRows(WinogradBase):
     def record_backward(self) -> list[Phase]:  # noqa: D102
         weights, main, last = (self.phase(n) for n in ("weights", "rows of tiles", "sum over workers"))
         UT = self.cut(self.all_UT.array, self.O, self.back_columns)
-        for b, columns in enumerate(self.back_columns):
-            worker = self.worker_of(b, len(UT))
+        for worker, b, columns in self.dealt(self.back_columns):
             w = self.conv.weight.data[:, :, columns].transpose(0, 1, 3, 2)  # (3, 3, O, k)
             self.transform(weights.workers[worker], w, self.back_w[worker].array, UT[b])
         for worker, parts in enumerate(self.parts_by_chunk()):
