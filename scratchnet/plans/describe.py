@@ -43,7 +43,7 @@ class Clock:
 
 def describe(plan: Any, buffers: bool = False) -> str:
     """Return the table that ``Plan.describe`` documents."""
-    clock, rows, owned = plan.clock, [TITLES], []
+    clock, arena, rows, owned = plan.clock, plan.arena, [TITLES], []
     seconds = [clock.of_group(i) for i in range(len(plan.groups))]
     total = sum(map(sum, seconds)) or 1.0
     for i, (g, kernel) in enumerate(zip(plan.groups, plan.kernels, strict=True)):
@@ -65,15 +65,16 @@ def describe(plan: Any, buffers: bool = False) -> str:
                 f"{spent / total:.1%}" if spent else "",
             ]
         )
-    lines = aligned(rows, left=4, gap="  ")
-    if buffers:
-        for i, own in reversed(list(enumerate(owned))):
-            lines[i + 2 : i + 2] = [
-                f"    {b.name}: {' x '.join(str(s) for s in b.shape)} {b.dtype}, {b.nbytes:,} bytes at "
-                f"{b.offset:,}, steps {b.first_use} to {b.last_use}"
-                for b in own
-            ]
-    arena = plan.arena
+    head, *table = aligned(rows, left=4, gap="  ")
+    lines = [head]
+    for line, own in zip(table, owned, strict=True):
+        lines.append(line)
+        lines += [
+            f"    {b.name}: {' x '.join(map(str, b.shape))} {b.dtype}, {b.nbytes:,} bytes at {b.offset:,}, "
+            f"steps {b.first_use} to {b.last_use}"
+            for b in own
+            if buffers
+        ]
     head = (
         f"plan for {'training' if plan.training else 'inference'}, input {plan.input_shape}, "
         f"{plan.describe_device()}; {arena.size / 1e6:.0f} MB of workspace for {len(arena.buffers)} buffers "

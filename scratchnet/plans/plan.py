@@ -68,7 +68,7 @@ class Plan:
         self.precision, self.algorithm = precision, algorithm
         self._remember()
         mode, call = ("training", "train") if self.training else ("evaluation", "eval")
-        for _, layer in self._layers:
+        for layer in self._layers:
             if layer.training != self.training:
                 raise ValueError(
                     f"{layer.label} is not in {mode} mode, the plan is to be: call net.{call}() first, or "
@@ -85,9 +85,6 @@ class Plan:
         self._compile()
         self._reserve_memory()
         self.workspace = Workspace.of(net)
-        self._block: Any = None
-        self._last_forward = 0
-        self._derived_from: Any = None
 
     # What a plan consists of; the first three are each device's own
 
@@ -134,8 +131,8 @@ class Plan:
 
     def bind(self) -> None:
         """Take (or move to) the network's block of memory."""
-        self._block = None  # until all is done: whatever interrupts this, it will be done again
-        self._derived_from = None
+        self._block: Any = None  # until all is done: whatever interrupts this, it will be done again
+        self._derived_from: int | None = None
         self._last_forward = 0
         self.workspace.reserve(self.arena.size, self.net.backend.xp)
         self.arena.bind(self.workspace.block)
@@ -267,11 +264,10 @@ class Plan:
 
     def _remember(self) -> None:
         """Note what this plan holds on to, to notice when it changes."""
-        parameters = assemble(self.net).parameters()
-        self._layers = leaves(self.net)
-        self._parameters = list(parameters.values())
-        self._of_layers = [p for _, layer in self._layers for p in _own_parameters(layer)]
-        self._settings = [_settings(layer) for _, layer in self._layers]
+        self._parameters = list(assemble(self.net).parameters().values())
+        self._layers = [layer for _, layer in leaves(self.net)]
+        self._of_layers = [p for layer in self._layers for p in _own_parameters(layer)]
+        self._settings = [_settings(layer) for layer in self._layers]
         self._buffer = self._parameters[0].buffer if self._parameters else None
         for parameter in self._parameters:
             parameter.data  # noqa: B018  (the first values are made when first asked for)
@@ -281,14 +277,12 @@ class Plan:
         """Raise if this plan is stale."""
         now = [layer for _, layer in leaves(self.net)]
         reason = ""
-        if [id(layer) for layer in now] != [id(layer) for _, layer in self._layers]:
+        if [*map(id, now)] != [*map(id, self._layers)]:
             reason = "its layers have changed"
         elif any(layer.training != self.training for layer in now):
             reason = f"it is no longer in {'training' if self.training else 'evaluation'} mode"
-        elif other := [
-            layer for layer, old in zip(now, self._settings, strict=True) if _settings(layer) != old
-        ]:
-            reason = f"{other[0].label} has other settings"
+        elif others := [x for x, old in zip(now, self._settings, strict=True) if _settings(x) != old]:
+            reason = f"{others[0].label} has other settings"
         elif self._buffer is not None and (
             self._buffer.data is not self._values
             or any(p.buffer is not self._buffer for p in self._parameters)
@@ -296,9 +290,8 @@ class Plan:
         ):
             reason = "its parameters have moved"
         if reason:
-            raise RuntimeError(
-                f"this plan is stale, since the network has changed: {reason}; compile it again"
-            )
+            reason = f"the network has changed: {reason}"
+            raise RuntimeError(f"this plan is stale, since {reason}; compile it again")
 
     # Telling
 

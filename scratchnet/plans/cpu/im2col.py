@@ -51,15 +51,12 @@ class Im2col(Convolution):
             self.weight = np.empty_like(self.weight)  # kept from one forward to the next
         self.regions: list[list[Region]]  # of each worker
         if self.context.training or N >= workers:
-            self.regions = [self._by_images(images) for images in split_evenly(N, workers)]
+            size = self.OH, self.OW, self.O
+            chunks = [in_steps(images, self.n) for images in split_evenly(N, workers)]
+            self.regions = [[Region("plain", n, (len(n), *size)) for n in some] for some in chunks]
         else:
             self.n = N
             self.regions = self._by_rows()
-
-    def _by_images(self, images: range) -> list[Region]:
-        """Divide a worker's images into regions."""
-        chunks = in_steps(images, self.n)
-        return [Region("plain", chunk, (len(chunk), self.OH, self.OW, self.O)) for chunk in chunks]
 
     def _by_rows(self) -> list[list[Region]]:
         """Give each worker some rows of every image: there are fewer images than workers."""

@@ -107,7 +107,7 @@ class Kernel(kernel.Kernel):
     def per_pass(
         self, arena: Arena, shapes: Mapping[str, tuple[int, ...]], forward: int, backward: int | None
     ) -> list[dict[str, list[Buffer]]]:
-        """Ask for scratch buffers of these shapes for each worker: for the forward pass, then for backward."""
+        """Ask for scratch buffers of these shapes for each worker, for the forward pass and for backward."""
         return [
             {name: self.per_worker(arena, name, shape, step) for name, shape in shapes.items()}
             for step in (forward, backward)

@@ -74,6 +74,15 @@ class Map(kernel.Map):
         Together they are all of the region's pixels, of its n images and from this row on, but for those that
         lie outside the image.
         """
+        R, S, _, T = region.shape[:4]
+        pixels = self.pixels(images, grad=grad)
+        for i in range(S):
+            for j in range(S):
+                own = pixels[row + i :: S, j::S][:R, :T]  # (R, T, n, C), fewer at the edges
+                yield own, region[: own.shape[0], i, j, : own.shape[1]]
+
+    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:
+        """Return a view (H, W, n, C) of some images, where every pixel has a place of its own on two axes."""
         raise NotImplementedError
 
     def put(self, x: np.ndarray) -> None:
@@ -89,23 +98,7 @@ class Map(kernel.Map):
         return dx
 
 
-class _Grid(Map):
-    """What the layouts have in common in which every pixel has a place of its own on two axes."""
-
-    def pixels(self, images: range, *, grad: bool = False) -> np.ndarray:
-        """Return a view (H, W, n, C) of some images."""
-        raise NotImplementedError
-
-    def pairs(self, images: range, row: int, region: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
-        R, S, _, T = region.shape[:4]
-        pixels = self.pixels(images, grad=grad)
-        for i in range(S):
-            for j in range(S):
-                own = pixels[row + i :: S, j::S][:R, :T]  # (R, T, n, C), fewer at the edges
-                yield own, region[: own.shape[0], i, j, : own.shape[1]]
-
-
-class Plain(_Grid):
+class Plain(Map):
     """(N, H, W, C), or (N, features)."""
 
     layout = "plain"
@@ -128,7 +121,7 @@ class Plain(_Grid):
         return self.grad.reshape(self.N, -1)
 
 
-class Pixels(_Grid):
+class Pixels(Map):
     """(H, W, N, C)."""
 
     layout = "pixels"

@@ -18,7 +18,7 @@ Four rules:
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,23 +26,13 @@ from scratchnet.backend import Array
 from scratchnet.plans.cpu.calls import Calls, cache_sized
 
 
-class Activation(Protocol):
-    """What a mask asks of an activation, see ``elementwise.py``."""
-
-    zero_derivative_at_zero: bool
-    scratch_dtype: Any
-
-    def record_backward(self, calls: Calls, dy: Array, y: Array, scratch: Array) -> None:
-        """Record dy = dy * derivative(y)."""
-
-
 class Mask:
-    """What the gradient of a map is multiplied by: the derivative of the activation that it came out of.
+    """What the gradient of a map is multiplied by: the derivative of the ``Elementwise`` that it came out of.
 
     ``scale`` is 1 / (1 - p) after a dropout.
     """
 
-    def __init__(self, activation: Activation | None = None, scale: float = 1.0):
+    def __init__(self, activation: Any = None, scale: float = 1.0):
         self.activation, self.scale = activation, scale
 
     @property

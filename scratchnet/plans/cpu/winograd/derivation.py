@@ -54,17 +54,7 @@ TILE = WINDOW - KERNEL + 1  # pixels of the output in it
 
 
 def matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return B^T, G and A^T for some points and infinity, in float64.
-
-    Parameters
-    ----------
-    points : sequence of float
-        All different: n - 1 for n multiplications, which make n - 2 outputs.
-
-    Returns
-    -------
-    tuple of array
-        (n, n), (n, 3) and (n - 2, n).
+    """Return B^T (n, n), G (n, 3) and A^T (n - 2, n) for n - 1 different points and infinity, in float64.
 
     Examples
     --------
