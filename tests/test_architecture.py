@@ -24,7 +24,8 @@ FLOORS = [
     ["cli"],
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
-BESIDE_DATA = {"backend", "checks", "pickles", "tables", "workers"}  # data/ stands apart, and hands out host arrays
+# What data/, which stands apart and hands out host arrays, may use.
+BESIDE_DATA = {"backend", "checks", "pickles", "tables", "workers"}
 PROGRAM = "__main__"  # of a package: starts the command line, and may import cli
 
 

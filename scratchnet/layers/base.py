@@ -103,7 +103,7 @@ class Layer:
     multiply_adds = tree.multiply_adds  # the chain's, or else none
 
     def children(self) -> Iterator[tuple[str, Layer]]:
-        """Yield the layers that are attributes of this one, or in a list or dict that is, with their names."""
+        """Yield the layers that are attributes of this one, or in a list or dict that is one, by name."""
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from scratchnet.layers.base import Layer
 
 
-def check_input(layer: Layer, x: Array, *axes: str | int, hint: str = "") -> None:
-    """Refuse an input that has not these axes, each a size or a letter; the error ends with ``hint``."""
+def check_input(layer: Layer, x: Array, *axes: str | int) -> None:
+    """Refuse an input that has not these axes, each a size or a letter."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(f"{layer.label}: expected an array, got {type(x).__name__}")
     if axes:
-        check_shape(layer, x.shape, *axes, hint=hint)
+        check_shape(layer, x.shape, *axes)
     if 0 in x.shape:
         raise ValueError(f"{layer.label}: the input is empty, {tuple(x.shape)}")
     parameter = next((value for value in vars(layer).values() if isinstance(value, Parameter)), None)
@@ -29,7 +29,7 @@ def check_input(layer: Layer, x: Array, *axes: str | int, hint: str = "") -> Non
             raise ValueError(f"{layer.label}: {where}: use net.backend.asarray(x)")
 
 
-def check_shape(layer: Layer, shape: tuple[int, ...], *axes: str | int, hint: str = "") -> None:
+def check_shape(layer: Layer, shape: tuple[int, ...], *axes: str | int) -> None:
     """Refuse the shape of an input that does not fit the layer.
 
     Examples
@@ -41,7 +41,11 @@ def check_shape(layer: Layer, shape: tuple[int, ...], *axes: str | int, hint: st
     """
     if len(shape) != len(axes) or any(a != s for a, s in zip(axes, shape, strict=True) if isinstance(a, int)):
         wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
-        hint = f": {hint}" if hint else ""
+        hint = ""
+        if "H" in axes and isinstance(axes[-1], int):
+            hint = ": images are channels last"
+        elif len(axes) == 2 < len(shape):
+            hint = ": put Flatten() before it"
         raise ValueError(f"{layer.label}: expected ({wanted}), got {tuple(shape)}{hint}")
 
 

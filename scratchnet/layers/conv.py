@@ -71,7 +71,7 @@ class Conv2d(Layer):
 
     def forward(self, x: Array) -> Array:
         """Convolve (N, H, W, in_channels) to (N, OH, OW, out_channels)."""
-        self.check_input(x, "N", "H", "W", self.in_channels, hint="images are channels last")
+        self.check_input(x, "N", "H", "W", self.in_channels)
         check_fit(self, "kernel", self.kernel_size, x.shape, self.padding)
         bias = None if self.bias is None else self.bias.data
         return self.save_for_backward(*F.conv2d_forward(x, self.weight.data, bias, self.stride, self.padding))

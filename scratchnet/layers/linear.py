@@ -61,8 +61,7 @@ class Linear(Layer):
 
     def forward(self, x: Array) -> Array:
         """Multiply (N, in_features) to (N, out_features)."""
-        hint = "put Flatten() before it" if getattr(x, "ndim", 2) > 2 else ""
-        self.check_input(x, "N", self.in_features, hint=hint)
+        self.check_input(x, "N", self.in_features)
         bias = None if self.bias is None else self.bias.data
         return self.save_for_backward(*F.linear_forward(x, self.weight.data, bias))
 

@@ -36,7 +36,6 @@ class BatchNorm(Layer):
 
     buffer_names = ("running_mean", "running_var")
     axes: tuple[str, ...] = ()  # all but the last
-    hint = ""
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **common: Any):
         super().__init__(**common)
@@ -55,7 +54,7 @@ class BatchNorm(Layer):
 
     def forward(self, x: Array) -> Array:
         """Normalise (..., num_features), channel by channel."""
-        self.check_input(x, *self.axes, self.num_features, hint=self.hint)
+        self.check_input(x, *self.axes, self.num_features)
         weight, bias = self.weight.data, self.bias.data
         if not self.training or self.frozen:
             statistics = self.running_mean, self.running_var
@@ -111,7 +110,6 @@ class BatchNorm2d(BatchNorm):
     """
 
     axes = ("N", "H", "W")
-    hint = "images are channels last"
 
 
 class BatchNorm1d(BatchNorm):

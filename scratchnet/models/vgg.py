@@ -184,7 +184,7 @@ class VGG(nn.Chain):
 
     def forward(self, x: Array) -> Array:
         """Return the logits (N, num_classes) of images (N, H, W, 3)."""
-        self.check_input(x, "N", "H", "W", 3, hint="images are channels last")
+        self.check_input(x, "N", "H", "W", 3)
         self._check_size(*x.shape[1:3])
         return super().forward(x)
 

@@ -1,6 +1,7 @@
 """Layers: what they keep, what they refuse, and what stays as it is."""
 
 import gc
+import re
 import tracemalloc
 import weakref
 
@@ -20,6 +21,7 @@ from scratchnet.layers import (
     ReLU,
     Sequential,
 )
+from scratchnet.plans import compile
 
 # One of each, and a shape of input for it
 LAYERS = {
@@ -279,6 +281,9 @@ def test_errors_name_the_path_the_layer_what_was_expected_and_what_came():
         str(error.value)
         == "0.1 (Conv2d): expected (N, H, W, 64), got (8, 3, 32, 32): images are channels last"
     )
+    for ask in (net.output_shape, lambda shape: compile(net, shape, training=True)):
+        with pytest.raises(ValueError, match=re.escape(str(error.value))):
+            ask((8, 3, 32, 32))
     with pytest.raises(ValueError, match="2 \\(Linear\\): expected \\(N, 10\\), got \\(1, 32\\)"):
         net.forward(normal(1, 2, 2, 64))
     with pytest.raises(RuntimeError, match="2 \\(Linear\\): backward without"):
