@@ -14,8 +14,8 @@ import scratchnet
 # read where they are used, and one sentence will do.
 INTERNAL = re.compile(
     r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|report)|initialise|state|workers|checks|"
-    r"tables|pickles|rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|training\.device|"
-    r"doctor\.(context|rules)|data\.(download|_.*))"
+    r"tables|pickles|rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|doctor\.(context|rules)|"
+    r"training\.(console|device|engine|evaluation|finite|options)|data\.(download|_.*))"
 )
 
 

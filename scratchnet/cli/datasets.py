@@ -16,12 +16,7 @@ def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) 
 
     Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
     shapes10, which it reports in three lines that cannot be overlooked. CIFAR-10 that is there but damaged
-    is an error all the same. A dry run downloads nothing: grey images stand in for CIFAR-10.
-
-    Raises
-    ------
-    DataError
-        If the data set is missing or damaged.
+    is an error all the same: DataError. A dry run downloads nothing: grey images stand in for CIFAR-10.
     """
     if name == "shapes10":
         return data.shapes10()
@@ -46,14 +41,7 @@ def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) 
 
 
 def write_images(folder: Path, images: data.ImageData) -> None:
-    """Write one test image of each class as PNG, enlarged, so that there is something to name.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if it is not there.
-    images : ImageData
-    """
+    """Write one test image of each class as PNG, enlarged, so that there is something to name."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)

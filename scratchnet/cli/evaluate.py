@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from os.path import expanduser, isdir
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,7 @@ from scratchnet.training.evaluation import VIEWS, confusion_table
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what torchvision's weights expect
 
-Decoded = tuple[
-    str | PathLike[str], np.ndarray | DataError
-]  # which image, and its pixels or why there are none
+Decoded = tuple[str | PathLike[str], np.ndarray | DataError]  # an image, and its pixels or why there are none
 
 
 def main() -> int:
@@ -44,12 +43,8 @@ def main() -> int:
 def _parse() -> Namespace:
     parser = Parser(description="Say what is in an image, or how good a model is.")
     add = parser.add_argument
-    add(
-        "model",
-        metavar="MODEL",
-        type=expanduser,
-        help="a .safetensors file, such as runs/demo/best.safetensors",
-    )
+    model = "a .safetensors file, such as runs/demo/best.safetensors"
+    add("model", metavar="MODEL", type=expanduser, help=model)
     images = "image files, folders of them, or http(s) addresses"
     add("images", metavar="IMAGE", nargs="*", default=[], type=expanduser, help=images)
     top = "print the K likeliest classes with probabilities"
@@ -147,15 +142,8 @@ def measure(net: Chain, engine: Layers | Plans, normalisation: Normalisation, op
     trained_on = net.info.get("data", images.name)
     if trained_on != images.name:
         complain(f"note: trained on {trained_on}, measured on {images.name}")
-    test = Loader(
-        images.test_images,
-        images.test_labels,
-        batch_size=batch_size(size),
-        shuffle=False,
-        normalisation=normalisation,
-        image_size=size,
-        dtype=net.dtype,
-    )
+    how: dict[str, Any] = {"normalisation": normalisation, "image_size": size, "dtype": net.dtype}
+    test = Loader(images.test_images, images.test_labels, batch_size(size), shuffle=False, **how)
     with Progress(images.name, test.n_samples) as progress:
         result = evaluate(net, test, engine, options.views, progress.update)
     finite(np.array(result.loss), options.model)

@@ -23,13 +23,7 @@ def main() -> int:
     parser.add_argument("operation", nargs="?", metavar="OPERATION", help="one of the above")
     parser.add_argument("--size", type=whole, default=4, metavar="N", help=f"2 to {LARGEST} (default 4)")
     parser.add_argument("--backward", action="store_true", help="also the gradients, each with a check")
-    parser.add_argument(
-        "--seed",
-        type=at_least_zero(int),
-        default=0,
-        metavar="N",
-        help="of the numbers",
-    )
+    parser.add_argument("--seed", type=at_least_zero(int), default=0, metavar="N", help="of the numbers")
     parser.add_argument("--channels", type=whole, metavar="C", help="of conv's input (default 1)")
     parser.add_argument("--stride", type=whole, metavar="S", help="of conv (default 1) and pool (default 2)")
     parser.add_argument("--padding", type=at_least_zero(int), metavar="P", help="of conv (default 0)")

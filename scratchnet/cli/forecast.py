@@ -40,67 +40,35 @@ BATCHES = 4  # that are in memory at once: the one in work, the next, and what i
 class Timing:
     """What was measured, and how often it will be done in an epoch.
 
-    Attributes
-    ----------
-    step, validation_step : float
-        Seconds of a batch.
-    steps, validation_steps : int
-        Batches in an epoch.
-    epochs : int
+    >>> Timing(0.5, steps=100, validation_step=0.2, validation_steps=10).epoch
+    52.0
     """
 
-    step: float  # seconds
-    steps: int
+    step: float  # seconds of a batch
+    steps: int  # in an epoch
     validation_step: float
     validation_steps: int
     epochs: int = 1
 
     @property
     def epoch(self) -> float:
-        """Seconds of an epoch, validation included.
-
-        Examples
-        --------
-        >>> Timing(0.5, steps=100, validation_step=0.2, validation_steps=10).epoch
-        52.0
-        """
+        """Seconds of an epoch, validation included."""
         return self.step * self.steps + self.validation_step * self.validation_steps
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What ``forecast`` returns; ``print`` it.
-
-    Attributes
-    ----------
-    batch_size : int
-    parameters : int
-        How many.
-    multiply_adds : int
-        Of the forward pass of one image; a training step takes three times as many for each.
-    memory : dict of str to int
-        Bytes by category. Where it trains on a GPU it is the GPU's memory.
-    available : int or None
-        Bytes that may be taken besides those that are held already; None where the system does not say.
-    held : int
-        Bytes of ``memory`` that are held already.
-    largest_batch : int or None
-        At least so many images per step would fit.
-    timing : Timing or None
-        If steps were measured.
-    images : int or None
-        How many there are to train on, if that is known: no batch is larger.
-    """
+    """What ``forecast`` returns; ``print`` it."""
 
     batch_size: int
-    parameters: int
-    multiply_adds: int
-    memory: dict[str, int]
-    available: int | None
-    held: int
-    largest_batch: int | None
-    timing: Timing | None = None
-    images: int | None = None
+    parameters: int  # how many
+    multiply_adds: int  # of the forward pass of one image; a training step takes three times as many for each
+    memory: dict[str, int]  # bytes by category; where it trains on a GPU, of its memory
+    available: int | None  # bytes that may be taken besides those held; None where the system does not say
+    held: int  # bytes of memory that are held already
+    largest_batch: int | None  # at least so many images per step would fit
+    timing: Timing | None = None  # if steps were measured
+    images: int | None = None  # how many there are to train on, if that is known: no batch is larger
 
     @property
     def total(self) -> int:
@@ -143,14 +111,12 @@ class Forecast:
             rows.append(("  available", megabytes(self.available + self.held), fit))
         if self.timing is not None:
             t = self.timing
+            speed = f"{self.batch_size / t.step:,.0f} images per second"
+            steps = f"{t.steps:,} steps, and {t.validation_steps:,} to validate"
             rows += [
                 ("time", "", ""),
-                ("  per step", seconds(t.step), f"{self.batch_size / t.step:,.0f} images per second"),
-                (
-                    "  per epoch",
-                    duration(t.epoch),
-                    f"{t.steps:,} steps, and {t.validation_steps:,} to validate",
-                ),
+                ("  per step", f"{t.step:.2f} s" if t.step >= 1 else f"{t.step * 1e3:.1f} ms", speed),
+                ("  per epoch", duration(t.epoch), steps),
             ]
             if t.epochs > 1:
                 rows.append((f"  {t.epochs} epochs", duration(t.epochs * t.epoch), ""))
@@ -158,7 +124,6 @@ class Forecast:
         return "\n".join(f"{line}  {note}".rstrip() for line, (_, _, note) in zip(lines, rows, strict=True))
 
 
-VARYING = ("activations", "workspace", "batches")  # with the batch
 NOTES = {
     "activations": "what the backward pass will need",
     "workspace": "gradients of activations and scratch, which take turns",
@@ -184,41 +149,13 @@ def forecast(
     saves: bool = False,
     measure: bool = False,
 ) -> Forecast:
-    """Return what training a network will cost.
+    """Return what training a network will cost; the network is not changed.
 
-    Parameters
-    ----------
-    net : Layer
-        On the backend on which it is to train, in training mode. It is not changed.
-    batch_size : int
-    image_size : int, optional
-        Side of the images; by default that which a VGG was built for.
-    optimizer : SGD, optional
-        By default one with momentum.
-    train, validation : Loader, optional
-        What an epoch consists of, for its time.
-    loss : SoftmaxCrossEntropy, optional
-    epochs : int
-        How many, for the time of all of them.
-    engine : {"plan", "layers"}, optional
-        See ``make_engine``. For the layers memory is an estimate from the shapes of what they keep.
-    precision : {"fp32", "tf32", "bf16"}
-    saves : bool
-        Whether weights are saved after an epoch, which takes a copy of them.
-    measure : bool
-        Whether to time a few steps with ``train`` and ``validation``, some seconds in all.
+    It is on the backend on which it is to train, in training mode. Without ``image_size`` images are those
+    that a VGG was built for, without an optimizer it is one with momentum. For ``engine="layers"`` memory is
+    an estimate from the shapes of what they keep. ``saves``: weights are saved after an epoch, which takes a
+    copy of them. ``measure``: time a few steps with ``train`` and ``validation``, some seconds in all.
 
-    Returns
-    -------
-    Forecast
-
-    Raises
-    ------
-    ValueError
-        If the network does not take such images, or there is nothing to measure with.
-
-    Examples
-    --------
     >>> from scratchnet.models import vgg11
     >>> net = vgg11(num_classes=10, image_size=32, width=0.25, classifier_width=256)
     >>> f = forecast(net, batch_size=64)
@@ -233,60 +170,49 @@ def forecast(
         raise ValueError("this network does not say which images it takes: give image_size")
     if measure and (train is None or not len(train)):
         raise ValueError("a step can only be measured with images: give a Loader as train")
-    if train is not None:
-        batch_size = max(1, min(batch_size, train.n_samples))  # there may be fewer images than a batch has
-
+    images = None if train is None else train.n_samples
+    if images is not None:
+        batch_size = max(1, min(batch_size, images))  # there may be fewer images than a batch has
     channels = net.settings().get("in_channels", 3) if train is None else train.images.shape[3]
-
-    def shape(n: int) -> tuple[int, ...]:
-        return (n, size, size, channels)
-
     parameters = list(net.parameters().values())
     on_cpu = net.backend.name == "numpy"
     weights = sum(p.size * p.dtype.itemsize for p in parameters)
     learned = sum(p.size * p.dtype.itemsize for p in parameters if p.trainable)
+    own_weights = weights if parameters and parameters[0].buffer.data is not None else 0
+    resident = max(0, resident_bytes() - own_weights) if on_cpu else 0
+
+    def varying(n: int) -> dict[str, int]:
+        shape = (n, size, size, channels)
+        if engine == "layers":
+            activations, workspace = _of_layers(net, shape)
+        else:
+            activations, workspace = plans.memory(net, shape, training=True, precision=precision)
+        batches = BATCHES * prod(shape) * net.dtype.itemsize
+        return {"activations": activations, "workspace": workspace, "batches": batches}
+
+    fixed = {
+        "validation": plans.weight_memory_budget(weights) if on_cpu and engine != "layers" else 0,
+        "saving": weights if saves and on_cpu else 0,
+        "program": resident if on_cpu or train is None else train.images.nbytes,
+    }
     momentum = learned if optimizer is None or optimizer.momentum else 0
-    has_weights = bool(parameters) and parameters[0].buffer.data is not None
-    resident = (resident_bytes() if on_cpu else 0) - (weights if has_weights else 0)
-
-    def memory(n: int) -> dict[str, int]:
-        activations, workspace = _computing(net, shape(n), engine, precision)
-        return {
-            "parameters": weights,
-            "gradients": learned if on_cpu else weights,
-            "momentum": momentum,
-            "activations": activations,
-            "workspace": workspace,
-            "batches": BATCHES * prod(shape(n)) * net.dtype.itemsize,
-            "validation": plans.weight_memory_budget(weights) if on_cpu and engine != "layers" else 0,
-            "saving": weights if saves and on_cpu else 0,
-            "program": max(0, resident) if on_cpu else 0 if train is None else train.images.nbytes,
-        }
-
-    own = memory(batch_size)
-    held = own["program"] * on_cpu + (weights if has_weights else 0)
-    available = available_bytes(net)
-    largest = None
+    flat = {"parameters": weights, "gradients": learned if on_cpu else weights, "momentum": momentum}
+    with_batch = varying(batch_size)
+    memory = {name: n for name, n in (flat | with_batch | fixed).items() if n}
+    held = resident + own_weights
+    available, largest = available_bytes(net), None
     if available is not None:
-        total = sum(own.values())
-        varying = sum(own[name] for name in VARYING)
-        largest = _largest(
-            lambda n: sum(memory(n)[name] for name in VARYING),
-            batch_size,
-            varying,
-            room=available + held - (total - varying),
-        )
-        largest = min(largest, train.n_samples) if train is not None else largest
-    images = train.n_samples if train is not None else None
+        own = sum(with_batch.values())
+        room = available + held - (sum(memory.values()) - own)
+        largest = _largest(lambda n: sum(varying(n).values()), batch_size, own, room)
+        largest = largest if images is None else min(largest, images)
     timing = None
     if measure and train is not None:
         timing = _measured(net, optimizer, train, validation, loss, epochs, engine, precision)
         gc.collect()  # the copy and its plans refer to each other
-    forward = net.multiply_adds(shape(1))
-    own = {name: size for name, size in own.items() if size}
-    return Forecast(
-        batch_size, sum(p.size for p in parameters), forward, own, available, held, largest, timing, images
-    )
+    count_of = sum(p.size for p in parameters)
+    forward = net.multiply_adds((1, size, size, channels))
+    return Forecast(batch_size, count_of, forward, memory, available, held, largest, timing, images)
 
 
 def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int) -> int:
@@ -309,13 +235,6 @@ def _largest(varying: Callable[[int], int], batch_size: int, own: int, room: int
         n = (fits + too_many) // 2
         fits, too_many = (n, too_many) if varying(n) <= room else (fits, n)
     return fits
-
-
-def _computing(net: Layer, shape: tuple[int, ...], engine: str | None, precision: str) -> tuple[int, int]:
-    """Return the bytes of activations and of workspace for a batch of this shape."""
-    if engine != "layers":
-        return plans.memory(net, shape, training=True, precision=precision)
-    return _of_layers(net, shape)
 
 
 def _of_layers(net: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -380,35 +299,26 @@ def _median(run: Callable[[], Any], part: Loader, whole: Loader) -> float:
 
     ``part`` is given so many batches of ``whole`` that a measurement takes about SECONDS.
     """
+
+    def time_of_run() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
     run()  # compiles, and touches all memory for the first time
-    first = _time(run)
+    first = time_of_run()
     batches = max(1, min(len(whole) - 1, int(SECONDS / first)))
     part.indices = whole.indices[: batches * whole.batch_size]
     measured = [first / len(part)] if batches == 1 else []
     until = time.perf_counter() + 2 * MEASUREMENTS * SECONDS
     while len(measured) < MEASUREMENTS and (not measured or time.perf_counter() < until):
-        measured.append(_time(run) / len(part))
+        measured.append(time_of_run() / len(part))
     return statistics.median(measured)
-
-
-def _time(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-# Numbers as text
 
 
 def count(n: int) -> str:
     """Write a large number with a thousand, a million or a billion as its unit.
 
-    Parameters
-    ----------
-    n : int
-
-    Examples
-    --------
     >>> count(313_478_154), count(15_470_264_320), count(950)
     ('313.5 M', '15.5 G', '950')
     """
@@ -421,28 +331,7 @@ def count(n: int) -> str:
 def megabytes(size: float) -> str:
     """Write a number of bytes in megabytes, as whole numbers where they are large.
 
-    Parameters
-    ----------
-    size : float
-
-    Examples
-    --------
     >>> megabytes(1_234_567_890), megabytes(3_107_560)
     ('1,235 MB', '3.1 MB')
     """
     return f"{size / MB:,.0f} MB" if size >= 10 * MB else f"{size / MB:.1f} MB"
-
-
-def seconds(value: float) -> str:
-    """Write a short time.
-
-    Parameters
-    ----------
-    value : float
-
-    Examples
-    --------
-    >>> seconds(0.0123), seconds(1.5)
-    ('12.3 ms', '1.50 s')
-    """
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"

@@ -29,78 +29,36 @@ from scratchnet.training.options import DEFAULTS, read_options
 
 # A small network on the built-in images: about a minute on two cores.
 DEMO: dict[str, Any] = {
-    "data": "shapes10",
-    "arch": "vgg11",
-    "batch_norm": True,
-    "width": 0.25,
-    "classifier_width": 256,
-    "dropout": 0.0,
-    "epochs": 8,
-    "batch_size": 64,
-    "lr": 0.1,
-    "weight_decay": 2e-3,
-    "schedule": "one-cycle",
-    "label_smoothing": 0.1,
-    "augment": "flip",
-    "run_dir": "runs/demo",
+    **{"data": "shapes10", "arch": "vgg11", "batch_norm": True, "width": 0.25, "classifier_width": 256},
+    **{"dropout": 0.0, "epochs": 8, "batch_size": 64, "lr": 0.1, "weight_decay": 2e-3},
+    **{"schedule": "one-cycle", "label_smoothing": 0.1, "augment": "flip", "run_dir": "runs/demo"},
 }
 
 # The full runs whose results README shows: 15 epochs on CIFAR-10.
+_CIFAR10 = {"data": "cifar10", "arch": "vgg16", "epochs": 15}
+_GOOD = {**_CIFAR10, "weight_decay": 1e-3, "nesterov": True, "label_smoothing": 0.1, "views": 10}
 RECIPES: dict[str, dict[str, Any]] = {
     "vgg16-bn": {
-        "batch_norm": True,
-        "lr": 0.06,
-        "weight_decay": 1e-3,
-        "nesterov": True,
-        "label_smoothing": 0.1,
-        "dropout": 0.0,
-        "output_scale": 0.1,
+        **_GOOD,
+        **{"batch_norm": True, "lr": 0.06, "dropout": 0.0, "output_scale": 0.1, "validation": 1000},
         "image_size": 48,  # enlarged, which learns in fewer epochs
         "head": "gap",  # takes this size, and does nothing to the last map, which is 1 x 1
         "augment": "crop-flip-cutout8",
-        "validation": 1000,
-        "views": 10,
     },
-    "vgg16": {
-        "batch_size": 64,
-        "lr": 0.02,
-        "weight_decay": 1e-3,
-        "nesterov": True,
-        "label_smoothing": 0.1,
-        "dropout": 0.3,
-        "validation": 2500,
-        "views": 10,
-    },
-    "article": {"lr": 0.001, "schedule": "constant"},  # what our article trains with
+    "vgg16": {**_GOOD, "batch_size": 64, "lr": 0.02, "dropout": 0.3, "validation": 2500},
+    "article": {**_CIFAR10, "lr": 0.001, "schedule": "constant"},  # what our article trains with
 }
-RECIPES = {name: {"data": "cifar10", "arch": "vgg16", "epochs": 15, **own} for name, own in RECIPES.items()}
 
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
 MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose", "views"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
-    """Read the options of a training; with ``--resume``, those of the run that is resumed.
+    """Read the options of a training, named as in ``DEFAULTS``; with ``--resume``, of the run to resume.
 
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        By default the command line.
+    An option that is not understood ends the program with status 2, after a sentence on standard error.
+    RunError is raised if ``--resume`` finds no run, or an option contradicts the one of the run.
 
-    Returns
-    -------
-    SimpleNamespace
-        With the names of ``DEFAULTS``.
-
-    Raises
-    ------
-    SystemExit
-        Status 2, after a sentence on standard error, if an option is not understood.
-    RunError
-        If ``--resume`` finds no run, or an option contradicts the one of the run.
-
-    Examples
-    --------
     >>> parse_training(["--arch", "vgg11", "--epochs", "3"]).epochs
     3
     """
@@ -108,9 +66,8 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     given = vars(parser.parse_args(arguments))
     if given.get("demo") and given.get("recipe"):
         parser.error("--demo and --recipe are two different runs: give one")
-    options = (
-        DEFAULTS | (DEMO if given.get("demo") else {}) | RECIPES.get(given.get("recipe", ""), {}) | given
-    )
+    chosen = DEMO if given.get("demo") else RECIPES.get(given.get("recipe", ""), {})
+    options = DEFAULTS | chosen | given
     if options["resume"]:
         options = _options_of_run(options["run_dir"], given)
     return SimpleNamespace(**options)
@@ -130,34 +87,21 @@ def _training_parser() -> Parser:
 
     flag: dict[str, Any] = {"action": "store_true"}
     folder: dict[str, Any] = {"metavar": "DIR", "type": os.path.expanduser}
+    count: dict[str, Any] = {"metavar": "N", "type": positive(int)}
+    share: dict[str, Any] = {"type": at_least_zero(float)}
+    data_sets = ("auto", "cifar10", "shapes10")
     where = parser.add_argument_group("where and what")
     add(where, "backend", "array library; only auto may choose", choices=("auto", "numpy", "cupy"))
     add(where, "engine", "a plan (the default), or the layers one by one", choices=ENGINES)
     add(where, "precision", "in which a GPU multiplies", choices=PRECISIONS)
-    add(
-        where,
-        "data",
-        "data set; auto takes CIFAR-10 if it can be had",
-        choices=("auto", "cifar10", "shapes10"),
-    )
+    add(where, "data", "data set; auto takes CIFAR-10 if it can be had", choices=data_sets)
     add(where, "data-dir", "the folder that holds, or is to hold, cifar-10-batches-bin", **folder)
-    add(where, "subset", "train on N images only, of each class alike", type=positive(int), metavar="N")
-    add(
-        where,
-        "validation",
-        "validate on N training images (default a tenth)",
-        type=positive(int),
-        metavar="N",
-    )
+    add(where, "subset", "train on N images only, of each class alike", **count)
+    add(where, "validation", "validate on N training images (default a tenth)", **count)
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", **folder)
     add(where, "views", "test with N views of each image, too", type=positive(int), choices=VIEWS)
     add(where, "resume", "resume the run in --run-dir (default the newest in runs/)", **flag)
-    add(
-        where,
-        "dry-run",
-        "print what memory and time it will take, by steps that it measures; stop",
-        **flag,
-    )
+    add(where, "dry-run", "print what memory and time it will take, by steps that it measures; stop", **flag)
     add(where, "diagnose", "print every few hundred steps how each layer does, and what is wrong", **flag)
     add(where, "demo", "a small network on the built-in images, in about a minute, into runs/demo", **flag)
     add(where, "recipe", "the settings of a full run on CIFAR-10, see README", choices=tuple(RECIPES))
@@ -167,26 +111,19 @@ def _training_parser() -> Parser:
     add(net, "width", "multiplies the channels", type=positive(float), metavar="W")
     add(net, "image-size", "resize the images to S pixels", type=positive(int), metavar="S")
     add(net, "head", "what comes before the linear layers; gap takes any size", choices=HEADS)
-    add(net, "classifier-width", "of the hidden linear layers", type=positive(int), metavar="N")
-    add(net, "dropout", "after the hidden linear layers", type=at_least_zero(float), metavar="P")
+    add(net, "classifier-width", "of the hidden linear layers", **count)
+    add(net, "dropout", "after the hidden linear layers", **share, metavar="P")
     add(net, "init", "weight initialisation; all but he are there to fail", choices=tuple(INITIALISATIONS))
-    add(
-        net,
-        "output-scale",
-        "multiplies the last layer's initial weights",
-        type=at_least_zero(float),
-        metavar="S",
-    )
+    add(net, "output-scale", "multiplies the last layer's initial weights", **share, metavar="S")
     training = parser.add_argument_group("the training")
-    add(training, "epochs", "how many", type=positive(int), metavar="N")
-    add(training, "batch-size", "images per step", type=positive(int), metavar="N")
+    add(training, "epochs", "how many", **count)
+    add(training, "batch-size", "images per step", **count)
     add(training, "lr", "the highest learning rate", type=positive(float))
-    add(training, "momentum", "of SGD", type=at_least_zero(float))
+    add(training, "momentum", "of SGD", **share)
     add(training, "nesterov", "take Nesterov's momentum: look one step ahead", **flag)
-    add(training, "weight-decay", "of SGD", type=at_least_zero(float))
+    add(training, "weight-decay", "of SGD", **share)
     add(training, "schedule", "of the learning rate", choices=SCHEDULES)
-    smoothing = "how much of the target goes to all classes"
-    add(training, "label-smoothing", smoothing, type=at_least_zero(float))
+    add(training, "label-smoothing", "how much of the target goes to all classes", **share)
     add(training, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
     add(training, "seed", "of everything random", type=at_least_zero(int), metavar="N")
     return parser
@@ -213,32 +150,16 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
             if not isinstance(before, bool):
                 was = f"has {option} {before}, not {value}" if before is not None else f"has no {option}"
             raise RunError(f"the run in {run_dir} {was}: leave {option} out to resume, or begin a new run")
-    return (
-        options
-        | {name: given[name] for name in MAY_CHANGE & set(given)}
-        | {"run_dir": run_dir, "resume": True}
-    )
+    changed = {name: given[name] for name in MAY_CHANGE & set(given)}
+    return options | changed | {"run_dir": run_dir, "resume": True}
 
 
 def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any]) -> RunDirectory:
-    """Return the run directory, and refuse one that another run has used already.
+    """Return the run directory, and refuse one that another run has used; the demo may overwrite a demo.
 
-    Without ``--run-dir`` it is a new folder in ``runs``, whose name is then ``options.run_dir``.
-
-    Parameters
-    ----------
-    options : SimpleNamespace
-        Of ``parse_training``.
-    net : Layer
-        What the run will save.
-    header : dict
-        What it will save beside the weights.
-
-    Raises
-    ------
-    RunError
-        If there is a run that this one would overwrite (the demo may overwrite a demo), nothing can be
-        written, or there is not enough space.
+    Without ``--run-dir`` it is a new folder in ``runs``, whose name is then ``options.run_dir``. ``header``
+    is saved beside the weights of ``net``. RunError is raised, too, if nothing can be written there, or
+    there is not enough space.
     """
     if options.run_dir is None:
         norm = "-bn" if options.batch_norm else ""
@@ -270,6 +191,8 @@ def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) 
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     if name_of_program().startswith("scratchnet "):  # as dispatched by __main__.py
         command = f"{name_of_program()} {shlex.join(sys.argv[1:])}"
+    versions = {"scratchnet": scratchnet.__version__, "numpy": np.__version__}
+    versions["python"] = platform.python_version()
     chosen = header["data"].lower().replace("-", "")  # what auto took: a resumed run takes it again
     return {
         "options": vars(options) | {"resume": False, "data": chosen},
@@ -277,9 +200,5 @@ def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) 
         "device": device,
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "versions": {
-            "scratchnet": scratchnet.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions,
     }

@@ -36,15 +36,13 @@ def at_least_zero(kind: type) -> Callable[[str], Any]:
 
 
 def _number(kind: type, text: str, wanted: str, least: Any) -> Any:
-    name = "whole number" if kind is int else "number"
     try:
         value = kind(text)
-        if kind is int:
-            checks.whole(least, value=value)
-        else:
-            checks.real(least, value=value)
+        check = checks.whole if kind is int else checks.real
+        check(least, value=value)
         return value
     except ValueError:
+        name = "whole number" if kind is int else "number"
         raise argparse.ArgumentTypeError(f"must be a {name} {wanted}, not {text!r}") from None
 
 
@@ -61,16 +59,9 @@ def complain(sentence: str) -> None:
 def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
     """Call a program's main function and leave, with one sentence on standard error where it fails.
 
-    Parameters
-    ----------
-    main : callable
-        Returns the exit status, None for 0.
-    memory_advice : str
-        What to do where there is not enough memory, after those words.
-
-    Notes
-    -----
     Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C.
+    Otherwise that which main returns, None for 0. Where there is not enough memory ``memory_advice`` says
+    what to do.
     """
     # What overflows shows in the loss, which the trainer watches; NumPy's remarks would only come in between.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="scratchnet")

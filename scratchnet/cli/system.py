@@ -11,8 +11,6 @@ from scratchnet.layers import Layer
 def resident_bytes() -> int:
     """Return how much memory this process holds now; 0 where the system does not say.
 
-    Examples
-    --------
     >>> resident_bytes() > 1_000_000 or not Path("/proc/self/status").exists()
     True
     """
@@ -25,12 +23,6 @@ def available_bytes(net: Layer) -> int | None:
     On a CPU it is what Linux counts as available, or what a container may still take where that is less. On a
     GPU it is the free memory.
 
-    Parameters
-    ----------
-    net : Layer
-
-    Examples
-    --------
     >>> from scratchnet.layers import Linear
     >>> available = available_bytes(Linear(4, 2))
     >>> available is None or available > 0

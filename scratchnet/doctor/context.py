@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite, log, sqrt
-from typing import Any
+from statistics import median
 
 import numpy as np
 
-from scratchnet import functional as F
 from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.doctor.diagnosis import Row
-from scratchnet.layers import Dropout, Layer, Parameter, ReLU
+from scratchnet.layers import BatchNorm2d, Dropout, Layer, Parameter, ReLU
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.state import preserved
@@ -38,6 +37,7 @@ class LayerStats:
     std: float = 0.0  # of all that it puts out
     signal: float = 0.0  # of the part that differs from image to image
     dead: float | None = None  # share of the units of a ReLU, or of the ReLU after a layer with weights
+    alone: bool = True  # whether no layer with weights comes before it
     similarity: Array | None = None  # of a ReLU, the cosine between its outputs for each two images (N, N)
     size: float = 0.0  # norm of the weights
     gradient: float = 0.0  # norms over that of the weights
@@ -48,11 +48,6 @@ class LayerStats:
         """What the layer is about: its matrices, or, where it has none, all its parameters."""
         own = [value for value in vars(self.layer).values() if isinstance(value, Parameter)]
         return [p for p in own if p.ndim > 1] or own
-
-    @property
-    def mixes(self) -> bool:
-        """Whether it has a matrix, as convolutions and linear layers have."""
-        return any(p.ndim > 1 for p in self.weights)
 
 
 @contextmanager
@@ -66,32 +61,32 @@ def observing(net: Layer, compare: bool) -> Iterator[list[LayerStats]]:
     for path, layer in net.walk():
         stats = LayerStats(path, layer)
         if stats.weights or not list(layer.children()):
-            observed.append((layer, vars(layer).get("forward")))
-            _observe(stats, found, compare)
+            observed.append((vars(layer), vars(layer).get("forward")))
+            vars(layer)["forward"] = _observed(stats, found, compare)
     try:
         yield found
     finally:
-        for layer, before in observed:
-            del vars(layer)["forward"]
+        for attributes, before in observed:
+            del attributes["forward"]
             if before is not None:
-                setattr(layer, "forward", before)  # noqa: B010  (a method is not assigned to, says mypy)
+                attributes["forward"] = before
 
 
-def _observe(stats: LayerStats, found: list[LayerStats], compare: bool) -> None:
-    layer = stats.layer
-    forward = layer.forward
+def _observed(stats: LayerStats, found: list[LayerStats], compare: bool) -> Callable[[Array], Array]:
+    """Return a layer's forward that also notes what it puts out."""
+    forward = stats.layer.forward
 
     def observed_forward(x: Array) -> Array:
         y = forward(x)
         stats.std, stats.signal = rms(y - y.mean()), signal_of(y)
-        if isinstance(layer, ReLU):
+        if isinstance(stats.layer, ReLU):
             stats.dead = float((y.reshape(-1, y.shape[-1]).max(axis=0) <= 0).mean())
             stats.similarity = cosine_similarity(y) if compare else None
         if stats not in found:
             found.append(stats)
         return y
 
-    setattr(layer, "forward", observed_forward)  # noqa: B010
+    return observed_forward
 
 
 def rms(x: Array) -> float:
@@ -143,19 +138,17 @@ class Context:
 
     def measure(self) -> None:
         """Send the batch forward and back, and observe. It changes the network, which is to be preserved."""
+        net, x, labels = self.net, self.x, self.labels
         if self.lr is None and self.optimizer is not None:
             self.lr = self.optimizer.lr
-        if self.highest_lr is None:
-            self.highest_lr = self.lr
-        net, labels = self.net, self.labels
         counts = np.bincount(labels[labels >= 0]) if labels.dtype.kind in "iu" else np.zeros(1)
         self.pairs = int((counts * (counts - 1)).sum()) // 2  # of images with one label
         self.set_mode()
         with observing(net, compare=self.pairs >= ENOUGH_PAIRS) as self.stats:
-            logits = net.forward(self.x)
+            logits = net.forward(x)
             self.loss = float(self.criterion.forward(logits, labels))
             if not self.not_finite and not is_finite(logits):
-                self.not_finite = why_not_finite(net, self.x)
+                self.not_finite = why_not_finite(net, x)
             dlogits = self.criterion.backward()
             if not self.not_finite:
                 Layers(net).backward(dlogits)
@@ -163,23 +156,41 @@ class Context:
         self.classes = logits.shape[1]
         self.logits = to_numpy(logits).astype("float64")
         self.accuracy = float((self.logits.argmax(axis=1) == labels).mean())
-        self.layers = [stats for stats in self.stats if stats.mixes]
+        self.layers = [stats for stats in self.stats if any(p.ndim > 1 for p in stats.weights)]
         self.learning = [stats for stats in self.layers if any(p.trainable for p in stats.weights)]
-        self.input_std, self.input_signal = rms(self.x - self.x.mean()), signal_of(self.x)
+        self.norms = [stats for stats in self.stats if isinstance(stats.layer, BatchNorm2d)]
+        self.input = LayerStats("", net, rms(x - x.mean()), signal_of(x))
         self._compare_with_weights()
 
     def _compare_with_weights(self) -> None:
-        next_step = _next_step(self.optimizer, self.lr)
-        for before, stats in zip([None, *self.stats], self.stats, strict=False):
-            if isinstance(stats.layer, ReLU) and before is not None and before.weights:
-                before.dead = stats.dead
+        for before, stats in zip(self.stats, self.stats[1:], strict=False):
+            if isinstance(stats.layer, ReLU) and before.weights:
+                before.dead, stats.alone = stats.dead, False
+        for stats in self.stats:
             if stats.weights:
                 stats.size = sqrt(sum(norm(p.data) ** 2 for p in stats.weights))
                 scale = stats.size or 1.0
                 gradients = [p.grad for p in stats.weights if p.grad is not None]
                 stats.gradient = sqrt(sum(norm(g) ** 2 for g in gradients)) / scale
-                if next_step is not None:
-                    stats.update = sqrt(sum(next_step(p) ** 2 for p in stats.weights)) / scale
+                if self.lr is not None:
+                    stats.update = sqrt(sum(self._next_step(p) ** 2 for p in stats.weights)) / scale
+
+    def _next_step(self, p: Parameter) -> float:
+        """Return the norm of a parameter's next step; lr times the gradient where no optimizer is known."""
+        optimizer, lr, g = self.optimizer, self.lr or 0.0, p.grad
+        if optimizer is None or g is None:
+            return 0.0 if g is None else lr * norm(g)
+        order = list(optimizer.trainable().items())
+        at = next((i for i, (_, other) in enumerate(order) if other is p), None)
+        if at is None:
+            return 0.0
+        name, start = order[at][0], sum(other.size for _, other in order[:at])
+        g = g + (0.0 if optimizer.no_decay(name, p) else optimizer.weight_decay) * p.data
+        if optimizer.momentum_buffer is None:  # what equal gradients will add up to
+            return lr * norm(g) / max(1.0 - optimizer.momentum, 1e-3)
+        v = p.buffer.backend.asarray(optimizer.momentum_buffer[start : start + p.size]).reshape(p.shape)
+        v = optimizer.momentum * v + g
+        return lr * norm(g + optimizer.momentum * v if optimizer.nesterov else v)
 
     def set_mode(self) -> None:
         """Compute as in training, but dropout passes everything: the loss is a function of the weights."""
@@ -188,14 +199,12 @@ class Context:
 
     def rows(self) -> list[Row]:
         """Return the rows of the table."""
-        rows = []
-        for before, stats in zip([None, *self.stats], self.stats, strict=False):
-            alone = stats.dead is not None and not (before is not None and before.weights)
-            if stats.weights or alone:
-                gradient = stats.gradient if stats.weights else None
-                measured = stats.std, stats.signal, stats.dead, gradient, stats.update
-                rows.append(Row(stats.path, type(stats.layer).__name__, *measured))
-        return rows
+        shown = [s for s in self.stats if s.weights or (s.alone and s.dead is not None)]
+        gradients = [s.gradient if s.weights else None for s in shown]
+        return [
+            Row(s.path, type(s.layer).__name__, s.std, s.signal, s.dead, gradient, s.update)
+            for s, gradient in zip(shown, gradients, strict=True)
+        ]
 
     # What several rules ask
 
@@ -211,9 +220,10 @@ class Context:
         return self.accuracy < chance + 3.0 * sqrt(chance * (1.0 - chance) / len(self.labels))
 
     @property
-    def mean_confidence(self) -> float:
-        """How likely softmax calls its answers, on average."""
-        return float(F.softmax(self.logits).max(axis=1).mean())
+    def median_update(self) -> float | None:
+        """How much of themselves a step changes weights, in the median layer; None where nothing tells."""
+        updates = [stats.update for stats in self.learning if stats.update is not None]
+        return median(updates) if updates else None
 
     @property
     def loss_spike(self) -> str:
@@ -226,37 +236,15 @@ class Context:
             return ""
         return f"the loss had leapt to {value:.3g} at step {self.step - len(self.losses) + highest}"
 
-    def loss_at(self, shift: Mapping[int, Array], scale: float) -> float:
-        """Return the loss with ``scale`` times an array added to some parameters, given by their ids."""
+    def loss_now(self) -> float:
+        """Return the loss of the batch, in the mode in which the layers are."""
+        return float(self.criterion.forward(self.net.forward(self.x), self.labels))
+
+    def loss_after_step(self, lr: float) -> float:
+        """Return the loss of the batch after a step along its gradient; the weights are as before."""
+        self.set_mode()
+        gradients = [(p, p.grad) for p in self.net.parameters().values() if p.grad is not None]
         with preserved(self.net, values=True):
-            for p in self.net.parameters().values():
-                if id(p) in shift:
-                    p.data[...] += scale * shift[id(p)]
-            return float(self.criterion.forward(self.net.forward(self.x), self.labels))
-
-
-def _next_step(optimizer: SGD | None, lr: float | None) -> Callable[[Parameter], float] | None:
-    """Return what gives the norm of a parameter's next step; None where no learning rate is known."""
-    if lr is None:
-        return None
-    if optimizer is None:
-        return lambda p: 0.0 if p.grad is None else lr * norm(p.grad)
-    places: dict[int, tuple[int, Any]] = {}
-    start = 0
-    for name, p in optimizer.trainable().items():
-        decay = 0.0 if optimizer.no_decay(name, p) else optimizer.weight_decay
-        places[id(p)] = (start, decay)
-        start += p.size
-
-    def next_step(p: Parameter) -> float:
-        if id(p) not in places or p.grad is None:
-            return 0.0
-        start, decay = places[id(p)]
-        g = p.grad + decay * p.data
-        if optimizer.momentum_buffer is None:  # what equal gradients will add up to
-            return lr * norm(g) / max(1.0 - optimizer.momentum, 1e-3)
-        v = p.buffer.backend.asarray(optimizer.momentum_buffer[start : start + p.size]).reshape(p.shape)
-        v = optimizer.momentum * v + g
-        return lr * norm(g + optimizer.momentum * v if optimizer.nesterov else v)
-
-    return next_step
+            for p, g in gradients:
+                p.data[...] -= lr * g
+            return self.loss_now()

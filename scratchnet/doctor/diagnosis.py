@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite, log
 from pathlib import Path
@@ -106,26 +106,20 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``from_dict`` reads: numbers, text, lists and dicts that JSON can hold."""
-        return _for_json(asdict(self))
+        return _converted(asdict(self), _for_json)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
         """Return the diagnosis that ``as_dict`` wrote."""
-        values = _from_json(values)
-        rows = [Row(**row) for row in values["rows"]]
-        verdicts = [Verdict(**verdict) for verdict in values["verdicts"]]
+        values = _converted(values, _from_json)
+        rows, verdicts = [Row(**row) for row in values["rows"]], [Verdict(**v) for v in values["verdicts"]]
         return cls(**{**values, "rows": rows, "verdicts": verdicts})
 
     def __str__(self) -> str:
-        return "\n".join([self._title(), *self._table(), self.verdict])
-
-    def _title(self) -> str:
-        return (
+        title = (
             f"Diagnosis at step {self.step}: loss {self.loss:.4f} (knowing nothing is ln {self.classes} = "
             f"{log(self.classes):.4f}), {100 * self.accuracy:.1f} % of {self.images} images right"
         )
-
-    def _table(self) -> list[str]:
         table = [("layer", "std", "signal", "dead", "gradient/weight", "update/weight")]
         for row in self.rows:
             dead = "" if row.dead is None else f"{100 * row.dead:.1f} %"
@@ -133,7 +127,7 @@ class Diagnosis:
             std, signal, gradient, update = ("" if n is None else f"{n:.1e}" for n in numbers)
             table.append((f"{row.layer} {row.kind}".strip(), std, signal, dead, gradient, update))
         columns = [column for column in zip(*table, strict=True) if any(column[1:])]
-        return aligned(list(zip(*columns, strict=True)))
+        return "\n".join([title, *aligned(list(zip(*columns, strict=True))), self.verdict])
 
 
 def read(run_path: str | os.PathLike[str]) -> list[Diagnosis]:
@@ -163,18 +157,19 @@ def read(run_path: str | os.PathLike[str]) -> list[Diagnosis]:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def _for_json(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as text."""
+def _converted(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return the same dicts and lists of other leaves."""
     if isinstance(value, dict):
-        return {key: _for_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_for_json(item) for item in value]
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _from_json(item) for key, item in value.items()}
+        return {key: _converted(item, convert) for key, item in value.items()}
     if isinstance(value, list):
-        return [_from_json(item) for item in value]
-    return float(value) if value in ("nan", "inf", "-inf") else value
+        return [_converted(item, convert) for item in value]
+    return convert(value)
+
+
+def _for_json(leaf: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as text."""
+    return str(leaf) if isinstance(leaf, float) and not isfinite(leaf) else leaf
+
+
+def _from_json(leaf: Any) -> Any:
+    return float(leaf) if leaf in ("nan", "inf", "-inf") else leaf

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -118,9 +119,8 @@ def diagnose(
         raise ValueError("diagnose needs at least two images: what one has alone says nothing")
     x = net.backend.asarray(images.astype(dtype, copy=False))
     y = np.asarray(to_numpy(labels))
-    context = Context(
-        net, x, y, optimizer, lr, highest_lr, loss or SoftmaxCrossEntropy(), step, losses, epochs
-    )
+    criterion = loss or SoftmaxCrossEntropy()
+    context = Context(net, x, y, optimizer, lr, highest_lr, criterion, step, losses, epochs)
     context.check_weights()
     with np.errstate(all="ignore"), preserved(net), net.recording():
         context.measure()
@@ -129,9 +129,8 @@ def diagnose(
             verdicts = [verdict for rule in tier for verdict in rule(context)]
             if verdicts:
                 break
-        return Diagnosis(
-            step, context.loss, context.accuracy, len(y), context.classes, context.rows(), verdicts
-        )
+        measured = context.loss, context.accuracy, len(y), context.classes, context.rows()
+        return Diagnosis(step, *measured, verdicts)
 
 
 class Doctor(Observer):
@@ -203,26 +202,15 @@ class Doctor(Observer):
     def examine(self, trainer: Trainer, step: int) -> None:
         """Diagnose the network, print what was found, and add it to the run's file, once for each step.
 
-        Parameters
-        ----------
-        trainer : Trainer
-        step : int
-            How many have been made.
+        ``step`` is how many have been made.
         """
         if self.diagnoses and self.diagnoses[-1].step == step:
             return
-        images, labels = self._images(trainer.train)
-        found = diagnose(
-            trainer.net,
-            images,
-            labels,
-            optimizer=trainer.optimizer,
-            highest_lr=self._highest_lr,
-            loss=SoftmaxCrossEntropy(trainer.loss.label_smoothing),  # training's own waits for its backward
-            step=step,
-            losses=self._losses,
-            epochs=trainer.log,
-        )
+        # The loss is a new one, as training's own waits for its backward.
+        how: dict[str, Any] = {"loss": SoftmaxCrossEntropy(trainer.loss.label_smoothing), "step": step}
+        how |= {"optimizer": trainer.optimizer, "highest_lr": self._highest_lr}
+        batch = self._images(trainer.train)
+        found = diagnose(trainer.net, *batch, losses=self._losses, epochs=trainer.log, **how)
         self.diagnoses.append(found)
         say(str(found))
         if trainer.run is not None:
@@ -233,16 +221,8 @@ class Doctor(Observer):
         if self._batch is None:
             size = min(256, 2 * train.batch_size, train.n_samples)
             chosen = np.random.default_rng(train.seed).choice(train.indices, size, replace=False)
-            batch = Loader(
-                train.images,
-                train.labels,
-                size,
-                shuffle=False,
-                normalisation=train.normalisation,
-                dtype=train.dtype,
-                image_size=train.image_size,
-                indices=chosen,
-            )
+            how = {name: getattr(train, name) for name in ("normalisation", "dtype", "image_size")}
+            batch = Loader(train.images, train.labels, size, shuffle=False, indices=chosen, **how)
             self._batch = next(batch.epoch(0))
         number = slice(min(64, train.batch_size) if self.diagnoses else None)
         images, labels = self._batch

@@ -7,20 +7,20 @@ tier in which something is wrong speaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from math import comb, log, prod, sqrt
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 
+from scratchnet import functional as F
 from scratchnet.backend import Array, to_numpy
 from scratchnet.doctor.context import ENOUGH_PAIRS, Context, LayerStats, cosine_similarity, rms
 from scratchnet.doctor.diagnosis import Verdict
-from scratchnet.layers import BatchNorm2d
+from scratchnet.training.finite import ADVICE
 
-SLOWER = "lower the learning rate, or warm it up"
-HE = "initialise by He (init='he'), or put batch normalisation after the convolutions"
-LOOK_AT_LABELS = "Look at images with their labels: they must be shuffled together, or not at all."
+SLOWER = "Lower the learning rate, or warm it up"
+HE = "Initialise by He (init='he'), or put batch normalisation after the convolutions"
 
 # Numbers and data
 
@@ -34,49 +34,45 @@ MAX_STD = 10.0
 RARE = 1e-5
 
 
-def _not_finite(context: Context) -> Iterator[Verdict]:
-    if context.not_finite:
-        reason, _, advice = context.not_finite.rpartition(": ")
-        spike = f" Before, {context.loss_spike}." if context.loss_spike else ""
-        reason = f"NaN or infinity {reason.removeprefix('it ')}.{spike}"
-        yield Verdict("not finite", "", reason, _sentence(advice))
+def _not_finite(c: Context) -> Iterator[Verdict]:
+    if c.not_finite:
+        reason, _, advice = c.not_finite.rpartition(": ")
+        reason = f"NaN or infinity {reason.removeprefix('it ')}.{_before(c)}"
+        yield Verdict("not finite", "", reason, f"{advice[0].upper()}{advice[1:]}.")
 
 
-def _not_normalised(context: Context) -> Iterator[Verdict]:
-    x = context.x
-    channels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
+def _not_normalised(c: Context) -> Iterator[Verdict]:
+    channels = c.x.reshape(-1, c.x.shape[-1] if c.x.ndim == 4 else 1)
     mean, std = (to_numpy(value).astype("float64") for value in (channels.mean(axis=0), channels.std(axis=0)))
     wrong = (abs(mean) > MAX_MEAN * std) | (std > MAX_STD) | (std < 1.0 / MAX_STD)
     if wrong.any():
         k = int(np.argmax(wrong))
-        yield Verdict(
-            "data not normalised",
-            "",
+        reason = (
             f"Channel {k} of the images has mean {mean[k]:.3g} and standard deviation {std[k]:.3g}, where "
-            "weights are made for 0 and 1.",
-            "Subtract each channel's mean and divide by its standard deviation (data.Normalisation.of).",
+            "weights are made for 0 and 1."
         )
+        advice = "Subtract each channel's mean and divide by its standard deviation (data.Normalisation.of)."
+        yield Verdict("data not normalised", "", reason, advice)
 
 
-def _images_alike(context: Context) -> Iterator[Verdict]:
-    if context.input_signal < SMALL_LOGITS:
-        reason = f"The images differ by {context.input_signal:.1e} only, so nothing tells one from another."
+def _images_alike(c: Context) -> Iterator[Verdict]:
+    if c.input.signal < SMALL_LOGITS:
+        reason = f"The images differ by {c.input.signal:.1e} only, so nothing tells one from another."
         yield Verdict("images all alike", "", reason, "Look at what the loader returns.")
 
 
-def _classes_missing(context: Context) -> Iterator[Verdict]:
+def _classes_missing(c: Context) -> Iterator[Verdict]:
     """Of K classes m are missing among N images drawn at random with at most C(K, m) (1 - m/K)^N."""
-    K, N = context.classes, len(context.labels)
-    missing = [str(k) for k in np.flatnonzero(np.bincount(context.labels, minlength=K) == 0)]
+    K, N = c.classes, len(c.labels)
+    missing = [str(k) for k in np.flatnonzero(np.bincount(c.labels, minlength=K) == 0)]
     m = len(missing)
     if m and comb(K, m) * (1.0 - m / K) ** N < RARE:
-        yield Verdict(
-            "classes missing",
-            "",
-            f"{m} of the network's {K} outputs have no image among {N}: "
-            f"{', '.join(missing[:10])}{', ...' if m > 10 else ''}.",
-            "Compare num_classes with the labels, and shuffle the images before they are cut into batches.",
+        shown = f"{', '.join(missing[:10])}{', ...' if m > 10 else ''}"
+        reason = f"{m} of the network's {K} outputs have no image among {N}: {shown}."
+        advice = (
+            "Compare num_classes with the labels, and shuffle the images before they are cut into batches."
         )
+        yield Verdict("classes missing", "", reason, advice)
 
 
 # Weights and signal
@@ -103,19 +99,17 @@ ARRIVING_SIGNAL = 0.01  # of the images'
 ENOUGH_ERROR = 0.1
 
 
-def _zero_weights(context: Context) -> Iterator[Verdict]:
-    for stats in context.layers:
+def _zero_weights(c: Context) -> Iterator[Verdict]:
+    reason = (
+        "All weights are zero, so nothing passes, neither the images on the way forward nor the gradient on "
+        "the way back."
+    )
+    for stats in c.layers:
         if stats.size == 0.0:
-            yield Verdict(
-                "zero weights",
-                stats.path,
-                "All weights are zero, so nothing passes, neither the images on the way forward nor the "
-                "gradient on the way back.",
-                _sentence(HE),
-            )
+            yield Verdict("zero weights", stats.path, reason, f"{HE}.")
 
 
-def _dead(context: Context) -> Iterator[Verdict]:
+def _dead(c: Context) -> Iterator[Verdict]:
     """A unit that is zero for every image and pixel gets no gradient, so it never comes back.
 
     When all units of a layer are dead, what follows sees nothing: logits are constants, the loss ln K. A step
@@ -123,40 +117,39 @@ def _dead(context: Context) -> Iterator[Verdict]:
     tells. A signal that vanished from the start ends at the biases, which may leave most units dead, too: so
     without a spike only a whole layer counts.
     """
-    spike = context.loss_spike
-    stats = max(context.stats, key=lambda stats: stats.dead or 0.0)  # the first of the worst
+    spike = c.loss_spike
+    stats = max(c.stats, key=lambda stats: stats.dead or 0.0)  # the first of the worst
     dead = stats.dead or 0.0
-    if dead < 1.0 and not (spike and context.by_chance and dead >= MANY_DEAD):
+    if dead < 1.0 and not (spike and c.by_chance and dead >= MANY_DEAD):
         return
     reason = (
         f"{100 * dead:.0f} % of the units are zero for every image, so neither signal nor gradient passes"
-        f" them{f', after {spike}' if spike else ''}; the loss is {context.loss:.4f}."
+        f" them{f', after {spike}' if spike else ''}; the loss is {c.loss:.4f}."
     )
-    advice = f"{_sentence(SLOWER)[:-1]}, and begin again: dead units do not come back."
-    if not context.step and not spike:
-        advice = f"Look at its biases and at what comes in. If the network was trained: {SLOWER}."
+    advice = f"{SLOWER}, and begin again: dead units do not come back."
+    if not c.step and not spike:
+        advice = f"Look at its biases and at what comes in. If the network was trained: {ADVICE}."
     yield Verdict("dead", stats.path, reason, advice)
 
 
-def _exploding(context: Context) -> Iterator[Verdict]:
+def _exploding(c: Context) -> Iterator[Verdict]:
     """A layer that multiplies the signal by q each time leaves q^16 of it after sixteen, here for q > 1."""
-    out, spike = rms(context.logits - context.logits.mean()), context.loss_spike
+    out, spike = rms(c.logits - c.logits.mean()), c.loss_spike
     # What has learned the labels, and what has learned others, has large logits, too, with a small loss or
     # at weights of He's size.
-    if out < LARGE_LOGITS or context.loss < context.chance_loss or not context.by_chance:
+    if out < LARGE_LOGITS or c.loss < c.chance_loss or not c.by_chance:
         return
-    stats, growth = _largest_change([(context.input_std, None), *((s.std, s) for s in context.layers)])
-    yield Verdict(
-        "learning rate too high" if spike else "exploding",
-        stats.path,
-        f"Activations grow from {context.input_std:.2g} at the images to {out:.2g} at the output, by a "
-        f"factor of {growth:.2g} in this layer{f', since {spike}' if spike else ''}; the loss is "
-        f"{context.loss:.3g}, knowing nothing is {context.chance_loss:.2f}.",
-        _sentence(SLOWER if spike else HE),
+    stats, growth = _largest_change([c.input, *c.layers], "std")
+    name, advice = ("learning rate too high", SLOWER) if spike else ("exploding", HE)
+    reason = (
+        f"Activations grow from {c.input.std:.2g} at the images to {out:.2g} at the output, by a factor of "
+        f"{growth:.2g} in this layer{f', since {spike}' if spike else ''}; the loss is {c.loss:.3g}, knowing "
+        f"nothing is {c.chance_loss:.2f}."
     )
+    yield Verdict(name, stats.path, reason, f"{advice}.")
 
 
-def _vanishing(context: Context) -> Iterator[Verdict]:
+def _vanishing(c: Context) -> Iterator[Verdict]:
     """A layer that multiplies the signal by q < 1 each time; and then every gradient vanishes, too.
 
     A ReLU network without biases is homogeneous in the weights w of each layer: twice w is twice the logits
@@ -164,32 +157,27 @@ def _vanishing(context: Context) -> Iterator[Verdict]:
     makes logits small its own gradient stays, and it learns. Activations that saturate lose the gradient
     alone.
     """
-    out = rms(context.logits - context.logits.mean(axis=0))
-    weakest = min(context.learning, key=lambda stats: stats.gradient, default=None)
-    if weakest is None or context.error < ENOUGH_ERROR or _ends_small(context):
+    out = rms(c.logits - c.logits.mean(axis=0))
+    weakest = min(c.learning, key=lambda stats: stats.gradient, default=None)
+    if weakest is None or _learns_soon(c):
         return
     if out < SMALL_LOGITS:
-        sizes = [(context.input_signal, None), *((stats.signal, stats) for stats in context.layers)]
-        stats, fall = _largest_change(sizes)
-        spike = f" Before, {context.loss_spike}." if context.loss_spike else ""
-        yield Verdict(
-            "dead" if spike else "vanishing",
-            stats.path,
-            f"What differs from image to image falls from {context.input_signal:.2g} at the images to "
-            f"{out:.1e} at the output, by a factor of {fall:.2g} in this layer, so that the loss is "
-            f"{context.loss:.4f}, close to ln {context.classes}, and the smallest gradient "
-            f"{weakest.gradient:.0e} of its weights: no learning rate helps.{spike}",
-            f"{_sentence(SLOWER)[:-1]}, and begin again." if spike else _sentence(HE),
+        stats, fall = _largest_change([c.input, *c.layers], "signal")
+        name, advice = ("dead", f"{SLOWER}, and begin again.") if c.loss_spike else ("vanishing", f"{HE}.")
+        reason = (
+            f"What differs from image to image falls from {c.input.signal:.2g} at the images to {out:.1e} at "
+            f"the output, by a factor of {fall:.2g} in this layer, so that the loss is {c.loss:.4f}, close "
+            f"to ln {c.classes}, and the smallest gradient {weakest.gradient:.0e} of its weights: no "
+            f"learning rate helps.{_before(c)}"
         )
-    elif 0.0 < weakest.gradient < SMALL_GRADIENT * context.error:
-        yield Verdict(
-            "vanishing",
-            weakest.path,
-            f"The gradient is {weakest.gradient:.0e} of the weights here and "
-            f"{max(stats.gradient for stats in context.layers):.0e} where it is largest: it is lost on "
-            "the way back.",
-            f"Use ReLU, and {HE}.",
+        yield Verdict(name, stats.path, reason, advice)
+    elif 0.0 < weakest.gradient < SMALL_GRADIENT * c.error:
+        largest = max(stats.gradient for stats in c.layers)
+        reason = (
+            f"The gradient is {weakest.gradient:.0e} of the weights here and {largest:.0e} where it is "
+            "largest: it is lost on the way back."
         )
+        yield Verdict("vanishing", weakest.path, reason, f"Use ReLU, and {HE[0].lower()}{HE[1:]}.")
 
 
 # Gradient and step
@@ -211,69 +199,56 @@ LOSS_GROWTH = 3.0
 SMALL_UPDATE = 1e-5
 
 
-def _frozen(context: Context) -> Iterator[Verdict]:
+def _frozen(c: Context) -> Iterator[Verdict]:
     """A gradient of exactly zero, where signal and error are not, is a mistake in the code."""
-    if context.error < NO_ERROR:
+    if c.error < NO_ERROR:
         return
-    learned = None if context.optimizer is None else {id(p) for p in context.optimizer.parameters.values()}
-    for stats in context.stats:
+    learned = None if c.optimizer is None else {id(p) for p in c.optimizer.parameters.values()}
+    for stats in c.stats:
         weights = [p for p in stats.weights if p.trainable]
-        why = ""
-        if weights and not all(p.has_grad for p in weights):
+        if not all(p.has_grad for p in weights):
             why = "Its backward sets no gradient"
         elif weights and stats.gradient == 0.0:
             why = "Its gradient is exactly zero, although signal and error are not"
         elif learned is not None and not all(id(p) in learned for p in weights):
             why = "The optimizer does not have its weights"
-        if why:
-            yield Verdict(
-                "frozen",
-                stats.path,
-                f"{why}, so {type(stats.layer).__name__} never changes.",
-                "Look at the backward of this layer and of the next, and give the optimizer all parameters.",
-            )
+        else:
+            continue
+        advice = "Look at the backward of this layer and of the next, and give the optimizer all parameters."
+        yield Verdict("frozen", stats.path, f"{why}, so {type(stats.layer).__name__} never changes.", advice)
 
 
-def _rate_too_high(context: Context) -> Iterator[Verdict]:
-    normalised = any(isinstance(stats.layer, BatchNorm2d) for stats in context.stats)
-    updates = [stats.update for stats in context.learning if stats.update is not None]
-    reason, where = "", ""
-    if updates and median(updates) > (LARGE_UPDATE_NORMALISED if normalised else LARGE_UPDATE):
-        largest = max(context.learning, key=lambda stats: stats.update or 0.0)
-        where, reason = (
-            largest.path,
-            (
-                f"A step changes weights by {median(updates):.2g} of themselves in the median layer, and by "
-                f"{largest.update:.2g} in this one"
-            ),
+def _rate_too_high(c: Context) -> Iterator[Verdict]:
+    reason, where, update = "", "", c.median_update
+    if update is not None and update > (LARGE_UPDATE_NORMALISED if c.norms else LARGE_UPDATE):
+        largest = max(c.learning, key=lambda stats: stats.update or 0.0)
+        where = largest.path
+        reason = (
+            f"A step changes weights by {update:.2g} of themselves in the median layer, and by "
+            f"{largest.update:.2g} in this one"
         )
-    elif not normalised and context.lr:
-        parameters = context.net.parameters().values()
-        shift = {id(p): p.grad for p in parameters if p.grad is not None}
-        context.set_mode()
-        after = context.loss_at(shift, -context.lr)
-        if not after < LOSS_GROWTH * max(context.loss, context.chance_loss):
-            reason = f"One step takes the loss of the very same images from {context.loss:.3g} to {after:.3g}"
-    if not reason and context.loss_spike and context.by_chance:
-        reason = f"{context.loss_spike[0].upper()}{context.loss_spike[1:]}, and is {context.loss:.3g} now"
+    elif not c.norms and c.lr:
+        after = c.loss_after_step(c.lr)
+        if not after < LOSS_GROWTH * max(c.loss, c.chance_loss):
+            reason = f"One step takes the loss of the very same images from {c.loss:.3g} to {after:.3g}"
+    if not reason and c.loss_spike and c.by_chance:
+        reason = f"{c.loss_spike.capitalize()}, and is {c.loss:.3g} now"
     if reason:
-        advice = f"{_sentence(SLOWER)[:-1]}: steps of a hundredth or less are good."
+        advice = f"{SLOWER}: steps of a hundredth or less are good."
         yield Verdict("learning rate too high", where, f"{reason}.", advice)
 
 
-def _rate_too_low(context: Context) -> Iterator[Verdict]:
-    updates = [stats.update for stats in context.learning if stats.update is not None]
-    if not context.lr or not updates or context.error < ENOUGH_ERROR or _ends_small(context):
+def _rate_too_low(c: Context) -> Iterator[Verdict]:
+    if not c.lr or c.median_update is None or _learns_soon(c):
         return
-    update = median(updates) * (context.highest_lr or context.lr) / context.lr
-    if update < SMALL_UPDATE * context.error:
-        yield Verdict(
-            "learning rate too low",
-            "",
+    update = c.median_update * (c.highest_lr or c.lr) / c.lr
+    if update < SMALL_UPDATE * c.error:
+        reason = (
             f"A step changes weights by {update:.1e} of themselves in the median layer: others take more "
-            f"than {1 / SMALL_UPDATE:,.0f} steps.",
-            "Raise the learning rate: steps of a thousandth are good.",
+            f"than {1 / SMALL_UPDATE:,.0f} steps."
         )
+        advice = "Raise the learning rate: steps of a thousandth are good."
+        yield Verdict("learning rate too low", "", reason, advice)
 
 
 # The course of training
@@ -297,77 +272,69 @@ IMAGE_LIKE = 0.3
 RISEN = 1.1
 
 
-def _running_statistics(context: Context) -> Iterator[Verdict]:
-    norms = [stats for stats in context.stats if isinstance(stats.layer, BatchNorm2d)]
-    if not norms or context.loss > KNOWN * context.chance_loss:
+def _running_statistics(c: Context) -> Iterator[Verdict]:
+    if not c.norms or c.loss > KNOWN * c.chance_loss:
         return
-    for _, layer in context.net.walk():
+    for _, layer in c.net.walk():
         layer.training = False
-    loss = float(context.criterion.forward(context.net.forward(context.x), context.labels))
-    if not loss < UNKNOWN * context.chance_loss:
-        yield Verdict(
-            "running statistics off",
-            norms[0].path,
-            f"With the batch's own statistics the loss is {context.loss:.3g}, with the running ones "
-            f"{loss:.3g}: what batch normalisation tracked is not what the layers see.",
-            "Track them in training mode, with a momentum near 0.1, and save them with the weights.",
+    loss = c.loss_now()
+    if not loss < UNKNOWN * c.chance_loss:
+        reason = (
+            f"With the batch's own statistics the loss is {c.loss:.3g}, with the running ones {loss:.3g}: "
+            "what batch normalisation tracked is not what the layers see."
         )
+        advice = "Track them in training mode, with a momentum near 0.1, and save them with the weights."
+        yield Verdict("running statistics off", c.norms[0].path, reason, advice)
 
 
-def _labels(context: Context) -> Iterator[Verdict]:
-    recent = fmean(context.losses[-STUCK_MEAN:]) if len(context.losses) >= STUCK_STEPS else 0.0
-    last = context.epochs[-1] if context.epochs else None
-    chance = 1.0 / context.classes
-    if recent > STUCK * context.chance_loss:
+def _labels(c: Context) -> Iterator[Verdict]:
+    recent = fmean(c.losses[-STUCK_MEAN:]) if len(c.losses) >= STUCK_STEPS else 0.0
+    chance, confidence = 1.0 / c.classes, float(F.softmax(c.logits).max(axis=1).mean())
+    last = c.epochs[-1] if c.epochs else {"train_accuracy": chance, "val_accuracy": chance}
+    train, val = last["train_accuracy"], last["val_accuracy"]
+    if recent > STUCK * c.chance_loss:
         reason = (
-            f"After {context.step} steps the training loss is {recent:.4f}, ln {context.classes} is "
-            f"{context.chance_loss:.4f}, although signal, gradients and steps are sound: nothing in the "
-            "images tells the labels."
+            f"After {c.step} steps the training loss is {recent:.4f}, ln {c.classes} is {c.chance_loss:.4f}, "
+            "although signal, gradients and steps are sound: nothing in the images tells the labels."
         )
-    elif (
-        last is not None
-        and last["val_accuracy"] < GUESSED * chance
-        and last["train_accuracy"] > MEMORISED * chance
-    ):
+    elif val < GUESSED * chance and train > MEMORISED * chance:
         reason = (
-            f"Training images are memorised, {100 * last['train_accuracy']:.0f} % of them, and of validation "
-            f"images {100 * last['val_accuracy']:.0f} % are correct, which is guessing."
+            f"Training images are memorised, {100 * train:.0f} % of them, and of validation images "
+            f"{100 * val:.0f} % are correct, which is guessing."
         )
-    elif context.step and context.by_chance and context.mean_confidence > CONFIDENT:
+    elif c.step and c.by_chance and confidence > CONFIDENT:
         reason = (
-            f"Softmax is {100 * context.mean_confidence:.0f} % sure of its answers and right by chance only: "
-            "the network has learned other labels than these."
+            f"Softmax is {100 * confidence:.0f} % sure of its answers and right by chance only: the "
+            "network has learned other labels than these."
         )
-    elif not (reason := _no_trace(context)):
+    elif not (reason := _no_trace(c)):
         return
-    yield Verdict("labels shuffled", "", reason, LOOK_AT_LABELS)
+    advice = "Look at images with their labels: they must be shuffled together, or not at all."
+    yield Verdict("labels shuffled", "", reason, advice)
 
 
-def _no_trace(context: Context) -> str:
+def _no_trace(c: Context) -> str:
     """Return a sentence where images with one label are no more alike than images with two.
 
     Images of one class are more alike, in their pixels or in what even random layers make of them. The sum of
     cosines over pairs with one label is compared with those after shuffling the labels.
     """
-    if context.pairs < ENOUGH_PAIRS or not _looks_like_images(context.x):
+    if c.pairs < ENOUGH_PAIRS or not _looks_like_images(c.x):
         return ""
-    found = [stats.similarity for stats in context.stats if stats.similarity is not None]
+    found = [stats.similarity for stats in c.stats if stats.similarity is not None]
     rng, best = np.random.default_rng(0), -float("inf")
-    shuffled = [rng.permutation(context.labels) for _ in range(100)]
-    for similarity in (cosine_similarity(context.x), *found):
-        by_chance = [_same_label(similarity, labels) for labels in shuffled]
-        above = _same_label(similarity, context.labels) - float(np.mean(by_chance))
-        best = max(best, above / float(np.std(by_chance)))
+    shuffled = [rng.permutation(c.labels) for _ in range(100)]
+    for similarity in (cosine_similarity(c.x), *found):
+        own, *others = (
+            float(similarity[labels[:, None] == labels].sum()) for labels in (c.labels, *shuffled)
+        )
+        best = max(best, (own - float(np.mean(others))) / float(np.std(others)))
     if best > NO_TRACE:
         return ""
     return (
         f"Images with the same label are no more alike than others, in no layer: {best:.1f} standard "
         "deviations above chance at most."
     )
-
-
-def _same_label(similarity: Array, labels: np.ndarray) -> float:
-    return float(similarity[labels[:, None] == labels[None, :]].sum())
 
 
 def _looks_like_images(x: Array) -> bool:
@@ -378,26 +345,23 @@ def _looks_like_images(x: Array) -> bool:
     return float((x[:, :, 1:] * x[:, :, :-1]).mean()) > IMAGE_LIKE * float((x * x).mean())
 
 
-def _overfitting(context: Context) -> Iterator[Verdict]:
+def _overfitting(c: Context) -> Iterator[Verdict]:
     """Twice in a row, as one epoch may be an accident, and with a training loss that goes on falling."""
-    best = min(context.epochs, key=lambda row: row["val_loss"], default=None)
-    if best is None or len(context.epochs) < 3:
+    if len(c.epochs) < 3:
         return
-    *_, before, last = context.epochs
+    best = min(c.epochs, key=lambda row: row["val_loss"])
+    *_, before, last = c.epochs
     rising = best is not before and all(row["val_loss"] > RISEN * best["val_loss"] for row in (before, last))
     if rising and last["train_loss"] < best["train_loss"]:
-        yield Verdict(
-            "overfitting",
-            "",
+        reason = (
             f"Validation loss rose from {best['val_loss']:.3g} to {last['val_loss']:.3g}, while training "
-            f"loss fell from {best['train_loss']:.3g} to {last['train_loss']:.3g}.",
-            "Stop earlier, or take more images, augmentation, dropout or weight decay.",
+            f"loss fell from {best['train_loss']:.3g} to {last['train_loss']:.3g}."
         )
+        advice = "Stop earlier, or take more images, augmentation, dropout or weight decay."
+        yield Verdict("overfitting", "", reason, advice)
 
 
-Rule = Callable[[Context], Iterator[Verdict]]
-
-RULE_TIERS: tuple[tuple[Rule, ...], ...] = (
+RULE_TIERS: tuple[tuple[Callable[[Context], Iterator[Verdict]], ...], ...] = (
     (_not_finite,),
     (_images_alike,),
     (_not_normalised, _classes_missing),
@@ -413,26 +377,29 @@ RULE_TIERS: tuple[tuple[Rule, ...], ...] = (
 )
 
 
-def _largest_change(sizes: Sequence[tuple[float, LayerStats | None]]) -> tuple[LayerStats, float]:
+def _largest_change(layers: list[LayerStats], measure: str) -> tuple[LayerStats, float]:
     """Return the layer that changes the size most, in the direction of the whole change, and its factor."""
-    logs = [log(max(size, 1e-300)) for size, _ in sizes]
+    sizes = [max(getattr(stats, measure), 1e-300) for stats in layers]
+    logs = [log(size) for size in sizes]
     direction = 1.0 if logs[-1] > logs[0] else -1.0
-    jumps = [direction * (after - before) for before, after in zip(logs[:-1], logs[1:], strict=True)]
-    at = max(range(len(jumps)), key=jumps.__getitem__) + 1
-    stats = sizes[at][1]
-    assert stats is not None
-    return stats, sizes[at][0] / max(sizes[at - 1][0], 1e-300)
+    at = max(range(1, len(logs)), key=lambda i: direction * (logs[i] - logs[i - 1]))
+    return layers[at], sizes[at] / sizes[at - 1]
 
 
-def _ends_small(context: Context) -> bool:
-    """Whether the last layer alone makes logits small: it learns at once, and then lets the gradient back."""
-    if len(context.layers) < 2:
+def _learns_soon(c: Context) -> bool:
+    """Whether there is nothing to learn, or the last layer alone makes logits small.
+
+    That layer learns at once, and then lets the gradient back.
+    """
+    if c.error < ENOUGH_ERROR:
+        return True
+    if len(c.layers) < 2:
         return False
-    *_, before, last = context.layers
+    *_, before, last = c.layers
     w = max(last.weights, key=lambda p: p.size)
     times_he = rms(w.data) * sqrt(prod(w.shape[:-1]) / 2.0)
-    return before.signal > ARRIVING_SIGNAL * context.input_signal and 0.0 < times_he < SMALL_LAST_LAYER
+    return before.signal > ARRIVING_SIGNAL * c.input.signal and 0.0 < times_he < SMALL_LAST_LAYER
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _before(c: Context) -> str:
+    return f" Before, {c.loss_spike}." if c.loss_spike else ""

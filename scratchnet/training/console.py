@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
@@ -25,12 +26,6 @@ SECONDS_BETWEEN_LINES = 60.0
 def say(line: str = "") -> None:
     """Print a line on standard output, at once, above a progress bar that is there.
 
-    Parameters
-    ----------
-    line : str
-
-    Examples
-    --------
     >>> say("Epoch 1/15")
     Epoch 1/15
     """
@@ -41,34 +36,17 @@ def say(line: str = "") -> None:
 def duration(seconds: float) -> str:
     """Write a time as the article does.
 
-    Parameters
-    ----------
-    seconds : float
-
-    Examples
-    --------
     >>> duration(1177.2)
     '19m 37s'
     """
     return f"{int(seconds // 60)}m {int(seconds % 60)}s"
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """How far an epoch has come: images, loss, images per second, and the time left.
 
-    Parameters
-    ----------
-    title : str
-        Such as ``"epoch 3/15"``.
-    total : int
-        Images in all.
-    file : text file, optional
-        By default standard error.
-    clock : callable, optional
-        Returns seconds.
+    ``file`` is standard error unless given; ``clock`` returns seconds.
 
-    Examples
-    --------
     >>> import io
     >>> seconds = iter([0.0, 30.0, 90.0])
     >>> out = io.StringIO()
@@ -91,23 +69,15 @@ class Progress:
         self.start = self.last_line = clock()
         self.bar: tqdm | None = None
         if self.file.isatty():
-            has_width = _columns(self.file) > 0
-            self.bar = tqdm(
-                total=total,
-                desc=title,
-                file=self.file,
-                leave=False,
-                dynamic_ncols=has_width,
-                # With no width or height at all tqdm would show nothing.
-                ncols=None if has_width else 80,
-                nrows=None if has_width else 24,
-                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}, "
-                "{rate_noinv_fmt}, {remaining} left",
-                unit=" images",
-            )
+            # With no width or height at all tqdm would show nothing.
+            size = {"dynamic_ncols": True} if _columns(self.file) else {"ncols": 80, "nrows": 24}
+            shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}, "
+            shown += "{rate_noinv_fmt}, {remaining} left"
+            texts = {"desc": title, "bar_format": shown, "unit": " images"}
+            self.bar = tqdm(total=total, file=self.file, leave=False, **size, **texts)
 
     def update(self, images: int, loss: float | None = None) -> None:
-        """Count some more images, and show it where it is time to."""
+        """Count some more images, and show them where it is time to."""
         self.done += images
         shown = "" if loss is None else f"loss {loss:.4f}"
         if self.bar is not None:
@@ -118,13 +88,9 @@ class Progress:
         if now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             rate = self.done / (now - self.start)
-            parts = [f"{self.done:,} of {self.total:,} images", shown, f"{rate:.1f} images/s"]
-            parts.append(f"{duration((self.total - self.done) / rate)} left")
+            left = f"{duration((self.total - self.done) / rate)} left"
+            parts = [f"{self.done:,} of {self.total:,} images", shown, f"{rate:.1f} images/s", left]
             print(f"{self.title}: {', '.join(filter(None, parts))}", file=self.file, flush=True)
-
-    def __enter__(self) -> Progress:
-        """Begin."""
-        return self
 
     def __exit__(self, *error: object) -> None:
         """Take the bar away."""

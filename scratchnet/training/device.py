@@ -26,27 +26,14 @@ RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.1
 
 
 class DeviceEpochs:
-    """Training epochs of a network on a GPU.
+    """Training epochs of a network on a GPU, in float32.
 
-    Parameters
-    ----------
-    net : Layer
-        On CuPy, in float32.
-    optimizer : SGD
-    loss : SoftmaxCrossEntropy
-    loader : Loader
-        Its images are prepared on the GPU, unless they have to be resized, or are more than RESIDENT_BYTES:
-        then it prepares them, batch by batch.
-    precision : {"fp32", "tf32", "bf16"}
+    The loader's images are prepared on the GPU, unless they have to be resized, or are more than
+    RESIDENT_BYTES: then it prepares them, batch by batch.
     """
 
     def __init__(
-        self,
-        net: Layer,
-        optimizer: SGD,
-        loss: SoftmaxCrossEntropy,
-        loader: Loader,
-        precision: str = "fp32",
+        self, net: Layer, optimizer: SGD, loss: SoftmaxCrossEntropy, loader: Loader, precision: str = "fp32"
     ):
         from scratchnet.plans.cuda.training_step import DeviceImages, TrainingSteps
 
@@ -67,12 +54,10 @@ class DeviceEpochs:
                 shift=tuple(shift),
             )
         self.steps = TrainingSteps(net, optimizer, loss, loader.batch_size, precision, data)
-        self._check_labels()
+        self._check_labels(size if loader.image_size is None else (loader.image_size, loader.image_size))
 
-    def _check_labels(self) -> None:
+    def _check_labels(self, size: tuple[int, ...]) -> None:
         """Raise unless all labels are classes of the network: on the GPU they are not checked."""
-        side = self.loader.image_size
-        size = self.loader.images.shape[1:3] if side is None else (side, side)
         classes = self.net.output_shape((1, *size, self.loader.images.shape[3]))[-1]
         labels = self.loader.labels[self.loader.indices]
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
@@ -80,26 +65,11 @@ class DeviceEpochs:
             raise ValueError(f"label {wrong} is not one of the {classes} classes")
 
     def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[tuple[int, EpochTotals]]:
-        """Go once through the images, in training mode.
+        """Go once through the images, in training mode; ``epoch``, from 0, decides order and augmentation.
 
-        Parameters
-        ----------
-        epoch : int
-            From 0: it decides the order of the images, their augmentation and the learning rates.
-        schedule : callable
-            From the step, counted from 0 over the whole run, to its learning rate.
-
-        Yields
-        ------
-        step : int
-            The last one that was made: every READ_EVERY steps, and at the end.
-        totals : EpochTotals
-            Of this epoch so far.
-
-        Raises
-        ------
-        NotFinite
-            If the loss became NaN or infinite since the last look.
+        ``schedule`` leads from the step, counted from 0 over the whole run, to its learning rate. Yields the
+        last step that was made and the totals of this epoch so far, every READ_EVERY steps, and at the end.
+        NotFinite is raised if the loss became NaN or infinite since the last look.
         """
         loader, steps, count = self.loader, self.steps, len(self.loader)
         rates = np.array([schedule(epoch * count + batch) for batch in range(count)], np.float32)

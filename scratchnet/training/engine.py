@@ -13,12 +13,6 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class Layers:
     """The network's own ``forward`` and ``backward``: slow, plain, on every backend.
 
-    Parameters
-    ----------
-    net : Layer
-
-    Examples
-    --------
     >>> import numpy as np
     >>> from scratchnet.layers import Linear
     >>> engine = Layers(Linear(4, 2))
@@ -44,14 +38,6 @@ class Plans:
 
     So the last, short batch of an epoch is one more, small plan, and so is validation.
 
-    Parameters
-    ----------
-    net : Layer
-    precision : {"fp32", "tf32", "bf16"}
-        See ``plans.compile``.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> from scratchnet.layers import Linear
     >>> engine = Plans(Linear(4, 2))

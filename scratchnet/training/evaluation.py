@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -74,12 +75,9 @@ def evaluate(
     """
     if not loader.n_samples:
         raise ValueError("there are no images to evaluate on")
-    _check(views)
-    was_training = net.training
-    net.eval()
     loss, predictions, labels = 0.0, [], []
     criterion, engine = SoftmaxCrossEntropy(), engine or make_engine(net)
-    try:
+    with _evaluating(net, views):
         for x, y in loader.epoch(0):
             logits = _logits(engine, net.backend.asarray(x), views)
             loss += float(criterion.forward(logits, y)) * len(y)
@@ -87,8 +85,6 @@ def evaluate(
             labels.append(y)
             if progress is not None:
                 progress(len(y))
-    finally:
-        net.train(was_training)
     predicted, correct = np.concatenate(predictions), np.concatenate(labels)
     return Evaluation(loss / len(correct), float((predicted == correct).mean()), predicted, correct)
 
@@ -99,18 +95,8 @@ def views_of(x: Array) -> Iterator[Array]:
     They are the ten crops of Krizhevsky et al. 2012, sec. 4.1, here out of an image with a border of a 32nd
     of its height. The border is zero, the mean colour, as in training (see ``data.Augmentation``).
 
-    Parameters
-    ----------
-    x : array (N, H, W, 3)
-        Normalised images.
+    Both x and the views are (N, H, W, 3).
 
-    Yields
-    ------
-    array (N, H, W, 3)
-        The image, its mirror image, and then the shifted pairs.
-
-    Examples
-    --------
     >>> image = np.arange(1.0, 5.0).reshape(1, 2, 2, 1)
     >>> itself, mirrored, lower_right, *others = views_of(image)
     >>> lower_right[0, :, :, 0]
@@ -130,9 +116,17 @@ def views_of(x: Array) -> Iterator[Array]:
             yield xp.ascontiguousarray(shifted[:, :, ::-1])
 
 
-def _check(views: int) -> None:
+@contextmanager
+def _evaluating(net: Layer, views: int) -> Iterator[None]:
+    """Put a network in evaluation mode, and back in the one that it was in."""
     if views not in VIEWS:
         raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views!r}")
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)
 
 
 def _logits(engine: Layer | Layers | Plans, x: Array, views: int) -> Array:
@@ -168,13 +162,8 @@ def predict(net: Layer, x: np.ndarray, engine: Layers | Plans | None = None, vie
     >>> p.shape, p.sum(axis=1).round(4).tolist()
     ((2, 10), [1.0, 1.0])
     """
-    _check(views)
-    was_training = net.training
-    net.eval()
-    try:
+    with _evaluating(net, views):
         return to_numpy(F.softmax(_logits(engine or net, net.backend.asarray(x), views)))
-    finally:
-        net.train(was_training)
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -197,14 +186,6 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 def confusion_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
     """Write a confusion matrix as text, with the accuracy of each class.
 
-    Parameters
-    ----------
-    matrix : integer array (K, K)
-        From ``confusion_matrix``.
-    class_names : sequence of str
-
-    Examples
-    --------
     >>> print(confusion_table(np.array([[8, 2], [1, 9]]), ["cat", "dog"]))
     right \\ named   cat   dog   accuracy
     cat               8     2     80.0 %

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
-
 from scratchnet.backend import Array, array_module
 from scratchnet.data import Loader
 from scratchnet.layers import Layer, leaves
@@ -16,18 +14,7 @@ class NotFinite(ArithmeticError):
 
 
 def is_finite(x: Array) -> bool:
-    """Tell whether an array has neither NaN nor infinity.
-
-    Parameters
-    ----------
-    x : array
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> is_finite(np.array([1.0, np.nan]))
-    False
-    """
+    """Tell whether an array has neither NaN nor infinity."""
     return bool(array_module(x).isfinite(x).all())
 
 
@@ -39,18 +26,8 @@ def why_not_finite(net: Layer, x: Array) -> str:
     Otherwise this batch did it, and the first layer whose output is not finite is looked for, by running them
     one by one.
 
-    Parameters
-    ----------
-    net : Layer
-    x : array (N, H, W, C)
+    What it returns is a clause, with what to do.
 
-    Returns
-    -------
-    str
-        A clause, with what to do.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> from scratchnet.layers import Linear, ReLU, Sequential
     >>> net = Sequential(Linear(2, 2), ReLU())
@@ -75,46 +52,11 @@ def why_not_finite(net: Layer, x: Array) -> str:
     return f"every layer's output is finite, so it appeared in the loss itself: {ADVICE}"
 
 
-def check_loss(net: Layer, x: Array, loss: float, where: str) -> None:
-    """Raise NotFinite unless a batch's loss is finite.
-
-    Parameters
-    ----------
-    net : Layer
-    x : array (N, H, W, C)
-        The batch.
-    loss : float
-    where : str
-        In which epoch and batch.
-
-    Examples
-    --------
-    >>> check_loss(Layer(), None, 2.3, "epoch 1, batch 1")
-    """
-    if not isfinite(loss):
-        raise NotFinite(f"the loss became {loss} in {where}: {why_not_finite(net, x)}")
-
-
-def check_validation(net: Layer, validation: Loader, loss: float, when: str) -> None:
-    """Raise NotFinite unless the loss on the validation images is finite: the last steps spoilt the network.
-
-    Parameters
-    ----------
-    net : Layer
-    validation : Loader
-    loss : float
-    when : str
-        After which epoch.
-
-    Examples
-    --------
-    >>> check_validation(Layer(), None, 2.3, "after epoch 1")
-    """
-    if isfinite(loss):
-        return
+def why_not_finite_on(net: Layer, validation: Loader) -> str:
+    """Say it of the first validation images whose logits are not finite: the last steps spoilt weights."""
     net.eval()
     for images, _ in validation.epoch(0):
         x = net.backend.asarray(images)
         if not is_finite(net.forward(x)):
             break
-    raise NotFinite(f"the loss is not finite on the validation images {when}: {why_not_finite(net, x)}")
+    return why_not_finite(net, x)

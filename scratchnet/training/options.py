@@ -8,38 +8,16 @@ from typing import Any
 from scratchnet.training.rundir import RunDirectory, RunError
 
 DEFAULTS: dict[str, Any] = {
-    "backend": "auto",
-    "engine": None,
-    "precision": "fp32",
-    "data": "auto",
-    "data_dir": "data",
-    "arch": "vgg16",
-    "batch_norm": False,
-    "width": 1.0,
-    "image_size": 32,
-    "head": "flatten",
-    "classifier_width": 4096,
-    "dropout": 0.5,
-    "init": "he",
-    "output_scale": 1.0,
-    "subset": None,
-    "validation": None,
-    "epochs": 15,
-    "batch_size": 128,
-    "lr": 0.02,
-    "momentum": 0.9,
-    "nesterov": False,
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-    "label_smoothing": 0.0,
-    "augment": "crop-flip",
-    "seed": 0,
-    "run_dir": None,
-    "resume": False,
-    "dry_run": False,
-    "diagnose": False,
-    "views": 1,
-    "demo": False,
+    **{"backend": "auto", "engine": None, "precision": "fp32", "data": "auto", "data_dir": "data"},
+    # The network
+    **{"arch": "vgg16", "batch_norm": False, "width": 1.0, "image_size": 32, "head": "flatten"},
+    **{"classifier_width": 4096, "dropout": 0.5, "init": "he", "output_scale": 1.0},
+    # The training
+    **{"subset": None, "validation": None, "epochs": 15, "batch_size": 128, "lr": 0.02, "momentum": 0.9},
+    **{"nesterov": False, "weight_decay": 5e-4, "schedule": "cosine", "label_smoothing": 0.0},
+    **{"augment": "crop-flip", "seed": 0},
+    # The program
+    **{"run_dir": None, "resume": False, "dry_run": False, "diagnose": False, "views": 1, "demo": False},
     "recipe": None,
 }
 
@@ -49,17 +27,8 @@ UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recip
 def read_options(run: RunDirectory) -> dict[str, Any]:
     """Return the options of a run, each of the right kind; those that there were not yet by their defaults.
 
-    Parameters
-    ----------
-    run : RunDirectory
+    RunError is raised if its ``config.json`` is missing or damaged.
 
-    Raises
-    ------
-    RunError
-        If its ``config.json`` is missing or damaged.
-
-    Examples
-    --------
     >>> import tempfile
     >>> run = RunDirectory(tempfile.mkdtemp())
     >>> run.write_config({"options": {"lr": 0.3}})

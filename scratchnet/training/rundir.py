@@ -33,16 +33,7 @@ from scratchnet.tensorfile import PARTIAL, FormatError, open_tensors, read_tenso
 
 DIAGNOSES = "diagnosis.json"
 
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "lr",
-    "seconds",
-    "images_per_second",
-)
+COLUMNS = tuple("epoch train_loss train_accuracy val_loss val_accuracy lr seconds images_per_second".split())
 
 
 class RunError(Exception):
@@ -79,10 +70,7 @@ class RunDirectory:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        read_only: bool = False,
-        header: dict[str, Any] | None = None,
+        self, path: str | os.PathLike[str], read_only: bool = False, header: dict[str, Any] | None = None
     ):
         self.path, self.header = Path(path).expanduser(), header or {}
         self.config, self.log = self.path / "config.json", self.path / "log.csv"
@@ -158,8 +146,7 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
-        with replacing(self.config) as temporary:
-            Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _write_json(self.config, config, indent=2)
 
     def read_config(self) -> dict[str, Any]:
         """Return what ``config.json`` holds."""
@@ -181,13 +168,7 @@ class RunDirectory:
             writer.writerows(rows)
 
     def read_log(self) -> list[dict[str, float]]:
-        """Return the rows of ``log.csv``, one for each epoch that is done; none if there is no such file yet.
-
-        Raises
-        ------
-        RunError
-            If it is damaged.
-        """
+        """Return the rows of ``log.csv``, one for each epoch that is done; none if there is no file yet."""
         try:
             with open(self.log, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
@@ -206,25 +187,11 @@ class RunDirectory:
             raise RunError(f"{self.log} is damaged: {error}") from error
 
     def write_epoch(
-        self,
-        net: Layer,
-        optimizer: SGD,
-        log: list[dict[str, float]],
-        best_accuracy: float,
-        is_best: bool,
+        self, net: Layer, optimizer: SGD, log: list[dict[str, float]], best_accuracy: float, is_best: bool
     ) -> None:
         """Write what an epoch leaves; the state last, as it is what resuming begins from.
 
-        Parameters
-        ----------
-        net : Layer
-        optimizer : SGD
-        log : list of dict
-            A row for each epoch that is done.
-        best_accuracy : float
-            So far.
-        is_best : bool
-            Whether it is this epoch's.
+        ``log`` has a row for each epoch that is done, ``best_accuracy`` is that so far, perhaps this epoch's.
         """
         info = {**self.header, "epoch": len(log), "val_accuracy": log[-1]["val_accuracy"]}
         if is_best:
@@ -235,19 +202,10 @@ class RunDirectory:
 
     def write_diagnoses(self, diagnoses: list[dict[str, Any]]) -> None:
         """Write ``diagnosis.json``, all of it."""
-        with replacing(self.diagnoses) as temporary:
-            Path(temporary).write_text(json.dumps(diagnoses, allow_nan=False) + "\n", encoding="utf-8")
+        _write_json(self.diagnoses, diagnoses, allow_nan=False)
 
     def write_state(self, net: Layer, optimizer: SGD, progress: dict[str, Any]) -> None:
-        """Write ``state.safetensors``.
-
-        Parameters
-        ----------
-        net : Layer
-        optimizer : SGD
-        progress : dict
-            ``log``, a row for each epoch that is done, and ``best_accuracy``.
-        """
+        """Write ``state.safetensors``; progress holds ``log`` and ``best_accuracy``."""
         tensors = {f"parameters.{name}": p.data for name, p in net.parameters().items()}
         tensors |= {f"buffers.{name}": array for name, array in net.buffers().items()}
         if optimizer.momentum_buffer is not None:
@@ -263,17 +221,8 @@ class RunDirectory:
     def read_state(self, net: Layer, optimizer: SGD) -> dict[str, Any]:
         """Put a network and its optimizer back where they were, bit for bit, and return the progress.
 
-        Returns
-        -------
-        dict
-            ``log``, a row for each epoch that is done, and ``best_accuracy``.
-
-        Raises
-        ------
-        RunError
-            If there is no state, or it is damaged or of another network.
-        FileNotFoundError, FormatError
-            If the best weights so far are missing or damaged, which the run will need in the end.
+        RunError is raised if there is no state, or it is damaged or of another network; FileNotFoundError or
+        FormatError, if the best weights so far, which the run will need in the end, are missing or damaged.
         """
         try:
             tensors, header = read_tensors(self.state)
@@ -300,3 +249,8 @@ class RunDirectory:
             raise RunError(f"{self.state} is damaged, or of another network: {error}") from error
         with open_tensors(self.best):
             return progress
+
+
+def _write_json(path: Path, value: Any, **how: Any) -> None:
+    with replacing(path) as temporary:
+        Path(temporary).write_text(json.dumps(value, **how) + "\n", encoding="utf-8")

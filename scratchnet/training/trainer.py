@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from scratchnet.data import Loader
@@ -17,7 +17,7 @@ from scratchnet.training.console import Console
 from scratchnet.training.device import DeviceEpochs
 from scratchnet.training.engine import Layers, Plans, make_engine
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.finite import check_loss, check_validation
+from scratchnet.training.finite import NotFinite, why_not_finite, why_not_finite_on
 from scratchnet.training.observers import EpochTotals, Observer
 from scratchnet.training.rundir import COLUMNS, RunDirectory, RunError
 
@@ -93,12 +93,8 @@ class Trainer:
     def resume(self, epochs: int | None = None) -> None:
         """Go back to where the run in the run directory stopped, bit for bit; it is to have so many epochs.
 
-        Raises
-        ------
-        RunError
-            If there is nothing there that fits, or more epochs are done already.
-        FileNotFoundError, FormatError
-            If the best weights so far are missing or damaged.
+        RunError is raised if there is nothing there that fits, or more epochs are done already;
+        FileNotFoundError or FormatError, if the best weights so far are missing or damaged.
         """
         if self.run is None:
             raise RunError("this trainer has no run directory to resume from: give it one as run")
@@ -112,18 +108,13 @@ class Trainer:
         """Train until so many epochs are done, those before a resume included.
 
         NotFinite is raised if the loss becomes NaN or infinite; the weights of earlier epochs are on disk.
+        Ctrl-C becomes one that says what is on disk.
         """
-        with self.running(epochs) as remaining:
-            for epoch in remaining:
-                self.train_epoch(epoch)
-                self.finish_epoch(epoch)
-
-    @contextmanager
-    def running(self, epochs: int) -> Iterator[range]:
-        """Yield the epochs that remain of so many. Ctrl-C becomes one that says what is on disk."""
         self._tell("on_begin", epochs)
         try:
-            yield range(len(self.log), epochs)
+            for epoch in range(len(self.log), epochs):
+                self.train_epoch(epoch)
+                self.finish_epoch(epoch)
         except BaseException as error:
             self._tell("on_error", error)
             if not isinstance(error, KeyboardInterrupt):
@@ -170,7 +161,9 @@ class Trainer:
             logits = self.engine.forward(x)
             loss = float(self.loss.forward(logits, labels))
             self._tell("on_loss", step, loss)
-            check_loss(self.net, x, loss, f"epoch {epoch + 1}, batch {batch + 1}")
+            if not isfinite(loss):
+                where, why = f"epoch {epoch + 1}, batch {batch + 1}", why_not_finite(self.net, x)
+                raise NotFinite(f"the loss became {loss} in {where}: {why}")
             self.engine.backward(self.loss.backward())
             self.optimizer.step()
 
@@ -182,7 +175,9 @@ class Trainer:
         self._tell("on_validation_begin", epoch)
         heard = partial(self._tell, "on_validation_step")
         result = evaluate(self.net, self.validation, self.engine, progress=heard)
-        check_validation(self.net, self.validation, result.loss, f"after epoch {epoch + 1}")
+        if not isfinite(result.loss):
+            where, why = f"after epoch {epoch + 1}", why_not_finite_on(self.net, self.validation)
+            raise NotFinite(f"the loss is not finite on the validation images {where}: {why}")
         seconds = round(time.perf_counter() - self._began, 3)
         speed = round(self.train.n_samples / (self._trained - self._began), 1)
         measured = *self.totals.means, result.loss, result.accuracy, self.optimizer.lr, seconds, speed
