@@ -31,12 +31,9 @@ def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) 
             return data.ImageData(grey[train], labels[train], grey[test], labels[test], names, "CIFAR-10")
         if name != "auto":
             raise
-        for line in (
-            "*** CIFAR-10 IS NOT HERE: this trains on the built-in set shapes10 INSTEAD.",
-            f"*** {error}",
-            "*** Accuracies on shapes10 say nothing about CIFAR-10. Log and model name the data set.",
-        ):
-            print(line, file=sys.stderr, flush=True)
+        first = "*** CIFAR-10 IS NOT HERE: this trains on the built-in set shapes10 INSTEAD."
+        last = "*** Accuracies on shapes10 say nothing about CIFAR-10. Log and model name the data set."
+        print(first, f"*** {error}", last, sep="\n", file=sys.stderr, flush=True)
         return data.shapes10()
 
 

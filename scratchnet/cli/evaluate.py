@@ -118,11 +118,9 @@ def finite(values: Array, model: str | Path) -> Array:
 def take(decoded: Iterable[Decoded], count: int) -> list[Decoded]:
     """Take images until so many can be read: a batch of another size would take a plan of its own."""
     batch: list[Decoded] = []
-    readable = 0
     for item in decoded:
         batch.append(item)
-        readable += not isinstance(item[1], DataError)
-        if readable == count:
+        if sum(not isinstance(pixels, DataError) for _, pixels in batch) == count:
             break
     return batch
 

@@ -40,7 +40,7 @@ class LayerStats:
     alone: bool = True  # whether no layer with weights comes before it
     similarity: Array | None = None  # of a ReLU, the cosine between its outputs for each two images (N, N)
     size: float = 0.0  # norm of the weights
-    gradient: float = 0.0  # norms over that of the weights
+    gradient: float | None = None  # norms over that of the weights
     update: float | None = None
 
     @property
@@ -199,11 +199,10 @@ class Context:
 
     def rows(self) -> list[Row]:
         """Return the rows of the table."""
-        shown = [s for s in self.stats if s.weights or (s.alone and s.dead is not None)]
-        gradients = [s.gradient if s.weights else None for s in shown]
         return [
-            Row(s.path, type(s.layer).__name__, s.std, s.signal, s.dead, gradient, s.update)
-            for s, gradient in zip(shown, gradients, strict=True)
+            Row(s.path, type(s.layer).__name__, s.std, s.signal, s.dead, s.gradient, s.update)
+            for s in self.stats
+            if s.weights or (s.alone and s.dead is not None)
         ]
 
     # What several rules ask

@@ -158,23 +158,24 @@ def _vanishing(c: Context) -> Iterator[Verdict]:
     alone.
     """
     out = rms(c.logits - c.logits.mean(axis=0))
-    weakest = min(c.learning, key=lambda stats: stats.gradient, default=None)
+    weakest = min(c.learning, key=lambda stats: stats.gradient or 0.0, default=None)
     if weakest is None or _learns_soon(c):
         return
+    smallest = weakest.gradient or 0.0
     if out < SMALL_LOGITS:
         stats, fall = _largest_change([c.input, *c.layers], "signal")
         name, advice = ("dead", f"{SLOWER}, and begin again.") if c.loss_spike else ("vanishing", f"{HE}.")
         reason = (
             f"What differs from image to image falls from {c.input.signal:.2g} at the images to {out:.1e} at "
             f"the output, by a factor of {fall:.2g} in this layer, so that the loss is {c.loss:.4f}, close "
-            f"to ln {c.classes}, and the smallest gradient {weakest.gradient:.0e} of its weights: no "
+            f"to ln {c.classes}, and the smallest gradient {smallest:.0e} of its weights: no "
             f"learning rate helps.{_before(c)}"
         )
         yield Verdict(name, stats.path, reason, advice)
-    elif 0.0 < weakest.gradient < SMALL_GRADIENT * c.error:
-        largest = max(stats.gradient for stats in c.layers)
+    elif 0.0 < smallest < SMALL_GRADIENT * c.error:
+        largest = max(stats.gradient or 0.0 for stats in c.layers)
         reason = (
-            f"The gradient is {weakest.gradient:.0e} of the weights here and {largest:.0e} where it is "
+            f"The gradient is {smallest:.0e} of the weights here and {largest:.0e} where it is "
             "largest: it is lost on the way back."
         )
         yield Verdict("vanishing", weakest.path, reason, f"Use ReLU, and {HE[0].lower()}{HE[1:]}.")

@@ -58,11 +58,7 @@ class Progress(AbstractContextManager):
     """
 
     def __init__(
-        self,
-        title: str,
-        total: int,
-        file: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, title: str, total: int, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ):
         self.title, self.total, self.file, self.clock = title, total, file or sys.stderr, clock
         self.done = 0

@@ -36,12 +36,12 @@ def why_not_finite(net: Layer, x: Array) -> str:
     'it first appeared in 0.bias, which is not finite: lower the learning rate, or warm it up'
     """
     parameters = net.parameters()
-    if not all(is_finite(p.data) for p in parameters.values()):
+    spoilt = [name for name, p in parameters.items() if not is_finite(p.data)]
+    if spoilt:
         gradients = [name for name, p in parameters.items() if p.grad is not None and not is_finite(p.grad)]
         if gradients:
             return f"it first appeared in the gradient of {gradients[-1]}, one step before: {ADVICE}"
-        spoilt = next(name for name, p in parameters.items() if not is_finite(p.data))
-        return f"it first appeared in {spoilt}, which is not finite: {ADVICE}"
+        return f"it first appeared in {spoilt[0]}, which is not finite: {ADVICE}"
     if not is_finite(x):
         return "it first appeared in the images themselves: check the data and its normalisation"
     for path, layer in leaves(net):

@@ -175,8 +175,8 @@ class RunDirectory:
                 if not set(COLUMNS) <= set(reader.fieldnames or ()):
                     raise ValueError(f"its first line does not name {', '.join(COLUMNS)}")
                 rows = [{name: float(row[name]) for name in COLUMNS} for row in reader]
-                rows = [row | {"epoch": int(row["epoch"])} for row in rows]
             for row in rows:
+                row["epoch"] = int(row["epoch"])
                 for name, value in row.items():
                     if not isfinite(value):  # training stops before it logs such a thing
                         raise ValueError(f"{name} of epoch {row['epoch']} is {value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -108,13 +109,18 @@ class Trainer:
         """Train until so many epochs are done, those before a resume included.
 
         NotFinite is raised if the loss becomes NaN or infinite; the weights of earlier epochs are on disk.
-        Ctrl-C becomes one that says what is on disk.
         """
-        self._tell("on_begin", epochs)
-        try:
-            for epoch in range(len(self.log), epochs):
+        with self.running(epochs) as remaining:
+            for epoch in remaining:
                 self.train_epoch(epoch)
                 self.finish_epoch(epoch)
+
+    @contextmanager
+    def running(self, epochs: int) -> Iterator[range]:
+        """Yield the epochs that remain of so many. Ctrl-C becomes one that says what is on disk."""
+        self._tell("on_begin", epochs)
+        try:
+            yield range(len(self.log), epochs)
         except BaseException as error:
             self._tell("on_error", error)
             if not isinstance(error, KeyboardInterrupt):
