@@ -13,18 +13,19 @@ Nothing here knows a layer, how it is computed, or on what.
 from __future__ import annotations
 
 from scratchnet.layers import Layer, leaves
-from scratchnet.plans.kernel import ROLES, Group
-from scratchnet.plans.registry import is_known, kernels_for
+from scratchnet.plans.kernel import ROLES, Group, PlanContext, Registrable
+from scratchnet.plans.registry import keeps_shape, kernel_for, kernels_for
 
 
-def group(net: Layer, input_shape: tuple[int, ...], device: str = "cpu") -> list[Group]:
+def group(net: Layer, input_shape: tuple[int, ...], device: str, context: PlanContext) -> list[Group]:
     """Divide a network into groups, for the kernels of a device ("cpu" or "cuda"; "" for none).
 
     Examples
     --------
     >>> from scratchnet.models import vgg11
+    >>> from scratchnet.plans import compile
     >>> net = vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=64)
-    >>> for g in group(net, (2, 32, 32, 3))[-5:]:
+    >>> for g in compile(net, (2, 32, 32, 3), training=True).groups[-5:]:
     ...     print(g.name, g.title)
     features.18-20 Conv2d+ReLU+MaxPool2d
     pool Flatten
@@ -34,7 +35,13 @@ def group(net: Layer, input_shape: tuple[int, ...], device: str = "cpu") -> list
     """
     rest = [(path or type(layer).__name__, layer) for path, layer in leaves(net, net.path)]
     shapes = shapes_along(rest, input_shape)
-    kernels = [kernels_for(layer, device) for _, layer in rest]
+    kernels: list[tuple[type[Registrable], ...]] = []
+    for k, (path, layer) in enumerate(rest):
+        lone = Group(layer, [layer], [path], shapes[k], shapes[k + 1], kernels_for(layer, device))
+        if any(kernel.role == "activation" for kernel in lone.kernels):  # chosen now: groups take it along
+            chosen = kernel_for([lone], 0, context) if shapes[k] == shapes[k + 1] else None
+            lone.kernels = () if chosen is None else (chosen,)
+        kernels.append(lone.kernels)
     groups: list[Group] = []
     i = 0
     while i < len(rest):
@@ -75,15 +82,17 @@ def shapes_along(chain: list[tuple[str, Layer]], input_shape: tuple[int, ...]) -
     for k, (_, layer) in enumerate(chain):
         try:
             after = tuple(layer.output_shape(shapes[-1]))
-        except ValueError as error:
-            # Those that do not say what becomes of a shape, and are of no class that plans know.
+        except (TypeError, ValueError) as error:
+            # Those that do not say what becomes of a shape, and whose kernels do not, either.
             silent = [
                 other
                 for _, other in chain[:k]
-                if type(other).output_shape is Layer.output_shape and not is_known(other)
+                if type(other).output_shape is Layer.output_shape and not keeps_shape(other)
             ]
-            if not silent:
+            if not silent and layer.label in str(error):
                 raise
+            if not silent:
+                raise ValueError(f"{layer.label}: output_shape({shapes[-1]}) fails: {error}") from error
             name = type(silent[-1]).__name__
             raise ValueError(
                 f"{silent[-1].label} has no output_shape, so that its output was taken to be shaped as its "

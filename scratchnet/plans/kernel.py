@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -118,12 +119,14 @@ class Map:
         return self.grad.reshape(self.shape).copy()
 
 
-class Registrable:
+class Registrable(ABC):
     """What can be registered for a class of layers: it says which groups it computes, and makes kernels."""
 
     algorithm: str = ""  # its name, for ``compile(algorithm=...)`` and ``describe``
     takes: ClassVar[tuple[str, ...]] = ()  # which ROLES it computes along with its layer, if they follow it
     role: ClassVar[str] = ""  # which of ROLES its own layer has in a group that takes it along
+    computes_role: ClassVar[str] = ""  # the role in which other kernels call it
+    device: ClassVar[str] = ""  # on which it computes
     is_view: ClassVar[bool] = False  # whether its output is its input, under another shape
 
     @classmethod
@@ -147,9 +150,9 @@ class Registrable:
         return cls.supports(groups, i, context)
 
     @classmethod
+    @abstractmethod
     def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:
         """Return the kernel of a group, on given maps."""
-        raise NotImplementedError
 
 
 class Kernel(Registrable):
@@ -195,14 +198,19 @@ class Fallback(Kernel):
         layer, group = self.group.main, self.group
         # The layer gets an array of its own, and may keep it: this memory is soon used for other buffers.
         y = layer.forward(self.input.take())
-        if tuple(y.shape) != group.output_shape:
+        shape = getattr(y, "shape", type(y).__name__)
+        if shape != group.output_shape:
             raise ValueError(
-                f"{layer.label}: forward returned {tuple(y.shape)}, output_shape() promised "
+                f"{layer.label}: forward returned {shape}, output_shape() promised "
                 f"{group.output_shape}: define output_shape in {type(layer).__name__}"
             )
         self.output.put(y)
 
     def run_backward(self) -> None:
         """Run the layer's backward pass, now."""
-        dx = self.group.main.backward(self.output.take_gradient())
+        layer, group = self.group.main, self.group
+        dx = layer.backward(self.output.take_gradient())
+        shape = getattr(dx, "shape", type(dx).__name__)
+        if shape != group.input_shape:
+            raise ValueError(f"{layer.label}: backward returned {shape}, its input was {group.input_shape}")
         self.input.grad[...] = dx.reshape(self.input.grad.shape)

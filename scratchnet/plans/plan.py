@@ -11,9 +11,11 @@ from scratchnet.backend import Array, array_module
 from scratchnet.layers import Layer, Parameter, assemble, leaves
 from scratchnet.plans.describe import Clock, describe, fallback_warning
 from scratchnet.plans.grouping import group
-from scratchnet.plans.kernel import Fallback, Group
+from scratchnet.plans.kernel import Fallback, Group, PlanContext
 from scratchnet.plans.memory import Arena, Buffer, Workspace
 from scratchnet.plans.registry import algorithms
+
+CHANGEABLE = dict, list, tuple, np.ndarray  # kinds of settings that may be changed in place
 
 
 class Plan:
@@ -75,7 +77,10 @@ class Plan:
                     f"compile with training={not self.training}"
                 )
         self.dtype = np.dtype(self._parameters[0].dtype if self._parameters else net.dtype)
+        self.common = PlanContext(self.training, self.dtype, self.algorithm)
         self.groups = self._group()
+        if not self.groups:
+            raise ValueError(f"{net.label} has no layers: there is nothing to compile")
         self.output_shape = self.groups[-1].output_shape
         learning = [i for i, g in enumerate(self.groups) if g.learns]
         self.lowest = learning[0] if learning else len(self.groups)
@@ -100,7 +105,7 @@ class Plan:
         raise NotImplementedError
 
     def _group(self) -> list[Group]:
-        return group(self.net, self.input_shape, self.device)
+        return group(self.net, self.input_shape, self.device, self.common)
 
     def _reserve_memory(self) -> None:
         """Give each map, gradient and scratch buffer its steps, and a place."""
@@ -329,7 +334,16 @@ def _settings(layer: Layer) -> tuple[Any, ...]:
     """Return what a plan builds on and may change, but for parameters."""
     own = vars(layer)
     trainable = [p.trainable for p in _own_parameters(layer)] if layer.training else None
-    return "forward" in own, "backward" in own, layer.settings(), trainable
+    return "forward" in own, "backward" in own, _as_now(layer.settings()), trainable
+
+
+def _as_now(value: Any) -> Any:
+    """Return settings as they are now: to be compared, and whatever is changed in place later."""
+    if isinstance(value, dict):
+        return {key: _as_now(v) if isinstance(v, CHANGEABLE) else v for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_now(v) for v in value]
+    return (value.dtype, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
 
 
 def _own_parameters(layer: Layer) -> list[Parameter]:

@@ -7,6 +7,7 @@ to be a function of its output, since only that is kept (``masking.py``).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,13 @@ class Elementwise(Registrable):
     algorithm : str
         A name, for ``describe()``.
     increasing : bool
-        Whether f never decreases. Then it commutes with max pooling, and a group may have both.
+        Whether f never decreases, and f' is 0 wherever f is flat. Then it commutes with max pooling, forward
+        and backward, and a group may have both.
     zero_derivative_at_zero : bool
         Whether f'(x) counts as zero wherever y = 0. Then a dropout may follow in the same group, and zeros
         beyond an image stay zeros.
-    scratch_dtype : dtype
-        Of the scratch that ``record_backward`` gets.
+    scratch_dtype : dtype or None
+        Of the scratch that ``record_backward`` gets; None for that of y.
 
     Examples
     --------
@@ -51,7 +53,9 @@ class Elementwise(Registrable):
     ...         calls(np.multiply, dy, dy.dtype.type(0.5), out=dy)
     """
 
+    device = "cpu"
     role = "activation"
+    computes_role = True
     input_layout: str | None = "plain"
     output_layout: str | None = None
     increasing = False
@@ -61,13 +65,13 @@ class Elementwise(Registrable):
     def __init__(self, layer: Layer):
         self.layer = layer
 
+    @abstractmethod
     def record_forward(self, calls: Calls, x: Array) -> None:
         """Record x = f(x), in place, for a block in the cache."""
-        raise NotImplementedError
 
+    @abstractmethod
     def record_backward(self, calls: Calls, dy: Array, y: Array, scratch: Array) -> None:
         """Record dy = dy * f', in place, where f' is given by the output y; scratch is shaped as both."""
-        raise NotImplementedError
 
     @classmethod
     def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102

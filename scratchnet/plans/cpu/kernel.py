@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,8 @@ class Kernel(kernel.Kernel):
         Whether a plan for inference has room to keep them in that form from one forward pass to the next.
     activation : Elementwise or None
         What computes the group's activation.
+    masks : bool
+        Whether it masks ``input.grad``: recording sets it. Where a kernel does not, the plan does after it.
 
     Examples
     --------
@@ -66,11 +69,13 @@ class Kernel(kernel.Kernel):
     [('product', 'Linear')]
     """
 
+    device = "cpu"
     input_layout: str | None = "plain"
     output_layout: str | None = None
     reads_border = False
     writes_whole_tiles = False
     keeps_weights = False
+    masks = False
     context: PlanContext
 
     def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
@@ -87,13 +92,13 @@ class Kernel(kernel.Kernel):
         """Return what computes all that is kept and follows from the parameters; run when they change."""
         return []
 
+    @abstractmethod
     def record_forward(self) -> list[Phase]:
         """Return the forward pass: input.data to output.data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def record_backward(self) -> list[Phase]:
         """Return the backward pass: output.grad to input.grad, and the gradients of the parameters."""
-        raise NotImplementedError
 
     # Helpers
 
@@ -117,11 +122,14 @@ class Kernel(kernel.Kernel):
     def reserve_mask(self, arena: Arena, step: int | None) -> None:
         """Ask for what ``mask_gradient`` needs at a step; None if there is no backward pass."""
         self._mask_scratch: list[Buffer] = []
-        if step is not None and (dtype := self.input.mask.scratch_dtype) is not None:
+        activation = self.input.mask.activation
+        if step is not None and activation is not None:
+            dtype = activation.scratch_dtype
             self._mask_scratch = self.per_worker(arena, "mask", (CACHE_ELEMENTS,), step, dtype)
 
     def mask_gradient(self, do: Calls, worker: int, gradient: np.ndarray, data: np.ndarray) -> None:
         """Record the masking of a view of ``input.grad``, given the same view of ``input.data``."""
+        self.masks = True
         if self._mask_scratch:
             self.input.mask.record(do, gradient, data, self._mask_scratch[worker].array)
 

@@ -11,7 +11,8 @@ The derivative has to be a function of the output y. For ReLU it is (y > 0), and
 Four rules:
 
 - A plan gives every map its mask when it makes the map; no kernel changes it. A view has its source's.
-- A kernel that writes ``input.grad`` masks all of it, once, with ``Kernel.mask_gradient``.
+- A kernel that writes ``input.grad`` masks all of it, once, with ``Kernel.mask_gradient``. For one that never
+  calls that the plan does it, after the kernel.
 - The gradient of a plan's output is written, and so masked, by the plan.
 - A mask that ``clears`` leaves zeros where the map has zeros, see ``padding.py``.
 """
@@ -40,16 +41,11 @@ class Mask:
         """Whether a gradient becomes zero where the map is zero."""
         return self.activation is not None and self.activation.zero_derivative_at_zero
 
-    @property
-    def scratch_dtype(self) -> Any:
-        """The dtype of scratch that ``record`` needs, None if there is nothing to do."""
-        return None if self.activation is None else self.activation.scratch_dtype
-
     def record(self, calls: Calls, gradient: Array, data: Array, scratch: Array) -> None:
         """Record what turns a gradient into the one with respect to the activation's input.
 
         ``gradient`` and ``data`` are views of one shape, of the map's gradient and of the map; ``scratch``
-        has CACHE_ELEMENTS elements of ``scratch_dtype``, or as many as the views.
+        has CACHE_ELEMENTS elements of its ``scratch_dtype``, or as many as the views.
         """
         if self.activation is None:
             return

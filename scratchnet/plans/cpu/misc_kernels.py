@@ -119,16 +119,12 @@ class Average(Kernel):
 class Fallback(kernel.Fallback, Kernel):
     """A layer without a kernel: its own forward and backward, on the calling thread."""
 
-    def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        self.reserve_mask(arena, backward)
-
     def record_forward(self) -> list[Phase]:  # noqa: D102
         phase = self.phase("layer.forward")
         phase.workers[0].call(self.run_forward)
         return [phase]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        phase, mask = self.phase("layer.backward"), self.phase("mask")
+        phase = self.phase("layer.backward")
         phase.workers[0].call(self.run_backward)
-        self.mask_gradient(mask.workers[0], 0, self.input.grad, self.input.data)
-        return [phase, mask]
+        return [phase]

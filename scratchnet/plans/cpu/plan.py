@@ -13,7 +13,7 @@ from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, run
 from scratchnet.plans.cpu.elementwise import ReLU
 from scratchnet.plans.cpu.first_conv import FirstConv
 from scratchnet.plans.cpu.im2col import Im2col
-from scratchnet.plans.cpu.kernel import PlanContext
+from scratchnet.plans.cpu.kernel import Kernel, PlanContext
 from scratchnet.plans.cpu.layouts import LAYOUTS, Map, Plain
 from scratchnet.plans.cpu.linear import Linear
 from scratchnet.plans.cpu.masking import Mask
@@ -21,11 +21,11 @@ from scratchnet.plans.cpu.norm import Norm
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.windows import MaxPool
 from scratchnet.plans.cpu.winograd import Winograd
-from scratchnet.plans.kernel import Group, Registrable
+from scratchnet.plans.kernel import Group
 from scratchnet.plans.plan import Plan
 from scratchnet.plans.registry import kernel_for, register
 
-_KERNELS: dict[type[layers.Layer], list[type[Registrable]]] = {
+_KERNELS: dict[type[layers.Layer], list[Any]] = {
     layers.Conv2d: [Im2col, Winograd, FirstConv, Toeplitz],  # the most special last
     layers.BatchNorm2d: [Norm],
     layers.BatchNorm1d: [Norm],
@@ -127,20 +127,30 @@ class CpuPlan(Plan):
 
     def _run_backward(self, dy: Any, need_input_gradient: bool) -> np.ndarray | None:
         if self._backward is None or self._grad is not getattr(self._buffer, "grad", None):
-            self._backward = [kernel.record_backward() for kernel in self.kernels]
+            self._backward = [self._record_backward(kernel) for kernel in self.kernels]
             self._grad = getattr(self._buffer, "grad", None)
         last = self.maps[-1]
         with workers.one_blas_thread():
             last.grad[...] = np.asarray(dy).reshape(last.grad.shape)
-            if (dtype := last.mask.scratch_dtype) is not None:
-                calls = Calls()  # no kernel writes this gradient, so none masks it
-                last.mask.record(calls, last.grad, last.data, np.empty(CACHE_ELEMENTS, dtype))
-                calls.run()
+            self._mask_all(last, calls := Calls())  # no kernel writes this gradient, so none masks it
+            calls.run()
             lowest = 0 if need_input_gradient else self.lowest
             phases = [(i, p) for i in reversed(range(lowest, len(self.kernels))) for p in self._backward[i]]
             phases = [(i, p) for i, p in phases if need_input_gradient or not p.for_input_gradient]
             run(phases, self.clock, "backward")
         return self.maps[0].take_gradient() if need_input_gradient else None
+
+    def _record_backward(self, kernel: Kernel) -> list[Phase]:
+        phases, mask = kernel.record_backward(), kernel.phase("mask", for_input_gradient=kernel.first)
+        if not (kernel.masks or kernel.is_view):
+            self._mask_all(kernel.input, mask.workers[0])
+        return [*phases, mask]
+
+    def _mask_all(self, map: Map, calls: Calls) -> None:
+        """Record the masking of a whole gradient, of a map in which it lies as the data does."""
+        if (activation := map.mask.activation) is not None:
+            scratch = np.empty(CACHE_ELEMENTS, activation.scratch_dtype or self.dtype)
+            map.mask.record(calls, map.grad, map.data, scratch)
 
     def describe_device(self) -> str:  # noqa: D102
         return f"{self.context.workers} workers, {self.dtype}"

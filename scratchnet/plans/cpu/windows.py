@@ -8,6 +8,7 @@ A window of K x K pixels is seen as K * K arrays, each with the pixel at one pla
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class Windows(Registrable):
     ...             calls(np.add, dx, dy, out=dx)
     """
 
+    device = "cpu"
     input_layout: str | None = "plain"
     output_layout: str | None = None
     scratch_dtypes: tuple[Any, ...] = ()
@@ -61,6 +63,7 @@ class Windows(Registrable):
     def __init__(self, layer: Layer):
         self.layer = layer
 
+    @abstractmethod
     def record_forward(self, calls: Calls, windows: list[Array], y: Array, *scratch: Array) -> None:
         """Record y = what becomes of the windows.
 
@@ -72,8 +75,8 @@ class Windows(Registrable):
         y : array (n, OH, OW, C)
         *scratch : arrays of the ``scratch_dtypes``
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def record_backward(
         self, calls: Calls, windows: list[Array], y: Array, dy: Array, dwindows: list[Array], *scratch: Array
     ) -> None:
@@ -81,7 +84,6 @@ class Windows(Registrable):
 
         Where windows overlap, so do the arrays of ``dwindows``: add to one after the other.
         """
-        raise NotImplementedError
 
     @classmethod
     def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
@@ -96,6 +98,16 @@ class WindowsKernel(ByImages):
     def __init__(self, windows: Windows, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self.windows, self.algorithm = windows, windows.algorithm
+        layer: Any = self.group.main
+        K, S, (N, H, W, C) = layer.kernel_size, layer.stride, self.group.input_shape
+        if not (isinstance(K, int) and isinstance(S, int)):
+            raise ValueError(f"{layer.label}: kernel_size and stride must be whole numbers, not {K}, {S}")
+        shape = N, (H - K) // S + 1, (W - K) // S + 1, C
+        if self.group.output_shape != shape:
+            raise ValueError(
+                f"{layer.label}: windows of {K} in steps of {S} make {shape} of {self.group.input_shape}, "
+                f"output_shape() says {self.group.output_shape}"
+            )
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         super().reserve(arena, forward, backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from math import prod
 from types import ModuleType
@@ -38,22 +39,23 @@ class Kernel(kernel.Kernel):
     times.
     """
 
+    device = "cuda"
     replayable = True  # whether all that it does is launching, so that a graph can record it
     dropout: Dropout | None = None  # the layer for which it drops numbers
     norm: BatchNorm | None = None  # the layer whose running statistics it reads
     counter: Array  # int64 (1,), in device memory, set by the plan where there is one: what it drops next
     context: PlanContext
 
+    @abstractmethod
     def forward(self) -> None:
         """Launch the forward pass: input.data to output.data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, need_input_gradient: bool) -> None:
         """Launch the backward pass: output.grad to input.grad, and the gradients of the parameters.
 
         With ``need_input_gradient`` False input.grad may be left as it is.
         """
-        raise NotImplementedError
 
     def matrix(self, weight: Parameter) -> Array:
         """Return a weight as products read it, (everything before, outputs)."""

@@ -51,7 +51,8 @@ class CudaPlan(Plan):
 
     def _group(self) -> list[Group]:
         # The kernels compute in float32: in any other dtype each layer runs by its own passes.
-        return group(self.net, self.input_shape, self.device if self.dtype == np.float32 else "")
+        device = self.device if self.dtype == np.float32 else ""
+        return group(self.net, self.input_shape, device, self.common)
 
     def _compile(self) -> None:
         xp = self.net.backend.xp
