@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.gradcheck.measure import Subject, own_copy, parameters_of, recording, size_of
 from scratchnet.gradcheck.report import Report
+from scratchnet.layers import Layer, chain_of, leaves
 
 
 def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) -> None:
@@ -32,6 +34,7 @@ def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) ->
         if not unchanged(x, x_before):
             complain("forward writes into its input, which is not its own: make a copy first.")
             x[...] = x_before
+        report.problems += filter(None, _faults_of_output(layer, x, y))
         if y.dtype != dtype:
             complain(f"forward turns {dtype} into {y.dtype}: the output should keep the input's dtype.")
         dy = array_module(x).asarray(rng.standard_normal(y.shape).astype(y.dtype))
@@ -55,6 +58,23 @@ def watch(layer: Any, x: ArrayLike, rng: np.random.Generator, report: Report) ->
         fault = f"backward turns {y.dtype} into {dx.dtype}: dx should have dy's dtype."
     faults = [fault, *(_fault_of(name, p.grad, p.shape) for name, p in parameters.items() if p.trainable)]
     report.problems += filter(None, faults)
+
+
+def _faults_of_output(layer: Any, x: Array, y: Array) -> Iterator[str]:
+    """Yield in what plans and files would take the layer for another one: its output's shape, its chain."""
+    if not isinstance(layer, Layer):
+        return
+    promised = layer.output_shape(x.shape)
+    if tuple(y.shape) != promised:
+        yield f"forward returns {tuple(y.shape)}, and output_shape() says {promised}."
+    if chain_of(layer) is None:
+        return
+    z = x
+    for _, part in leaves(copy.deepcopy(layer)):
+        z = part.forward(z)
+    rounding = 1e-3 * float(np.nanmax(abs(to_numpy(y)), initial=0.0))
+    if z.shape != y.shape or not np.allclose(to_numpy(z), to_numpy(y), atol=rounding, equal_nan=True):
+        yield "forward computes something else than the layers of chain(), one after the other."
 
 
 def trustworthy_gradients(subject: Subject, dy: Array, report: Report) -> dict[str, np.ndarray] | None:

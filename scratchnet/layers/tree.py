@@ -138,7 +138,6 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
     """Return what ``walk`` yields; refuse what stands in two places, or in none, where nothing finds it."""
     found = list(net.walk())
     places: dict[int, str] = {}
-    known = {id(layer) for _, layer in found}
     for path, layer in found:
         own = {name: value for name, value in vars(layer).items() if isinstance(value, Parameter)}
         for name, item in {"": layer, **own}.items():
@@ -146,11 +145,17 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
             first = places.setdefault(id(item), place)
             if first != place:
                 raise ValueError(f"one {type(item).__name__} is both {first!r} and {place!r}: make two")
+    for path, layer in found:
         label = f"{path} ({type(layer).__name__})" if path else type(layer).__name__
+        within, listed_before = {id(part) for _, part in layer.walk() if part is not layer}, set[int]()
         for item in chain_of(layer) or ():
-            if id(item) not in known:
+            if id(item) not in within:
                 where = "is no attribute, nor in a list, tuple or dict that is one: it would not be learned"
                 raise ValueError(f"{label}: chain() lists {item!r}, which {where}")
+            parts = {id(part) for _, part in item.walk()}
+            if parts & listed_before:
+                raise ValueError(f"{label}: chain() lists {item.label}, or a part of it, twice: make two")
+            listed_before |= parts
         for name, value in vars(layer).items():
             items = value.values() if isinstance(value, dict) else value
             if isinstance(value, (list, tuple, dict)) and any(isinstance(item, Parameter) for item in items):

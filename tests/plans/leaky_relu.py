@@ -11,6 +11,8 @@ class LeakyReLU(Layer):
 
     def __init__(self, slope=0.01, **common):
         super().__init__(**common)
+        if slope < 0:
+            raise ValueError(f"slope must not be negative, not {slope}: the sign of y tells that of x")
         self.slope = slope
 
     def forward(self, x):

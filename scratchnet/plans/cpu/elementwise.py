@@ -54,8 +54,7 @@ class Elementwise(Registrable):
     """
 
     device = "cpu"
-    role = "activation"
-    computes_role = True
+    role = computes_role = "activation"
     input_layout: str | None = "plain"
     output_layout: str | None = None
     increasing = False
