@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scratchnet import data
+from scratchnet.training.console import Progress
 
 
 def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) -> data.ImageData:
@@ -19,7 +20,7 @@ def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) 
     is an error all the same: DataError. A dry run downloads nothing: grey images stand in for CIFAR-10.
     """
     if name == "shapes10":
-        return data.shapes10()
+        return _draw()
     try:
         return data.cifar10(folder, download=not dry_run)
     except data.MissingDataError as error:
@@ -34,7 +35,18 @@ def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) 
         first = "*** CIFAR-10 IS NOT HERE: this trains on the built-in set shapes10 INSTEAD."
         last = "*** Accuracies on shapes10 say nothing about CIFAR-10. Log and model name the data set."
         print(first, f"*** {error}", last, sep="\n", file=sys.stderr, flush=True)
+        return _draw()
+
+
+def _draw() -> data.ImageData:
+    with Progress("drawing shapes10", 10_000):  # some seconds
         return data.shapes10()
+
+
+def describe_test(images: data.ImageData) -> str:
+    """Say which test images an accuracy is of, and how many."""
+    official = "official " if images.name == "CIFAR-10" else ""
+    return f"{images.name}, {len(images.test_labels):,} {official}test images"
 
 
 def write_images(folder: Path, images: data.ImageData) -> None:

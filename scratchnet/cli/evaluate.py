@@ -14,7 +14,7 @@ import numpy as np
 
 from scratchnet import backend, checkpoint
 from scratchnet.backend import Array
-from scratchnet.cli.datasets import load_data
+from scratchnet.cli.datasets import describe_test, load_data
 from scratchnet.cli.program import Parser, complain, positive
 from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, images_in
 from scratchnet.layers import Chain
@@ -49,7 +49,7 @@ def _parse() -> Namespace:
     add("images", metavar="IMAGE", nargs="*", default=[], type=expanduser, help=images)
     top = "print the K likeliest classes with probabilities"
     add("--top", type=positive(int), metavar="K", help=top)
-    add("--data", choices=("cifar10", "shapes10"), help="measure on these official test images")
+    add("--data", choices=("cifar10", "shapes10"), help="measure on this set's test images")
     folder = "the folder of CIFAR-10 (default data)"
     add("--data-dir", default="data", metavar="DIR", type=expanduser, help=folder)
     add("--backend", choices=("auto", "numpy", "cupy"), default="auto")
@@ -131,7 +131,7 @@ def batch_size(image_size: int) -> int:
 
 
 def measure(net: Chain, engine: Layers | Plans, normalisation: Normalisation, options: Namespace) -> int:
-    """Print accuracy and a confusion matrix on official test images."""
+    """Print accuracy and a confusion matrix on test images."""
     images = load_data(options.data, options.data_dir)
     classes = images.class_names
     size, num_classes = sizes_of(net, options.model)
@@ -145,6 +145,6 @@ def measure(net: Chain, engine: Layers | Plans, normalisation: Normalisation, op
     with Progress(images.name, test.n_samples) as progress:
         result = evaluate(net, test, engine, options.views, progress.update)
     finite(np.array(result.loss), options.model)
-    say(f"Accuracy: {result.accuracy:.4f} ({images.name}, {test.n_samples:,} official test images)")
+    say(f"Accuracy: {result.accuracy:.4f} ({describe_test(images)})")
     say(confusion_table(confusion_matrix(result.labels, result.predictions, len(classes)), classes))
     return 0

@@ -102,7 +102,7 @@ class Forecast:
             ("multiply-adds", count(self.multiply_adds), "per image, forward; three times that in training"),
             (f"memory, batches of {self.batch_size}", "", ""),
             *((f"  {name}", megabytes(size), NOTES.get(name, "")) for name, size in self.memory.items()),
-            ("  together", megabytes(self.total), ""),
+            ("  total", megabytes(self.total), ""),
         ]
         if self.available is not None:
             fit = f"batches of {self.largest_batch:,} would fit" if self.largest_batch else "no batch fits"
@@ -128,7 +128,7 @@ NOTES = {
     "activations": "what the backward pass will need",
     "workspace": "gradients of activations and scratch, which take turns",
     "batches": "images that are being prepared",
-    "validation": "weights in a form that is quick to use",
+    "validation": "transformed weights of the validation plan",
     "saving": "a copy of the weights, while they are written",
     "program": "Python, libraries, and the data set",
 }

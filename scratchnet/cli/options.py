@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": "crop-flip-cutout8",
     },
     "vgg16": {**_GOOD, "batch_size": 64, "lr": 0.02, "dropout": 0.3, "validation": 2500},
-    "article": {**_CIFAR10, "lr": 0.001, "schedule": "constant"},  # what our article trains with
+    "article": {**_CIFAR10, "lr": 0.001, "schedule": "constant"},  # "Implementing VGG16 from Scratch"
 }
 
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
@@ -97,23 +97,23 @@ def _training_parser() -> Parser:
     add(where, "data", "data set; auto takes CIFAR-10 if it can be had", choices=data_sets)
     add(where, "data-dir", "the folder that holds, or is to hold, cifar-10-batches-bin", **folder)
     add(where, "subset", "train on N images only, of each class alike", **count)
-    add(where, "validation", "validate on N training images (default a tenth)", **count)
+    add(where, "validation", "validate on N training images (default a tenth of all)", **count)
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", **folder)
-    add(where, "views", "test with N views of each image, too", type=positive(int), choices=VIEWS)
+    add(where, "views", "also test with N views of each image", type=positive(int), choices=VIEWS)
     add(where, "resume", "resume the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "dry-run", "print what memory and time it will take, by steps that it measures; stop", **flag)
     add(where, "diagnose", "print every few hundred steps how each layer does, and what is wrong", **flag)
     add(where, "demo", "a small network on the built-in images, in about a minute, into runs/demo", **flag)
-    add(where, "recipe", "the settings of a full run on CIFAR-10, see README", choices=tuple(RECIPES))
+    add(where, "recipe", "the settings of a full run, see benchmarks/README.md", choices=[*RECIPES])
     net = parser.add_argument_group("the network")
-    add(net, "arch", "architecture", choices=tuple(ARCHITECTURES))
+    add(net, "arch", 'architecture; article: "Implementing VGG16 from Scratch"', choices=[*ARCHITECTURES])
     add(net, "batch-norm", "batch normalisation after every convolution", **flag)
-    add(net, "width", "multiplies the channels", type=positive(float), metavar="W")
+    add(net, "width", "multiplies the channels of the convolutions only", type=positive(float), metavar="W")
     add(net, "image-size", "resize the images to S pixels", type=positive(int), metavar="S")
-    add(net, "head", "what comes before the linear layers; gap takes any size", choices=HEADS)
+    add(net, "head", "what comes before the linear layers; gap takes any size from 32", choices=HEADS)
     add(net, "classifier-width", "of the hidden linear layers", **count)
     add(net, "dropout", "after the hidden linear layers", **share, metavar="P")
-    add(net, "init", "weight initialisation; all but he are there to fail", choices=tuple(INITIALISATIONS))
+    add(net, "init", "initial weights; all but the default show failure", choices=[*INITIALISATIONS])
     add(net, "output-scale", "multiplies the last layer's initial weights", **share, metavar="S")
     training = parser.add_argument_group("the training")
     add(training, "epochs", "how many", **count)

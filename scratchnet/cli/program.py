@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from scratchnet import checks, data
 from scratchnet.backend import BackendError
 from scratchnet.checkpoint import FormatError
 from scratchnet.training import NotFinite, RunError
+from scratchnet.training.options import DEFAULTS
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +48,18 @@ def _number(kind: type, text: str, wanted: str, least: Any) -> Any:
         raise argparse.ArgumentTypeError(f"must be a {name} {wanted}, not {text!r}") from None
 
 
+def as_options(message: str) -> str:
+    """Give arguments the names that they have on the command line.
+
+    >>> as_options("image_size must be a multiple of 32; head='gap' takes any")
+    '--image-size must be a multiple of 32; --head gap takes any'
+    """
+    named = re.sub(r"\b([a-z_]+)='(\w+)'", r"--\1 \2", message)
+    names = "|".join(DEFAULTS)  # what is a word, too, only where it is the subject
+    option = rf"(?<![\w./-])(?=\w+_)({names})\b(?![./])|^({names})(?= must)"
+    return re.sub(option, lambda m: f"--{m[0].replace('_', '-')}", named)
+
+
 def name_of_program() -> str:
     """Return what messages begin with: the script's name, or ``scratchnet train``."""
     return Path(sys.argv[0]).name
@@ -75,7 +89,7 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
     try:
         sys.exit(main() or 0)
     except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
-        status, message = 2, str(error)
+        status, message = 2, as_options(str(error))
     except MemoryError:
         status, message = 2, f"not enough memory{memory_advice}"
     except NotFinite as error:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from scratchnet import backend, checkpoint
-from scratchnet.cli.datasets import load_data, write_images
+from scratchnet.cli.datasets import describe_test, load_data, write_images
 from scratchnet.cli.forecast import forecast
 from scratchnet.cli.options import describe_run, open_run, parse_training
 from scratchnet.cli.program import complain
@@ -63,7 +63,7 @@ def main() -> None:
     run.write_config(describe_run(options, device.device, header))
     trainer.fit(options.epochs)
 
-    # The one look at the official test images, with the weights that validation chose.
+    # The one look at the test images, with the weights that validation chose.
     if options.demo:
         write_images(run.path / "pictures", images)
     checkpoint.load_weights(run.best, net)
@@ -72,7 +72,7 @@ def main() -> None:
         with Progress("testing", test.n_samples) as progress:
             accuracy = evaluate(net, test, engine, views, progress.update).accuracy
         of_each = f", {views} views of each" if views > 1 else ""
-        say(f"Test Acc: {accuracy:.6f} ({images.name}, {test.n_samples:,} official test images{of_each})")
+        say(f"Test Acc: {accuracy:.6f} ({describe_test(images)}{of_each})")
 
 
 def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, Loader, Loader]:

@@ -333,7 +333,7 @@ def test_a_dry_run_prints_the_table_and_stops_even_where_there_is_no_data(tmp_pa
     status, out, err = program(f"{TINY} --data cifar10 --dry-run", monkeypatch, capsys)
     assert status == 0 and os.listdir(tmp_path) == []
     assert "as many grey images" in err and err.count("\n") == 1
-    for words in ("activations", "together", "per step", "1,407 steps, and 157 to validate", "  3 epochs"):
+    for words in ("activations", "total", "per step", "1,407 steps, and 157 to validate", "  3 epochs"):
         assert words in out
     assert "Epoch" not in out
 

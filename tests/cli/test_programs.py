@@ -98,7 +98,7 @@ def test_training_prints_device_data_network_the_articles_log_and_the_test_accur
         r"Forecast: \d+\.\d [kM] multiply-adds per image, [\d,]+ MB of memory",
         *LOG,
         r"Best model: run/best.safetensors",
-        r"Test Acc: 0\.\d{6} \(shapes10, 2,000 official test images\)",
+        r"Test Acc: 0\.\d{6} \(shapes10, 2,000 test images\)",
     ]
     lines = trained.out.replace(os.sep, "/").splitlines()
     assert len(lines) == len(expected)
@@ -157,10 +157,10 @@ def test_other_heads_sizes_and_augmentations(program):
     "options, sentence",
     [
         ("--epochs none", "--epochs: must be a whole number above zero"),
-        ("--width 0.001", "width must leave at least one channel everywhere, and 0.001 does not"),
-        ("--image-size 40", "image_size must be a multiple of 32, not 40; head='gap' takes any from 32 on"),
-        ("--dropout 1.5", "dropout must be a number between 0 and 1, not 1.5"),
-        ("--label-smoothing 1", "label_smoothing must be below 1"),
+        ("--width 0.001", "--width must leave at least one channel everywhere, and 0.001 does not"),
+        ("--image-size 40", "--image-size must be a multiple of 32, not 40; --head gap takes any from 32 on"),
+        ("--dropout 1.5", "--dropout must be a number between 0 and 1, not 1.5"),
+        ("--label-smoothing 1", "--label-smoothing must be below 1"),
         ("--augment rain", "unknown augmentation 'rain': say none, or join"),
         ("--subset 100000", "cannot draw a subset of 100000"),
         ("--validation 300", "cannot set aside 300 of 300 training images for validation"),
@@ -417,7 +417,7 @@ def test_evaluate_refuses_options_that_do_not_fit(program, files, text, sentence
 def test_evaluate_prints_accuracy_and_a_confusion_matrix(program, trained, images):
     result = program(f"evaluate.py {trained.run}/best.safetensors --data shapes10 --backend numpy")
     first, titles, *rows = result.out.splitlines()
-    accuracy = re.fullmatch(r"Accuracy: (0\.\d{4}) \(shapes10, 50 official test images\)", first)
+    accuracy = re.fullmatch(r"Accuracy: (0\.\d{4}) \(shapes10, 50 test images\)", first)
     assert titles.split() == ["right", "\\", "named", *images.class_names, "accuracy"]
     counts = np.array([[int(cell) for cell in row.split()[1:11]] for row in rows])
     assert counts.sum() == 50 and counts.trace() / 50 == pytest.approx(float(accuracy[1]))
