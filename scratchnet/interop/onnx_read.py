@@ -240,8 +240,8 @@ class _Reader:
             raise _Unfit(f"{_told(node)} has dilations")
         if len({*kernel}) != 1 or len({*strides}) != 1 or len({*pads}) != 1 or len(kernel) != 2:
             raise _Unfit(
-                f"{_told(node)} has kernel {kernel}, strides {strides} and padding {pads}: squares with the same "
-                "stride and padding on every side exist here"
+                f"{_told(node)} has kernel {kernel}, strides {strides} and padding {pads}: here kernels are "
+                "square, with the same stride and padding on every side"
             )
         return kernel[0], strides[0], pads[0]
 
