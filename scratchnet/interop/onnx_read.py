@@ -95,6 +95,7 @@ def read(path: str | os.PathLike[str]) -> OnnxNetwork:
         If the package onnx is not installed.
     """
     import onnx
+    import onnx.reference
 
     try:
         model = onnx.load(os.fspath(path))
@@ -141,6 +142,7 @@ class _Reader:
         full = {0: sizes[0] or SAMPLE, 1: sizes[1] or IMAGE_SIZE, 2: sizes[2] or IMAGE_SIZE, 3: channels}
         self.input_shape = full[1], full[2], full[3]
         self.shape = tuple(full[axis] for axis in self.axes)
+        self.shapes = {self.value: self.shape}  # of the chain's values so far, in the file's order of axes
         self.order: Array | None = None
         self.layers: list[Layer] = []
         self.left_out: list[str] = []
@@ -178,8 +180,8 @@ class _Reader:
         if node.op_type == "Constant" or all(name in self.constants or not name for name in node.input):
             self._fold(node, {name: self.constants[name] for name in node.input if name})
             return
-        if node.op_type in ("Shape", "Size") and node.input[0] == self.value:
-            self._fold(node, {self.value: np.empty(self.shape, np.bool_)})
+        if node.op_type in ("Shape", "Size") and node.input[0] in self.shapes:  # of any value on the way
+            self._fold(node, {node.input[0]: np.empty(self.shapes[node.input[0]], np.bool_)})
             return
         others = [name for name in node.input if name and name != self.value]
         if self.value not in node.input or any(name not in self.constants for name in others):
@@ -191,6 +193,7 @@ class _Reader:
             self._end_affine()
         method(node, {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute})
         self.value = node.output[0]
+        self.shapes[self.value] = self.shape
 
     def _fold(self, node: Any, inputs: dict[str, Array]) -> None:
         """Compute a node whose inputs are all known, by onnx's own reference."""

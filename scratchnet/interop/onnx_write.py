@@ -56,8 +56,8 @@ def save(
     input_shape : (H, W, C)
         Of one image; the number of images stays open.
     mean, std : sequence of float, optional
-        One per channel, on the scale 0 to 1. With them the file normalises by itself: its input are then
-        pixels from 0 to 255, as float32. Without them its input is what ``net.forward`` takes, channels first.
+        One per channel, on the scale 0 to 1. With them the file normalises by itself: its inputs are then
+        pixels from 0 to 255, as float32. Without them they are what ``net.forward`` takes, channels first.
     class_names : sequence of str, optional
         Written into the file's metadata as JSON.
     softmax : bool
