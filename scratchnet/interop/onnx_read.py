@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.checkpoint import FormatError
 from scratchnet.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -42,6 +41,7 @@ from scratchnet.layers import (
     Sequential,
     assemble,
 )
+from scratchnet.tensorfile import FormatError
 
 CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # the axes of (N, H, W, C), as the file has them
 IMAGE_SIZE = 224  # where the file leaves the size open
@@ -149,15 +149,12 @@ class _Reader:
         self.affine: tuple[Array, Array] | None = None  # scale and shift that wait for more of their kind
 
     def _axes_of_input(self, declared: list[int | None]) -> tuple[int, ...]:
-        if declared[3] in (1, 3, 4) and declared[1] not in (1, 3, 4):
-            return 0, 1, 2, 3
-        return CHANNELS_FIRST
+        last = declared[3] in (1, 3, 4) and declared[1] not in (1, 3, 4)
+        return (0, 1, 2, 3) if last else CHANNELS_FIRST
 
     def _channels_of_first_convolution(self) -> int:
-        for node in self.graph.node:
-            if node.op_type == "Conv" and node.input[1] in self.constants:
-                return int(self.constants[node.input[1]].shape[1])
-        return 3
+        weights = (self.constants.get(node.input[1]) for node in self.graph.node if node.op_type == "Conv")
+        return next((int(weight.shape[1]) for weight in weights if weight is not None), 3)
 
     def run(self) -> OnnxNetwork:
         for node in self.graph.node:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from scratchnet.backend import Array, to_numpy
-from scratchnet.checkpoint import replacing
 from scratchnet.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -29,6 +28,7 @@ from scratchnet.layers import (
     ReLU,
     leaves,
 )
+from scratchnet.tensorfile import replacing
 
 OPSET = 17
 IR_VERSION = 8  # read by every runtime since 2022

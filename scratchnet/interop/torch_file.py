@@ -29,8 +29,8 @@ import numpy as np
 
 from scratchnet import pickles
 from scratchnet.backend import Array
-from scratchnet.checkpoint import FormatError
 from scratchnet.pickles import Call, Name, Persistent, PickleError
+from scratchnet.tensorfile import FormatError
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001

@@ -9,8 +9,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 
-from scratchnet.checkpoint import FormatError
 from scratchnet.interop import torch_file
+from scratchnet.tensorfile import FormatError
 
 torch = pytest.importorskip("torch", reason="PyTorch, the other side, is not installed")
 
