@@ -116,7 +116,8 @@ class _Writer:
         self.helper, self.numpy_helper = helper, numpy_helper
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
-        self.value, self.shape = "images", (0,)
+        self.value = "images"
+        self.shape: tuple[int, ...] = ()
         self.flattened: tuple[int, int, int] | None = None  # (H, W, C) of the image that became this vector
         self.writers: dict[type, Callable[[str, Any], None]] = {
             Conv2d: self._conv,
