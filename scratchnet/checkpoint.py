@@ -143,11 +143,16 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
     """
     backend = get(backend)
     with open_tensors(path) as file:
-        info = _read_header(file)
-        net = _build(file, info)
-        _put(net, file, info)
+        return network_in(file).to(backend)
+
+
+def network_in(file: TensorFile) -> Chain:
+    """Return the network that an open file holds, in evaluation mode."""
+    info = _read_header(file)
+    net = _build(file, info)
+    _put(net, file, info)
     net.info = info
-    return net.to(backend).eval()
+    return net.eval()
 
 
 def load_weights(path: str | os.PathLike[str], net: Layer) -> None:

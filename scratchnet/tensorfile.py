@@ -71,6 +71,23 @@ class TensorFile:
             return file.get_slice(name)[rows]
 
 
+class TensorsInMemory(TensorFile):
+    """Tensors that another kind of file held, as ``TensorFile`` hands them out."""
+
+    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]):
+        self._path, self._tensors, self.metadata = path, tensors, {}
+        self.shapes = {name: array.shape for name, array in tensors.items()}
+        self.dtypes = {name: f"{a.dtype.kind.upper()}{8 * a.dtype.itemsize}" for name, a in tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor."""
+        return self._tensors[name]
+
+    def read_rows(self, name: str, rows: slice) -> np.ndarray:
+        """Return some rows of a tensor."""
+        return self._tensors[name][rows]
+
+
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     """Open a safetensors file to read tensors or parts of them.
