@@ -2,29 +2,49 @@
 
 python examples/train_cifar.py --help shows all options; --demo runs in about a minute and needs no data.
 
-Without options, messages and files it is this story (``scratchnet/cli/train.py`` tells it in full, with
-``Trainer.train_epoch`` for the inner loop: it computes with a compiled plan, and tells how it goes)::
+``trainer.train_epoch`` below is this loop; it computes with a compiled plan, and tells how it goes::
 
-    cifar = data.cifar10("data")
-    learn, validate = data.split_validation(cifar.train_labels, 5000)
-    normalisation, augmentation = data.Normalisation.of(cifar.train_images, learn), data.Augmentation()
-    how = {"indices": learn, "normalisation": normalisation, "augmentation": augmentation}
-    train = data.Loader(cifar.train_images, cifar.train_labels, 128, shuffle=True, **how)
-    net = models.vgg16(num_classes=10, image_size=32)
-    loss, optimizer = SoftmaxCrossEntropy(), SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
-    learning_rate = schedule("cosine", 0.02, steps=15 * len(train))
-
-    for epoch in range(15):
-        for batch, (images, labels) in enumerate(train.epoch(epoch)):
-            optimizer.lr = learning_rate(epoch * len(train) + batch)
-            logits = net.forward(images)
-            loss.forward(logits, labels)
-            net.backward(loss.backward())
-            optimizer.step()
+    for batch, (images, labels) in enumerate(train.epoch(epoch)):
+        optimizer.lr = learning_rate(epoch * len(train) + batch)
+        logits = net.forward(images)
+        loss.forward(logits, labels)
+        net.backward(loss.backward())
+        optimizer.step()
 """
 
-from scratchnet.cli import run
-from scratchnet.cli.train import MEMORY_ADVICE, main
+from scratchnet import backend, cli
+from scratchnet.cli import train as parts
+from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.optim import schedule
+
+
+def main() -> None:
+    """Train, and look at the test images once, at the end."""
+    options = parts.parse_training()
+    device = backend.get(options.backend)
+    print(f"Device: {device}")
+
+    # The data. Validation images are drawn from the training images; the test images wait until the end.
+    images = parts.load_data(options.data, options.data_dir, options.dry_run)
+    train, validation, test = parts.make_loaders(images, options)
+
+    # The network: VGG("vgg16", num_classes=10, ...), its parameters side by side in one array.
+    net = parts.make_network(options, len(images.class_names)).to(device)
+
+    # The loss, and what makes it smaller: SGD(net.parameters(), lr, momentum=0.9, ...).
+    loss, optimizer = SoftmaxCrossEntropy(options.label_smoothing), parts.make_optimizer(options, net)
+    learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
+
+    # The training. A dry run ends before it; Ctrl-C ends it, and --resume goes on after the last whole epoch.
+    trainer = parts.make_trainer(options, images, net, optimizer, learning_rate, loss, train, validation)
+    with trainer.running(options.epochs) as epochs:
+        for epoch in epochs:
+            trainer.train_epoch(epoch)  # for each batch: forward, loss, backward, step
+            trainer.finish_epoch(epoch)  # validation; log, weights and state into the run directory
+
+    # The one look at the test images, with the weights that validation chose.
+    parts.test_best(options, trainer, images, test)
+
 
 if __name__ == "__main__":
-    run(main, MEMORY_ADVICE)
+    cli.run(main, parts.MEMORY_ADVICE)

@@ -1,8 +1,9 @@
-"""``scratchnet train`` and ``examples/train_cifar.py``: from the options to one look at the test images."""
+"""``scratchnet train``, and the parts of ``examples/train_cifar.py``, which tells it as a story."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,63 +17,25 @@ from scratchnet.doctor import Doctor
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
-from scratchnet.training import Console, Trainer, evaluate, make_engine
+from scratchnet.training import Console, RunDirectory, Trainer, evaluate, make_engine
 from scratchnet.training.console import Progress, say
 
 MEMORY_ADVICE = ": take a smaller --batch-size, --image-size or --width"
 
 
 def main() -> None:
-    """Train, and look at the test images once, at the end."""
+    """Train, and look at the test images once, at the end; ``examples/train_cifar.py`` has the loop."""
     options = parse_training()
     device = backend.get(options.backend)
     say(f"Device: {device}")
-
-    # The data. Validation images are drawn from the training images; the test images wait until the end.
     images = load_data(options.data, options.data_dir, options.dry_run)
     train, validation, test = make_loaders(images, options)
-
-    # The network: VGG("vgg16", num_classes=10, ...), its parameters side by side in one array.
     net = make_network(options, len(images.class_names)).to(device)
-
-    # The loss, and what makes it smaller.
-    loss = SoftmaxCrossEntropy(options.label_smoothing)
-    settings = {name: getattr(options, name) for name in ("momentum", "nesterov", "weight_decay")}
-    optimizer = SGD(net.parameters(), options.lr, **settings)
+    loss, optimizer = SoftmaxCrossEntropy(options.label_smoothing), make_optimizer(options, net)
     rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
-
-    # What that will cost. A dry run measures a step, too, and ends here.
-    how: dict[str, Any] = {"optimizer": optimizer, "loss": loss, "train": train, "validation": validation}
-    how |= {"engine": options.engine, "precision": options.precision, "epochs": options.epochs}
-    cost = forecast(net, options.batch_size, **how, saves=True, measure=options.dry_run)
-    say(str(cost) if options.dry_run else f"Forecast: {cost.line}")
-    if cost.warning:
-        complain(f"warning: {cost.warning}")
-    if options.dry_run:
-        sys.exit(0)
-
-    # The training. Ctrl-C ends it, and --resume goes on after the last epoch that was finished.
-    header: dict[str, Any] = {"data": images.name, "class_names": images.class_names}
-    header |= {"mean": train.normalisation.mean, "std": train.normalisation.std}
-    run = open_run(options, net, header)
-    engine = make_engine(net, options.engine, options.precision)
-    observers = [Doctor(), Console()] if options.diagnose else [Console()]
-    trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers)
-    if options.resume:
-        trainer.resume(options.epochs)
-    run.write_config(describe_run(options, device.device, header))
+    trainer = make_trainer(options, images, net, optimizer, rate, loss, train, validation)
     trainer.fit(options.epochs)
-
-    # The one look at the test images, with the weights that validation chose.
-    if options.demo:
-        write_images(run.path / "pictures", images)
-    checkpoint.load_weights(run.best, net)
-    say(f"Best model: {run.best}")
-    for views in sorted({1, options.views}):
-        with Progress("testing", test.n_samples) as progress:
-            accuracy = evaluate(net, test, engine, views, progress.update).accuracy
-        of_each = f", {views} views of each" if views > 1 else ""
-        say(f"Test Acc: {accuracy:.6f} ({describe_test(images)}{of_each})")
+    test_best(options, trainer, images, test)
 
 
 def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, Loader, Loader]:
@@ -100,3 +63,55 @@ def make_network(options: SimpleNamespace, num_classes: int) -> VGG:
     say(f"Network: {net}")
     say(f"Parameters: {sum(p.size for p in net.parameters().values()):,}")
     return net
+
+
+def make_optimizer(options: SimpleNamespace, net: VGG) -> SGD:
+    """Return what makes the loss smaller."""
+    names = ("momentum", "nesterov", "weight_decay")
+    return SGD(net.parameters(), options.lr, **{name: getattr(options, name) for name in names})
+
+
+def make_trainer(
+    options: SimpleNamespace,
+    images: ImageData,
+    net: VGG,
+    optimizer: SGD,
+    rate: Callable[[int], float],
+    loss: SoftmaxCrossEntropy,
+    train: Loader,
+    validation: Loader,
+) -> Trainer:
+    """Print what the training will cost, where a dry run ends; return a trainer with a run directory."""
+    how: dict[str, Any] = {"optimizer": optimizer, "loss": loss, "train": train, "validation": validation}
+    how |= {"engine": options.engine, "precision": options.precision, "epochs": options.epochs}
+    cost = forecast(net, options.batch_size, **how, saves=True, measure=options.dry_run)
+    say(str(cost) if options.dry_run else f"Forecast: {cost.line}")
+    if cost.warning:
+        complain(f"warning: {cost.warning}")
+    if options.dry_run:
+        sys.exit(0)
+    header: dict[str, Any] = {"data": images.name, "class_names": images.class_names}
+    header |= {"mean": train.normalisation.mean, "std": train.normalisation.std}
+    run = open_run(options, net, header)
+    engine = make_engine(net, options.engine, options.precision)
+    observers = [Doctor(), Console()] if options.diagnose else [Console()]
+    trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers)
+    if options.resume:
+        trainer.resume(options.epochs)
+    run.write_config(describe_run(options, net.backend.device, header))
+    return trainer
+
+
+def test_best(options: SimpleNamespace, trainer: Trainer, images: ImageData, test: Loader) -> None:
+    """Look once at the test images, with the weights that validation chose."""
+    net, run = trainer.net, trainer.run
+    assert isinstance(run, RunDirectory)  # make_trainer gave it one
+    if options.demo:
+        write_images(run.path / "pictures", images)
+    checkpoint.load_weights(run.best, net)
+    say(f"Best model: {run.best}")
+    for views in sorted({1, options.views}):
+        with Progress("testing", test.n_samples) as progress:
+            accuracy = evaluate(net, test, trainer.engine, views, progress.update).accuracy
+        of_each = f", {views} views of each" if views > 1 else ""
+        say(f"Test Acc: {accuracy:.6f} ({describe_test(images)}{of_each})")

@@ -71,6 +71,12 @@ def save(
         If the network is no chain of such layers: the message names the first that does not fit.
     ImportError
         If the package onnx is not installed.
+
+    Examples
+    --------
+    >>> from scratchnet import interop, models
+    >>> net = models.vgg11(num_classes=10, image_size=32).eval()
+    >>> interop.save_onnx("vgg11.onnx", net, (32, 32, 3))  # doctest: +SKIP
     """
     import onnx
 
