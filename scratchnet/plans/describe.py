@@ -32,19 +32,13 @@ class Clock:
         """Count one run of a pass."""
         self.runs[direction] = self.runs.get(direction, 0) + 1
 
-    def of_group(self, i: int) -> list[float]:
-        """Return the mean seconds of a group's forward and backward pass."""
-        return [
-            sum(s for (g, d, _), s in self.seconds.items() if (g, d) == (i, direction))
-            / max(1, self.runs.get(direction, 0))
-            for direction in DIRECTIONS
-        ]
-
 
 def describe(plan: Any, buffers: bool = False) -> str:
     """Return the table that ``Plan.describe`` documents."""
     clock, arena, rows, owned = plan.clock, plan.arena, [TITLES], []
-    seconds = [clock.of_group(i) for i in range(len(plan.groups))]
+    seconds = [[0.0 for _ in DIRECTIONS] for _ in plan.groups]  # of each pass, on the average
+    for (i, direction, _), s in clock.seconds.items():
+        seconds[i][DIRECTIONS.index(direction)] += s / max(1, clock.runs.get(direction, 0))
     total = sum(map(sum, seconds)) or 1.0
     for i, (g, kernel) in enumerate(zip(plan.groups, plan.kernels, strict=True)):
         before, scratch = plan.maps[i], plan.scratch[i]

@@ -169,8 +169,11 @@ class Plan:
         self._check_current()
         xp = self.net.backend.xp
         if array_module(x) is not xp or tuple(getattr(x, "shape", ())) != self.input_shape:
+            library, given = array_module(x), type(x).__name__
+            if hasattr(x, "shape"):
+                given = str(x.shape) if library is xp else f"{library.__name__}.{given}"
             wanted = f"{'NumPy' if xp is np else 'CuPy'} array of shape {self.input_shape}"
-            raise ValueError(f"this plan is for a {wanted}, not {_named(x, xp)}: compile one for each shape")
+            raise ValueError(f"this plan is for a {wanted}, not {given}: compile one for each shape")
         if x.dtype != self.dtype:
             raise ValueError(f"expected {self.dtype}, got {x.dtype}")
         with self.workspace.lock:
@@ -348,10 +351,3 @@ def _as_now(value: Any) -> Any:
 
 def _own_parameters(layer: Layer) -> list[Parameter]:
     return [value for value in vars(layer).values() if isinstance(value, Parameter)]
-
-
-def _named(x: Any, xp: Any) -> str:
-    """Say what was given in place of an array of the library ``xp``."""
-    if not hasattr(x, "shape"):
-        return type(x).__name__
-    return str(x.shape) if array_module(x) is xp else f"{array_module(x).__name__}.{type(x).__name__}"

@@ -30,7 +30,7 @@ def network_for_faults():
 def test_fault_a_wrong_border(monkeypatch):
     from scratchnet.plans.cpu import padding
 
-    monkeypatch.setattr(padding, "record_borders", lambda map, writer, reader, workers: None)
+    monkeypatch.setattr(padding, "record_borders", lambda map, writer, reader: None)
     assert sees(network_for_faults, (3, 10, 10, 3))
 
 

@@ -84,11 +84,6 @@ class Phase:
     workers: list[Calls]  # what each runs
     for_input_gradient: bool = False  # whether only the gradient of the network's input needs it
 
-    @classmethod
-    def new(cls, name: str, workers: int, **settings: Any) -> Phase:
-        """Return a phase with nothing in it."""
-        return cls(name, [Calls() for _ in range(workers)], **settings)
-
 
 def run(phases: Sequence[tuple[int, Phase]], clock: Clock, direction: str) -> None:
     """Run phases, each of a group with this number, one after the other, each on all workers."""

@@ -87,16 +87,14 @@ class FirstConv(Convolution):
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         TW, kind = self.output.TW, self.context.dtype
-        n = max(len(images) for images in self.chunks)
-        padded = (self.C, self.tallest + 2, 4 * TW + 2, n)
-        self.padded = self.per_worker(arena, "padded", padded, forward)
+        n = max(map(len, self.chunks))
+        self.padded = self.per_worker(arena, "padded", (self.C, self.tallest + 2, 4 * TW + 2, n), forward)
         shape = (self.rows_of_all, self.depth, 4 * TW)  # of each part (rows + 2, depth, L)
         self.rows = arena.reserve("shifted rows", shape, kind, forward, backward or forward)
         if backward is not None:
             self.dweight = self.per_worker(arena, "dW", (2, 3 * self.depth, self.O), backward)
-            self.by_row = self.per_worker(
-                arena, "dW of rows", (self.tallest, 3 * self.depth, self.O), backward
-            )
+            by_row = self.tallest, 3 * self.depth, self.O
+            self.by_row = self.per_worker(arena, "dW of rows", by_row, backward)
 
     def record_weights(self) -> list[Phase]:
         """Put weights and bias together."""

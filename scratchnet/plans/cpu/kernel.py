@@ -150,7 +150,7 @@ class Kernel(kernel.Kernel):
 
     def phase(self, name: str, **settings: Any) -> Phase:
         """Return an empty phase with all workers."""
-        return Phase.new(name, self.context.workers, **settings)
+        return Phase(name, [Calls() for _ in range(self.context.workers)], **settings)
 
 
 def first_of(buffer: Buffer, *shape: int) -> np.ndarray:

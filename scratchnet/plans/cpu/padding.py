@@ -29,7 +29,7 @@ from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.layouts import Tiles
 
 
-def record_borders(map: Any, writer: Any, reader: Any, workers: int) -> Phase | None:
+def record_borders(map: Any, writer: Any, reader: Any) -> Phase | None:
     """Return the zeros around a map's pixels that its writer (None for the input's) leaves out, if any."""
     if not isinstance(map, Tiles):
         return None
@@ -37,8 +37,8 @@ def record_borders(map: Any, writer: Any, reader: Any, workers: int) -> Phase | 
     beyond = not whole and not (writer is not None and writer.writes_whole_tiles)
     if not beyond and not reader.reads_border:
         return None
-    phase = Phase.new("borders", workers)
-    for calls, chunks in zip(phase.workers, split_evenly(len(map.chunks), workers), strict=True):
+    phase: Phase = reader.phase("borders")
+    for calls, chunks in zip(phase.workers, split_evenly(len(map.chunks), len(phase.workers)), strict=True):
         for c in chunks:
             rows = map.chunk(c)
             if reader.reads_border:

@@ -49,22 +49,14 @@ class CpuPlan(Plan):
     # What it consists of
 
     def _compile(self) -> None:
-        limit = measuring.block_limit()
-        self.context = PlanContext(self.training, self.dtype, self.algorithm, workers.size(), limit)
-        self._make_kernels()
-        if not self.training:
-            self._keep_weights()
-
-    def _make_kernels(self) -> None:
-        """Choose a kernel for each group, and make the maps between them."""
-        classes: list[Any] = [
-            kernel_for(self.groups, i, self.context) or misc_kernels.Fallback for i in range(len(self.groups))
-        ]
+        count, limit = workers.size(), measuring.block_limit()
+        context = self.context = PlanContext(self.training, self.dtype, self.algorithm, count, limit)
+        kernels = (kernel_for(self.groups, i, context) for i in range(len(self.groups)))
+        classes: list[Any] = [kernel or misc_kernels.Fallback for kernel in kernels]
         layouts = choosing.layouts(classes)
-        N, workers = self.input_shape[0], self.context.workers
         tiled = [g.input_shape for g, layout in zip(self.groups, layouts, strict=False) if layout == "tiles"]
         width, channels = tiled[0][2:] if tiled else (1, 1)
-        chunks = choosing.images_per_chunk(N, width, channels, workers)
+        chunks = choosing.images_per_chunk(self.input_shape[0], width, channels, count)
         self.maps: list[Map] = [LAYOUTS[layouts[0]](self.input_shape, chunks, self.dtype)]
         for i, g in enumerate(self.groups):
             before, kernel = self.maps[-1], classes[i]
@@ -73,8 +65,14 @@ class CpuPlan(Plan):
             else:
                 output = LAYOUTS[layouts[i + 1]](g.output_shape, chunks, self.dtype, self._mask(g))
             self.maps.append(output)
-            self.kernels.append(kernel.build(g, before, output, self.context, first=i <= self.lowest))
+            self.kernels.append(kernel.build(g, before, output, context, first=i <= self.lowest))
         self._folds = [kernel.fold for kernel in self.kernels if kernel.group.norm is not None]
+        if not self.training:  # the first kernels keep their transformed weights, as far as memory goes
+            budget = weight_memory_budget(self._buffer.size * self.dtype.itemsize if self._buffer else 0)
+            for made in self.kernels:
+                if 0 < made.weight_bytes <= budget:
+                    made.keeps_weights = True
+                    budget -= made.weight_bytes
 
     def _mask(self, group: Group) -> Mask:
         """Return what the gradient of a group's output is multiplied by."""
@@ -84,21 +82,13 @@ class CpuPlan(Plan):
         scale = misc_kernels.dropout_scale(group.dropout) if drops else 1.0
         return Mask(group.activation_kernel(group.activation), scale)
 
-    def _keep_weights(self) -> None:
-        """Decide which kernels keep their transformed weights: from the first on, as far as memory goes."""
-        budget = weight_memory_budget(self._buffer.size * self.context.dtype.itemsize if self._buffer else 0)
-        for kernel in self.kernels:
-            if 0 < kernel.weight_bytes <= budget:
-                kernel.keeps_weights = True
-                budget -= kernel.weight_bytes
-
     def _prepare(self) -> None:
         """Record all passes."""
         self._weights = [kernel.record_weights() for kernel in self.kernels]
         self._forward = [kernel.record_forward() for kernel in self.kernels]
         for i, kernel in enumerate(self.kernels):
             writer = self.kernels[i - 1] if i else None
-            borders = padding.record_borders(self.maps[i], writer, kernel, self.context.workers)
+            borders = padding.record_borders(self.maps[i], writer, kernel)
             if borders is None:
                 continue
             if i and self._forward[i - 1]:
