@@ -83,14 +83,10 @@ class Map:
         """Return the shape of the array in memory."""
         return self.shape
 
-    def reserve(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
-        """Ask for memory for the map."""
-        self.buffers["data"] = arena.reserve(name, self.memory_shape(), self.dtype, first_use, last_use)
-
-    def reserve_grad(self, arena: Arena, name: str, first_use: int, last_use: int) -> None:
-        """Ask for memory for its gradient."""
-        shape = self.memory_shape(grad=True)
-        self.buffers["grad"] = arena.reserve(name, shape, self.dtype, first_use, last_use)
+    def reserve(self, arena: Arena, name: str, first: int, last: int, *, grad: bool = False) -> None:
+        """Ask for memory for the map, or for its gradient, from its first use to its last."""
+        shape = self.memory_shape(grad=grad)
+        self.buffers["grad" if grad else "data"] = arena.reserve(name, shape, self.dtype, first, last)
 
     @property
     def data(self) -> Array:

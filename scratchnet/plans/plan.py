@@ -126,7 +126,7 @@ class Plan:
             until = back(first_use if self.kernels[first_use].keeps_output else min(i, G - 1))
             map.reserve(self.arena, f"map {i}", first_use, until if self.training else last)
             if self.training:
-                map.reserve_grad(self.arena, f"gradient {i}", back(last), back(first_use))
+                map.reserve(self.arena, f"gradient {i}", back(last), back(first_use), grad=True)
         self.scratch: list[list[Buffer]] = []  # of each kernel
         for i, kernel in enumerate(self.kernels):
             before = len(self.arena.buffers)

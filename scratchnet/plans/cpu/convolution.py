@@ -36,9 +36,10 @@ class Convolution(Kernel):
 class Transformed(Convolution):
     """3 x 3 convolution, stride 1, padding 1, by P x P products with transformed weights, U = m w m^T.
 
-    They are made for blocks of columns: in inference once, as far as memory goes, and otherwise just before
-    they are needed, so that no more of U exists at a time than a block per worker. Both axes of the kernel
-    are transformed at once, since weights are small: with the two made one, U is kron(m, m) times w.
+    They are made for blocks of columns: in inference once, as far as memory goes, otherwise in each pass.
+    ``record_products`` and ``record_dV`` make a block just before they need it, so that no more of U exists
+    at a time than one per worker. Both axes of the kernel are transformed at once, since weights are small:
+    with the two made one, U is kron(m, m) times w.
     """
 
     takes = "norm", "activation", "pool"

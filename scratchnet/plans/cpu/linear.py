@@ -115,14 +115,10 @@ class Linear(Kernel):
         weight = linear.weight.data
         phase = self.phase("dW, db" if self.first else "dW, db, dx")
         small = BlockShape(self.context.block_limit)
+        for_dW = small if self.input.N <= FEW_FOR_DW else WHOLE
         for worker, part in self.shares(linear.in_features) if linear.weight.trainable else ():
-            dweight, block_shape = (
-                linear.weight.grad_view[part],
-                small if self.input.N <= FEW_FOR_DW else WHOLE,
-            )
-            product(
-                phase.workers[worker], x[:, part].T, dy, out=dweight, block_shape=block_shape
-            )  # (i, N) (N, O)
+            do, dweight = phase.workers[worker], linear.weight.grad_view[part]
+            product(do, x[:, part].T, dy, out=dweight, block_shape=for_dW)  # (i, N) (N, O)
         if linear.bias is not None and linear.bias.trainable:
             phase.workers[-1](np.add.reduce, dy, 0, None, out=linear.bias.grad_view)
         dx = self.phase("dx", for_input_gradient=True) if self.first else phase

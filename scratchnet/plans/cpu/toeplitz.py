@@ -99,9 +99,7 @@ class Toeplitz(Transformed):
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         images = split_evenly(self.input.N, self.context.workers)
-        self.regions = [
-            Region("pixels", some, (1, 2, 2, len(some) * self.O)) for some in images
-        ]  # of workers
+        self.regions = [Region("pixels", some, (1, 2, 2, len(some) * self.O)) for some in images]
         self.epilogue = Epilogue(self)
         self.columns = column_blocks(self.O)
 
@@ -110,7 +108,7 @@ class Toeplitz(Transformed):
         regions = [region for region in self.regions if region.images]
         n = max(len(region.images) for region in regions)
         # Of each worker, for its images: what is expanded or contracted along one axis only, (3, 2, n, C) or
-        # (2, 3, n, O), and y (2, 2, n, O).
+        # (2, 3, n, O), and y (2, 2, n, O). Of all images: V and M; backward, V and later dV over it, and dM.
         half, y = (3 * 2 * n * max(C, O),), (4 * n * O,)
         self.V = arena.reserve("V", (3, 3, N, C), dtype, forward, forward)
         self.M = arena.reserve("M", (3, 3, N, O), dtype, forward, forward)
@@ -121,9 +119,7 @@ class Toeplitz(Transformed):
         self.epilogue.reserve(arena, regions, forward, backward)
         self.reserve_mask(arena, backward)
         if backward is not None:
-            self.dV = arena.reserve(
-                "dV", (3, 3, N, C), dtype, backward, backward
-            )  # first V, later dV over it
+            self.dV = arena.reserve("dV", (3, 3, N, C), dtype, backward, backward)
             self.dM = arena.reserve("dM", (3, 3, N, O), dtype, backward, backward)
             self.back_half = self.per_worker(arena, "half", half, backward)
             self.dy = self.per_worker(arena, "dy", y, backward)

@@ -16,7 +16,7 @@ def test_every_layout_takes_and_returns_a_map(layout, shape):
     chunks = [r for r in split_evenly(shape[0], 3) if r]
     map, arena = layouts.LAYOUTS[layout](shape, chunks, "float32"), Arena()
     map.reserve(arena, "map", 0, 0)
-    map.reserve_grad(arena, "grad", 0, 0)
+    map.reserve(arena, "grad", 0, 0, grad=True)
     arena.assign_offsets()
     arena.bind(np.full(arena.size, 255, np.uint8))
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
