@@ -72,9 +72,14 @@ def describe(plan: Any, buffers: bool = False) -> str:
     head = (
         f"plan for {'training' if plan.training else 'inference'}, input {plan.input_shape}, "
         f"{plan.describe_device()}; {arena.size / 1e6:.0f} MB of workspace for {len(arena.buffers)} buffers "
-        f"of together {sum(b.nbytes for b in arena.buffers) / 1e6:.0f} MB"
+        f"totalling {sum(b.nbytes for b in arena.buffers) / 1e6:.0f} MB"
     )
-    return "\n".join([head, *lines])
+    runs = " and ".join(f"{clock.runs.get(d, 0)} {d}" for d in DIRECTIONS)
+    legend = (
+        "map: input and its gradient; scratch: mostly in the same place for all groups; ms: mean over "
+        f"{runs} passes (plan.clock.reset() forgets the slow first ones); GFLOP/s: by the layer's definition"
+    )
+    return "\n".join([head, *lines, legend])
 
 
 def fallback_warning(groups: list[Group], fallbacks: list[bool]) -> str:

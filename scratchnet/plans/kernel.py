@@ -196,9 +196,12 @@ class Fallback(Kernel):
         y = layer.forward(self.input.take())
         shape = getattr(y, "shape", type(y).__name__)
         if shape != group.output_shape:
+            chain = (
+                ", or chain() if it applies its layers one after the other" if any(layer.children()) else ""
+            )
             raise ValueError(
                 f"{layer.label}: forward returned {shape}, output_shape() promised "
-                f"{group.output_shape}: define output_shape in {type(layer).__name__}"
+                f"{group.output_shape}: define output_shape in {type(layer).__name__}{chain}"
             )
         self.output.put(y)
 

@@ -69,12 +69,13 @@ class Plan:
         self.net, self.input_shape, self.training = net, shape, bool(training)
         self.precision, self.algorithm = precision, algorithm
         self._remember()
-        mode, call = ("training", "train") if self.training else ("evaluation", "eval")
+        modes = ("evaluation", "training") if self.training else ("training", "evaluation")
+        call = "train" if self.training else "eval"
         for layer in self._layers:
             if layer.training != self.training:
                 raise ValueError(
-                    f"{layer.label} is not in {mode} mode, the plan is to be: call net.{call}() first, or "
-                    f"compile with training={not self.training}"
+                    f"{layer.label} is in {modes[0]} mode, but this plan is for {modes[1]}: call "
+                    f"net.{call}() first, or compile with training={not self.training}"
                 )
         self.dtype = np.dtype(self._parameters[0].dtype if self._parameters else net.dtype)
         self.common = PlanContext(self.training, self.dtype, self.algorithm)
@@ -175,7 +176,7 @@ class Plan:
             wanted = f"{'NumPy' if xp is np else 'CuPy'} array of shape {self.input_shape}"
             raise ValueError(f"this plan is for a {wanted}, not {given}: compile one for each shape")
         if x.dtype != self.dtype:
-            raise ValueError(f"expected {self.dtype}, got {x.dtype}")
+            raise ValueError(f"this plan computes in {self.dtype}, got {x.dtype}")
         with self.workspace.lock:
             if self.workspace.block is not self._block:
                 self.bind()
@@ -195,14 +196,14 @@ class Plan:
         return self.forward(x)
 
     def backward(self, dy: Array, need_input_gradient: bool = False) -> Array | None:
-        """Set the gradients of all parameters, as ``net.backward`` does.
+        """Set the gradients of all parameters, and return None unless asked for the input's.
 
         Parameters
         ----------
         dy : array, shape of the output
             Gradient of the loss with respect to it.
         need_input_gradient : bool
-            Whether to return the gradient with respect to the network's input, too.
+            Whether to return the gradient of the network's input, too, as ``net.backward`` does unasked.
 
         Returns
         -------

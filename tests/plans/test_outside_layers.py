@@ -236,6 +236,10 @@ def test_a_network_without_a_chain_is_named_with_its_share():
         plan = plans.compile(MyNet(), (3, 8, 8, 3), training=True, algorithm="im2col")
     assert len(caught) == 1 and caught[0].filename == __file__
     assert titles(plan) == ["MyNet"]
+    with pytest.raises(
+        ValueError, match=r"define output_shape in MyNet, or chain\(\) if it applies its layers"
+    ):
+        plan.forward(batch(3, 8, 8, 3))
 
 
 class Scale(Layer):

@@ -167,7 +167,8 @@ def test_describe_has_a_line_for_each_group_and_their_share_of_the_time():
     plan = plans.compile(small_vgg(dropout=0.0), (4, 32, 32, 3), training=True)
     plan.backward(plan.forward(batch(4, 32, 32, 3)))
     lines = plan.describe().splitlines()
-    assert len(lines) == 2 + len(plan.groups)
+    assert len(lines) == 3 + len(plan.groups)
+    assert "mean over 1 forward and 1 backward passes" in lines[-1] and "plan.clock.reset()" in lines[-1]
     assert "features.0-2" in lines[2] and "winograd" in lines[3] and lines[3].endswith("%")
 
 

@@ -25,6 +25,7 @@ from tests.fakes.comparing import assert_plan_equals_layers, batch
 from tests.plans.avg_pool import AvgPool2d, AvgPoolKernel
 from tests.plans.leaky_relu import LeakyReLU
 
+
 class Softsign(Layer):
     """y = x / (1 + |x|), with the derivative (1 - |y|)^2."""
 

@@ -44,9 +44,13 @@ def test_a_stale_plan_says_why():
 
 def test_the_mode_must_be_the_networks():
     net = small_vgg()
-    with pytest.raises(ValueError, match="not in evaluation mode"):
+    with pytest.raises(
+        ValueError, match="is in training mode, but this plan is for evaluation: call net.eval"
+    ):
         plans.compile(net, (2, 32, 32, 3))
-    with pytest.raises(ValueError, match="not in training mode"):
+    with pytest.raises(
+        ValueError, match="is in evaluation mode, but this plan is for training: call net.train"
+    ):
         plans.compile(net.eval(), (2, 32, 32, 3), training=True)
 
 

@@ -8,8 +8,7 @@ a convolution                                is computed by
 ===========================================  =============================================================
 not 3 x 3, stride 1, padding 1, in float32   ``im2col``
 of an image of 2 x 2 pixels                  ``toeplitz``
-the first one, of at most four channels      ``first_conv``, if it is not pooled and what follows reads
-(a photograph)                               tiles
+the first one, of at most four channels      ``first_conv``, if not pooled and what follows reads tiles
 of at least 3 x 3 pixels and four channels   ``winograd``, but not for inference with only a few tiles
 any other                                    ``im2col``
 ===========================================  =============================================================

@@ -50,7 +50,7 @@ class Part:
 
 
 class FirstConv(Convolution):
-    """3 x 3 convolution, stride 1, padding 1, of an image of few channels [+ ReLU], into a map of tiles."""
+    """3 x 3 convolution, stride 1, padding 1, of an image of few channels [+ activation], into tiles."""
 
     algorithm = "first_conv"
     takes = "norm", "activation"

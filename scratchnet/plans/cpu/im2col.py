@@ -29,7 +29,7 @@ COLUMN_BYTES = 4 << 20
 
 
 class Im2col(Convolution):
-    """Convolution [+ ReLU] [+ 2 x 2 max pooling], from a plain map."""
+    """Convolution [+ activation] [+ 2 x 2 max pooling], from a plain map."""
 
     algorithm = "im2col"
     takes = "norm", "activation", "pool"

@@ -41,7 +41,7 @@ from scratchnet.plans.memory import Arena
 
 
 class Norm(Kernel):
-    """BatchNorm2d or BatchNorm1d [+ ReLU] [+ 2 x 2 max pooling], from a map of any layout."""
+    """BatchNorm2d or BatchNorm1d [+ activation] [+ 2 x 2 max pooling], from a map of any layout."""
 
     algorithm = "normalise"
     takes = "activation", "pool"

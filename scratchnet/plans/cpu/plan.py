@@ -147,7 +147,7 @@ class CpuPlan(Plan):
 
 
 def weight_memory_budget(parameter_bytes: int) -> int:
-    """Return how many bytes a plan for inference may spend on weights in a form that is quick to use.
+    """Return how many bytes a plan for inference may spend on transformed weights.
 
     ``SCRATCHNET_PLAN_MEMORY`` says how many megabytes; by default it is a quarter of the parameters' size.
     Weights for which there is no room are transformed again in each forward pass, a block at a time. (A batch

@@ -86,7 +86,7 @@ def expand_adjoint(do: Calls, dV: np.ndarray, half: np.ndarray, out: np.ndarray)
 
 
 class Toeplitz(Transformed):
-    """3 x 3 convolution, stride 1, padding 1, of 2 x 2 pixels [+ ReLU] [+ 2 x 2 max pooling], by pixels."""
+    """3 x 3 convolution, stride 1, padding 1, of 2 x 2 pixels [+ activation] [+ max pooling], by pixels."""
 
     algorithm = "toeplitz"
     input_layout = "pixels"
@@ -140,7 +140,7 @@ class Toeplitz(Transformed):
         return [first, second, third]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        names = "dy and input", "dW", "dx", "input gradient"
+        names = "dM and V", "dW", "dV", "dx"
         first, second, third, fourth = (self.phase(name) for name in names)
         V, dM = self.dV.array, self.dM.array
         for worker, images in self.shares(self.input.N):

@@ -11,7 +11,7 @@ order in which to read it:
 ``by_phases.py``    the order of work with many channels
 ==================  ======================================================================================
 
-For a tile of 4 x 4 outputs y, its window of 6 x 6 input pixels x, and the kernel g (``derivation.py``)::
+For a tile of 4 x 4 outputs y, its window of 6 x 6 input pixels x, and 3 x 3 weights g (``derivation.py``)::
 
     V = B^T x B      U = G g G^T      M = U * V      y = A^T M A
 
@@ -30,7 +30,7 @@ tiles. The 36 matrices do not lie one straight after the other, see ``planes.py`
     dM = A dy A^T        dU = V^T dM        dg = G^T dU G
                          dV = dM U^T        dx = B dV B^T, added up where the windows overlap
 
-(Lavin and Gray convolve dy with the rotated kernel instead. Here both gradients share dM.)
+(Lavin and Gray convolve dy with the rotated weights instead. Here both gradients share dM.)
 
 **Order of work.** A batch is divided into chunks (of n images), a chunk into parts (of R rows of tiles), and
 the 36 products into blocks of columns of U. Either each part goes through all steps, or each step is made for

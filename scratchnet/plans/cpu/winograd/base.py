@@ -57,7 +57,7 @@ class Part:
 
 
 class WinogradBase(Transformed):
-    """3 x 3 convolution with stride 1 and padding 1 [+ ReLU] [+ 2 x 2 max pooling], from a map of tiles."""
+    """3 x 3 convolution, stride 1, padding 1 [+ norm] [+ activation] [+ 2 x 2 max pooling], from tiles."""
 
     algorithm = "winograd"
     input_layout = "tiles"

@@ -26,7 +26,7 @@ class ByPhases(WinogradBase):
     """All parts, a step at a time."""
 
     def describe(self) -> str:  # noqa: D102
-        return f"by phases, {self.largest} of {self.T} tiles"
+        return f"by phases, transforms of {self.largest} of {self.T} tiles at a time"
 
     @property
     def tiles_at_once(self) -> int:  # noqa: D102
@@ -66,7 +66,7 @@ class ByPhases(WinogradBase):
         return [first, second, third]
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
-        first, second, third, fourth = (self.phase(name) for name in ("dy", "dW", "dx", "input gradient"))
+        first, second, third, fourth = (self.phase(name) for name in ("dM", "dW", "dV", "dx"))
         V = in_planes(self.V.array, WINDOW, WINDOW, self.T, self.C)  # as the forward pass has left it
         dV = in_planes(self.dV.array, WINDOW, self.dV_width, self.T, self.C)
         dM = in_planes(self.dM.array, WINDOW, WINDOW, self.T, self.O)

@@ -23,7 +23,7 @@ class ByRows(WinogradBase):
     """A part at a time, through all steps."""
 
     def describe(self) -> str:  # noqa: D102
-        return f"by rows, {self.largest} of {self.T} tiles"
+        return f"by rows, {self.largest} of {self.T} tiles at a time"
 
     @property
     def tiles_at_once(self) -> int:  # noqa: D102

@@ -1,6 +1,6 @@
 r"""The derivation of Winograd's algorithm F(4, 3), and the three matrices that it computes with.
 
-**One dimension.** Four neighbouring outputs of a kernel of three, y[i] = sum over j of x[i+j] g[j], take six
+**One dimension.** Four neighbouring outputs with three weights, y[i] = sum over j of x[i+j] g[j], take six
 multiplications (the * below) in place of twelve::
 
     y = A^T [ (G g) * (B^T x) ]
@@ -36,7 +36,7 @@ points). And since they are multiples of an eighth, all entries of A and B are e
 **Two dimensions.** The same along rows and along columns, for tiles of 4 x 4 outputs::
 
     V = B^T x B      6 x 6 from the tile's window: its 4 x 4 input pixels and one pixel around them
-    U = G g G^T      6 x 6 from the 3 x 3 kernel
+    U = G g G^T      6 x 6 from the 3 x 3 weights
     M = U * V        number by number
     y = A^T M A      4 x 4 output pixels
 """
