@@ -192,3 +192,37 @@ def test_a_network_on_a_gpu_can_be_checked(device):
         check_network(net, SoftmaxCrossEntropy(), x, labels, tier=tier).raise_for_failure()
     assert check_layer(ReLU(), device.asarray(np.zeros((2, 3), "float32"))).kinks == 6
     assert net[0].backend.name == "cupy" and net[0].weight.dtype == np.float32
+
+
+class Residual(Sequential):
+    """A composite whose chain leaves out what its forward adds."""
+
+    def chain(self):
+        return self.layers
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+    def backward(self, dy):
+        return dy + super().backward(dy)
+
+
+def test_a_chain_that_is_not_what_forward_computes_is_named_wherever_it_stands():
+    x = normal(2, 4, 4, 3)
+    for net in (Residual(Conv2d(3, 3), ReLU()), Sequential(Residual(Conv2d(3, 3)), Flatten())):
+        report = check_layer(net, x)
+        assert not report and "forward computes something else than the layers of chain()" in str(report)
+
+
+def test_a_chain_that_draws_and_normalises_is_what_forward_computes():
+    net = Sequential(Conv2d(3, 4), BatchNorm2d(4), Dropout(0.3), Sequential(ReLU(), MaxPool2d()))
+    check_layer(net, normal(2, 4, 4, 3)).raise_for_failure()
+
+
+def test_an_output_shape_that_is_not_that_of_the_output_is_named():
+    class Wider(Scale):
+        def output_shape(self, shape):
+            return (*shape[:-1], 2 * shape[-1])
+
+    report = check_layer(Wider(3), normal(2, 3))
+    assert not report and "forward returns (2, 3), and output_shape() says (2, 6)" in str(report)

@@ -100,7 +100,7 @@ class WindowsKernel(ByImages):
         self.windows, self.algorithm = windows, windows.algorithm
         layer: Any = self.group.main
         K, S, (N, H, W, C) = layer.kernel_size, layer.stride, self.group.input_shape
-        if not (isinstance(K, int) and isinstance(S, int)):
+        if not (isinstance(K, (int, np.integer)) and isinstance(S, (int, np.integer))):
             raise ValueError(f"{layer.label}: kernel_size and stride must be whole numbers, not {K}, {S}")
         shape = N, (H - K) // S + 1, (W - K) // S + 1, C
         if self.group.output_shape != shape:
