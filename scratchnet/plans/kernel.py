@@ -147,7 +147,7 @@ class Registrable(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:
+    def build(cls, group: Group, source: Any, target: Any, context: Any, first: bool = False) -> Kernel:
         """Return the kernel of a group, on given maps."""
 
 
@@ -159,12 +159,12 @@ class Kernel(Registrable):
 
     keeps_output = False  # whether backward needs the output map, too
 
-    def __init__(self, group: Group, input: Any, output: Any, context: Any, first: bool = False):
-        self.group, self.input, self.output, self.context, self.first = group, input, output, context, first
+    def __init__(self, group: Group, source: Any, target: Any, context: Any, first: bool = False):
+        self.group, self.input, self.output, self.context, self.first = group, source, target, context, first
 
     @classmethod
-    def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
-        return cls(group, input, output, context, first)
+    def build(cls, group: Group, source: Any, target: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
+        return cls(group, source, target, context, first)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:
         """Ask for buffers that are used at the step (see ``memory.py``) of the forward or the backward pass.

@@ -118,16 +118,16 @@ class Plan:
 
         # Map i is what group i reads and group i - 1 makes; the last one is the output. back(i) is the step
         # of group i's backward pass.
-        for i, map in enumerate(self.maps):
-            if map.is_view:
+        for i, m in enumerate(self.maps):
+            if m.is_view:
                 continue
             # A view of the map may stand between it and the group that reads it.
             last = next((k for k in range(i, G) if not self.kernels[k].is_view), G - 1)
             first_use = max(0, i - 1)
             until = back(first_use if self.kernels[first_use].keeps_output else min(i, G - 1))
-            map.reserve(self.arena, f"map {i}", first_use, until if self.training else last)
+            m.reserve(self.arena, f"map {i}", first_use, until if self.training else last)
             if self.training:
-                map.reserve(self.arena, f"gradient {i}", back(last), back(first_use), grad=True)
+                m.reserve(self.arena, f"gradient {i}", back(last), back(first_use), grad=True)
         self.scratch: list[list[Buffer]] = []  # of each kernel
         for i, kernel in enumerate(self.kernels):
             before = len(self.arena.buffers)

@@ -205,7 +205,7 @@ def test_a_new_run_has_a_folder_of_its_own_named_after_network_and_time():
 
 
 def test_two_runs_that_begin_in_the_same_second_do_not_share_a_folder(monkeypatch):
-    monkeypatch.setattr("time.strftime", lambda format: "20260101-000000")
+    monkeypatch.setattr("time.strftime", lambda pattern: "20260101-000000")
     options = parse()
     names = [open_run(options, Linear(3, 2), {}).path.name, opened("").path.name, opened("").path.name]
     assert names == ["vgg16-20260101-000000", "vgg16-20260101-000000-2", "vgg16-20260101-000000-3"]

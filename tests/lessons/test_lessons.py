@@ -76,7 +76,7 @@ def test_a_lesson_is_a_clean_file_with_the_outputs_of_one_run_from_top_to_bottom
     assert path.stat().st_size < 400 * 1024
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/|C:\\\\", text), "a path of some machine"
     ids = [cell["id"] for cell in notebook["cells"]]
-    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z0-9-]{1,64}", id) for id in ids)
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z0-9-]{1,64}", name) for name in ids)
     assert not any(cell["metadata"] for cell in notebook["cells"])
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
@@ -129,26 +129,26 @@ def test_a_lesson_runs_reports_what_is_not_solved_and_its_solutions_are_right(pa
     # A student's afternoon: once through with nothing solved, then the exercises, in the same kernel. At last
     # each usual mistake is made on purpose.
     again, mistaken = [], [nbformat.v4.new_code_cell(MAKE_EACH_MISTAKE)]
-    for id, cell in cells(path).items():
-        if id.startswith("solution-"):
-            n = id.removeprefix("solution-")
+    for name, cell in cells(path).items():
+        if name.startswith("solution-"):
+            n = name.removeprefix("solution-")
             again.append(nbformat.v4.new_code_cell(solution(cell), id=f"solved-{n}"))
             the_check = cells(path)[f"check-{n}"]["source"]
             again.append(nbformat.v4.new_code_cell(the_check, id=f"right-{n}"))
             mistaken.append(nbformat.v4.new_code_cell(the_check, id=f"mistaken-{n}"))
-        elif id.startswith("after-"):
-            again.append(nbformat.v4.new_code_cell(cell["source"], id=f"again-{id}"))
+        elif name.startswith("after-"):
+            again.append(nbformat.v4.new_code_cell(cell["source"], id=f"again-{name}"))
     notebook.cells += again + mistaken
     execute(notebook, small=True)
 
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
-    for id, found in outputs.items():
-        assert not [o for o in found if o.get("name") == "stderr"], f"{id} warns: {printed(found)}"
-        if re.fullmatch(r"check-\d+", id):
+    for name, found in outputs.items():
+        assert not [o for o in found if o.get("name") == "stderr"], f"{name} warns: {printed(found)}"
+        if re.fullmatch(r"check-\d+", name):
             assert printed(found).startswith("Not solved yet: ")
-        if id.startswith("right-"):
+        if name.startswith("right-"):
             assert printed(found).startswith("Right: "), printed(found)
-        if id.startswith("mistaken-"):
+        if name.startswith("mistaken-"):
             for block in printed(found).split("MISTAKE ")[1:]:
                 sentence, _, said = block.partition("\n")
                 assert said.startswith("Not right yet: ") and f"Hint: {sentence}\n" in said, block

@@ -30,7 +30,7 @@ def network_for_faults():
 def test_fault_a_wrong_border(monkeypatch):
     from scratchnet.plans.cpu import padding
 
-    monkeypatch.setattr(padding, "record_borders", lambda map, writer, reader: None)
+    monkeypatch.setattr(padding, "record_borders", lambda tiles, writer, reader: None)
     assert sees(network_for_faults, (3, 10, 10, 3))
 
 
@@ -40,7 +40,7 @@ def test_fault_something_beyond_the_image(monkeypatch, images):
     from scratchnet.plans.cpu import padding
 
     assert not sees(network_for_faults, (images, 10, 10, 3))
-    monkeypatch.setattr(padding, "clear_beyond", lambda calls, map, rows, first=0: None)
+    monkeypatch.setattr(padding, "clear_beyond", lambda calls, tiles, rows, first=0: None)
     assert sees(network_for_faults, (images, 10, 10, 3))
 
 

@@ -73,8 +73,8 @@ class Elementwise(Registrable):
         """Record dy = dy * f', in place, where f' is given by the output y; scratch is shaped as both."""
 
     @classmethod
-    def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
-        return ElementwiseKernel(group, input, output, context, first)
+    def build(cls, group: Group, source: Any, target: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
+        return ElementwiseKernel(group, source, target, context, first)
 
 
 class ElementwiseKernel(ByImages):

@@ -78,8 +78,8 @@ class Kernel(kernel.Kernel):
     masks = False
     context: PlanContext
 
-    def __init__(self, group: Group, input: Map, output: Map, context: PlanContext, first: bool = False):
-        super().__init__(group, input, output, context, first)
+    def __init__(self, group: Group, source: Map, target: Map, context: PlanContext, first: bool = False):
+        super().__init__(group, source, target, context, first)
         kind = self.group.activation_kernel
         self.activation: Any = None if kind is None else kind(self.group.activation)
 

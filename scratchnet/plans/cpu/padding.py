@@ -29,39 +29,39 @@ from scratchnet.plans.cpu.calls import Calls, Phase, split_evenly
 from scratchnet.plans.cpu.layouts import Tiles
 
 
-def record_borders(map: Any, writer: Any, reader: Any) -> Phase | None:
+def record_borders(tiles: Any, writer: Any, reader: Any) -> Phase | None:
     """Return the zeros around a map's pixels that its writer (None for the input's) leaves out, if any."""
-    if not isinstance(map, Tiles):
+    if not isinstance(tiles, Tiles):
         return None
-    whole = map.H % 4 == map.W % 4 == 0
+    whole = tiles.H % 4 == tiles.W % 4 == 0
     beyond = not whole and not (writer is not None and writer.writes_whole_tiles)
     if not beyond and not reader.reads_border:
         return None
     phase: Phase = reader.phase("borders")
-    for calls, chunks in zip(phase.workers, split_evenly(len(map.chunks), len(phase.workers)), strict=True):
+    for calls, chunks in zip(phase.workers, split_evenly(len(tiles.chunks), len(phase.workers)), strict=True):
         for c in chunks:
-            rows = map.chunk(c)
+            rows = tiles.chunk(c)
             if reader.reads_border:
                 calls.copy(0, out=rows[0])
                 calls.copy(0, out=rows[-1])
             if beyond:
-                clear_beyond(calls, map, rows[1:-1])
+                clear_beyond(calls, tiles, rows[1:-1])
     return phase
 
 
-def clear_beyond(calls: Calls, map: Tiles, rows: Array, first: int = 0) -> None:
+def clear_beyond(calls: Calls, tiles: Tiles, rows: Array, first: int = 0) -> None:
     """Record zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
 
     ``first`` is the row of the image that the first of them is.
     """
-    inside = min(len(rows), map.H - first)
+    inside = min(len(rows), tiles.H - first)
     if inside < len(rows):
         calls.copy(0, out=rows[inside:])
-    if map.W % 4:
-        calls.copy(0, out=rows[:inside, map.W % 4 :, -1])
+    if tiles.W % 4:
+        calls.copy(0, out=rows[:inside, tiles.W % 4 :, -1])
 
 
-def clear_gradient_beyond(calls: Calls, map: Tiles, rows: Array, first: int = 0) -> None:
+def clear_gradient_beyond(calls: Calls, tiles: Tiles, rows: Array, first: int = 0) -> None:
     """Record zeros where some rows of a chunk's gradient, masked already, have no pixels."""
-    if not map.mask.clears:
-        clear_beyond(calls, map, rows, first)
+    if not tiles.mask.clears:
+        clear_beyond(calls, tiles, rows, first)

@@ -136,11 +136,11 @@ class CpuPlan(Plan):
             self._mask_all(kernel.input, mask.workers[0])
         return [*phases, mask]
 
-    def _mask_all(self, map: Map, calls: Calls) -> None:
+    def _mask_all(self, target: Map, calls: Calls) -> None:
         """Record the masking of a whole gradient, of a map in which it lies as the data does."""
-        if (activation := map.mask.activation) is not None:
+        if (activation := target.mask.activation) is not None:
             scratch = np.empty(CACHE_ELEMENTS, activation.scratch_dtype or self.dtype)
-            map.mask.record(calls, map.grad, map.data, scratch)
+            target.mask.record(calls, target.grad, target.data, scratch)
 
     def describe_device(self) -> str:  # noqa: D102
         return f"{self.context.workers} workers, {self.dtype}"

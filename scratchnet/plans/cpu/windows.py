@@ -86,8 +86,8 @@ class Windows(Registrable):
         """
 
     @classmethod
-    def build(cls, group: Group, input: Any, output: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
-        return WindowsKernel(cls(group.main), group, input, output, context, first)
+    def build(cls, group: Group, source: Any, target: Any, context: Any, first: bool = False) -> Kernel:  # noqa: D102
+        return WindowsKernel(cls(group.main), group, source, target, context, first)
 
 
 class WindowsKernel(ByImages):
