@@ -40,8 +40,8 @@ class Kernel(kernel.Kernel):
     ----------
     group : Group
         The layers.
-    input, output : Map
-        ``output`` may have any layout, unless ``output_layout`` says which.
+    source, target : Map
+        Its ``input`` and ``output``; the latter may have any layout, unless ``output_layout`` says which.
     context : PlanContext
     first : bool
         Whether the gradient of its input is rarely asked for: below it nothing is trained.
