@@ -147,8 +147,9 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
                 raise ValueError(f"one {type(item).__name__} is both {first!r} and {place!r}: make two")
     for path, layer in found:
         label = f"{path} ({type(layer).__name__})" if path else type(layer).__name__
-        within, listed_before = {id(part) for _, part in layer.walk() if part is not layer}, set[int]()
-        for item in chain_of(layer) or ():
+        chain, listed_before = chain_of(layer) or (), set[int]()
+        within = {id(part) for _, part in layer.walk() if part is not layer} if chain else set()
+        for item in chain:
             if id(item) not in within:
                 where = "is no attribute, nor in a list, tuple or dict that is one: it would not be learned"
                 raise ValueError(f"{label}: chain() lists {item!r}, which {where}")
