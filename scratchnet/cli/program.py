@@ -55,9 +55,8 @@ def as_options(message: str) -> str:
     '--image-size must be a multiple of 32; --head gap takes any'
     """
     named = re.sub(r"\b([a-z_]+)='(\w+)'", r"--\1 \2", message)
-    names = "|".join(DEFAULTS)  # what is a word, too, only where it is the subject
-    option = rf"(?<![\w./-])(?=\w+_)({names})\b(?![./])|^({names})(?= must)"
-    return re.sub(option, lambda m: f"--{m[0].replace('_', '-')}", named)
+    option = re.match(rf"({'|'.join(DEFAULTS)})(?= must)", named)  # keys of a file keep their names
+    return f"--{option[0].replace('_', '-')}{named[option.end() :]}" if option else named
 
 
 def name_of_program() -> str:
