@@ -38,7 +38,8 @@ def assemble(net: L) -> L:
     Raises
     ------
     ValueError
-        If one Parameter or one layer stands in two places, or the layers have more than one dtype or backend.
+        If one Parameter or one layer stands in two places, or twice in a chain, or the layers have more than
+        one dtype or backend.
 
     Examples
     --------
@@ -51,6 +52,12 @@ def assemble(net: L) -> L:
     found = list(parameters(net).values())
     for path, layer in net.walk():
         layer.path = max(path, layer.path, key=len)  # the longer path is the one from the root
+        rest = {id(part) for _, part in layer.walk() if part is not layer}
+        for item in chain_of(layer) or ():
+            parts = {id(part) for _, part in item.walk()}
+            if not parts <= rest:
+                raise ValueError(f"{layer.label}: chain() lists {item.label} twice, or itself: make two")
+            rest -= parts
     if found:
         FlatBuffer.gather(found)
     return net
@@ -138,6 +145,7 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
     """Return what ``walk`` yields; refuse what stands in two places, or in none, where nothing finds it."""
     found = list(net.walk())
     places: dict[int, str] = {}
+    known = {id(layer) for _, layer in found}
     for path, layer in found:
         own = {name: value for name, value in vars(layer).items() if isinstance(value, Parameter)}
         for name, item in {"": layer, **own}.items():
@@ -147,16 +155,10 @@ def _places(net: Layer) -> list[tuple[str, Layer]]:
                 raise ValueError(f"one {type(item).__name__} is both {first!r} and {place!r}: make two")
     for path, layer in found:
         label = f"{path} ({type(layer).__name__})" if path else type(layer).__name__
-        chain, listed_before = chain_of(layer) or (), set[int]()
-        within = {id(part) for _, part in layer.walk() if part is not layer} if chain else set()
-        for item in chain:
-            if id(item) not in within:
+        for item in chain_of(layer) or ():
+            if id(item) not in known:
                 where = "is no attribute, nor in a list, tuple or dict that is one: it would not be learned"
                 raise ValueError(f"{label}: chain() lists {item!r}, which {where}")
-            parts = {id(part) for _, part in item.walk()}
-            if parts & listed_before:
-                raise ValueError(f"{label}: chain() lists {item.label}, or a part of it, twice: make two")
-            listed_before |= parts
         for name, value in vars(layer).items():
             items = value.values() if isinstance(value, dict) else value
             if isinstance(value, (list, tuple, dict)) and any(isinstance(item, Parameter) for item in items):
