@@ -16,7 +16,7 @@ from scratchnet import data, plans
 from scratchnet.cli.forecast import Timing, forecast
 from scratchnet.cli.system import _of_container, available_bytes
 from scratchnet.data import Augmentation, Loader
-from scratchnet.layers import Flatten, Layer, Linear, Sequential
+from scratchnet.layers import Flatten, Layer, Linear, Parameter, Sequential
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg11
 from scratchnet.optim import SGD, Constant
@@ -209,7 +209,11 @@ def test_available_memory_is_part_of_the_machines():
 
 
 class Sleep(Layer):
-    """As slow as it says, whatever else the machine does."""
+    """As slow as it says, whatever else the machine does; it learns, so that its backward pass is needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(np.zeros(1, "float32"))
 
     def forward(self, x):
         time.sleep(0.04 if self.training else 0.02)
@@ -218,6 +222,7 @@ class Sleep(Layer):
     def backward(self, dy):
         self.saved(dy)
         time.sleep(0.04)
+        self.weight.grad = np.zeros(1, "float32")
         return dy
 
 
