@@ -228,7 +228,7 @@ class Sleep(Layer):
 
 def test_time_is_that_of_the_steps_and_of_validation(monkeypatch):
     monkeypatch.setattr(FORECAST, "SECONDS", 0.2)
-    net = Sequential(Sleep(), Flatten(), Linear(32 * 32 * 3, 10))
+    net = Sequential(Flatten(), Linear(32 * 32 * 3, 10), Sleep())
     train, validation = loader(100 * 8, 8), loader(50 * 8, 8, shuffle=False)
     timing = forecast(net, 8, 32, train=train, validation=validation, epochs=3, measure=True).timing
     assert (timing.steps, timing.validation_steps, timing.epochs) == (100, 50, 3)
