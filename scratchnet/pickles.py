@@ -246,7 +246,7 @@ def _put(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
 
 
 def calls(value: Any) -> Iterator[Name]:
-    """Yield all that a pickle asks to be called, each object visited once, without recursion.
+    """Yield all that a pickle asks to be called.
 
     >>> import os, pickle
     >>> class Evil:
@@ -255,6 +255,11 @@ def calls(value: Any) -> Iterator[Name]:
     >>> [str(name) for name in calls(load(pickle.dumps([Evil()])))]
     ['posix.system']
     """
+    return (item.function for item in records(value) if isinstance(item, Call))
+
+
+def records(value: Any) -> Iterator[Call | Persistent]:
+    """Yield all calls and references within a value, each object visited once, without recursion."""
     waiting, seen = [value], set()
     while waiting:
         item = waiting.pop()
@@ -262,9 +267,10 @@ def calls(value: Any) -> Iterator[Name]:
             continue
         seen.add(id(item))
         if isinstance(item, Call):
-            yield item.function
+            yield item
             waiting += [item.arguments, item.state, item.items]
         elif isinstance(item, Persistent):
+            yield item
             waiting.append(item.id)
         elif isinstance(item, (list, tuple)):
             waiting += item

@@ -21,7 +21,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from typing import Any, BinaryIO
 
@@ -34,6 +34,7 @@ from scratchnet.tensorfile import FormatError
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
+MOST_COPIES = 4  # of the file's numbers: half precision is widened, and tensors may share theirs
 # bfloat16, which NumPy does not have, is the upper half of a float32.
 STORAGES = {
     "torch.FloatStorage": "f4",
@@ -86,9 +87,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Array]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return _tensors(*_open_zip(archive))
+                return _tensors(*_open_zip(archive), os.path.getsize(path))
         with open(path, "rb") as file:
-            return _tensors(*_open_legacy(file))
+            return _tensors(*_open_legacy(file), os.path.getsize(path))
     except _DAMAGED as error:
         raise FormatError(f"{path} is no file of weights that can be read: {error}") from error
 
@@ -103,14 +104,17 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Storages]:
         raise PickleError("it is compressed, which PyTorch's files are not")
     byte_order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in members else b"little"
 
+    read: dict[str, bytes] = {}
+
     def storage(key: str, dtype: np.dtype[Any], length: int) -> Array:
         name = f"{folder}/data/{key}"
         if not _RECORD.fullmatch(name) or name not in members:
             raise PickleError(f"the numbers of storage {key!r} are missing")
         if members[name].file_size != length * dtype.itemsize:
             raise PickleError(f"storage {key!r} should have {length:,} numbers of {dtype}")
-        kind = np.dtype((">" if byte_order == b"big" else "<") + dtype.str[1:])
-        return np.frombuffer(archive.read(name), kind)
+        if name not in read:  # once, however many tensors are views of it
+            read[name] = archive.read(name)
+        return np.frombuffer(read[name], np.dtype((">" if byte_order == b"big" else "<") + dtype.str[1:]))
 
     return pickles.load(archive.read(names[0])), storage
 
@@ -125,7 +129,8 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, Storages]:
     facts, content, keys = pickles.load(file), pickles.load(file), pickles.load(file)
     if not isinstance(facts, dict) or facts.get("little_endian") is not True or not isinstance(keys, list):
         raise PickleError("it is damaged, or from a machine whose numbers have the other byte order")
-    sizes = {key: (dtype, length) for key, dtype, length in map(_storage, _persistent(content))}
+    references = (item for item in pickles.records(content) if isinstance(item, Persistent))
+    sizes = {key: (dtype, length) for key, dtype, length in map(_storage, references)}
     end = os.fstat(file.fileno()).st_size
     found: dict[str, Array] = {}
     for key in keys:
@@ -143,24 +148,6 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, Storages]:
     return content, storage
 
 
-def _persistent(content: Any) -> Iterator[Persistent]:
-    """Yield all references of a pickle, each once, without recursion."""
-    waiting, seen = [content], set()
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, Persistent):
-            yield item
-        elif isinstance(item, Call):
-            waiting += [item.arguments, item.state, item.items]
-        elif isinstance(item, (list, tuple)):
-            waiting += item
-        elif isinstance(item, dict):
-            waiting += item.values()
-
-
 def _storage(reference: Any) -> tuple[str, np.dtype[Any], int]:
     """Return key, element type and length of a storage."""
     fields = reference.id if isinstance(reference, Persistent) else None
@@ -174,7 +161,7 @@ def _storage(reference: Any) -> tuple[str, np.dtype[Any], int]:
     return key, np.dtype(STORAGES[str(kind)]), length
 
 
-def _tensors(content: Any, storage: Storages) -> dict[str, Array]:
+def _tensors(content: Any, storage: Storages, size: int) -> dict[str, Array]:
     """Return the tensors of a state_dict, wherever in the file it lies."""
     state = _items(content)
     while not any(map(_is_tensor, state.values())):
@@ -185,7 +172,14 @@ def _tensors(content: Any, storage: Storages) -> dict[str, Array]:
     tensors = {name: value for name, value in state.items() if _is_tensor(value)}
     if not tensors:
         raise PickleError("it has no tensors with names: torch.save(model.state_dict(), path) writes them")
-    return {name: _tensor(name, value, storage) for name, value in tensors.items()}
+    arrays: dict[str, Array] = {}
+    left = MOST_COPIES * size
+    for name, value in tensors.items():
+        arrays[name] = _tensor(name, value, storage)
+        left -= arrays[name].nbytes
+        if left < 0:
+            raise PickleError(f"its tensors are more than {MOST_COPIES} times as large as the file")
+    return arrays
 
 
 def _items(content: Any) -> dict[str, Any]:

@@ -131,6 +131,15 @@ def test_a_forged_tensor_is_refused(tmp_path, change):
         torch_file.read(tmp_path / "a.pth")
 
 
+def test_tensors_that_share_numbers_cannot_fill_the_memory(tmp_path):
+    base = torch.ones(100, 100)
+    torch.save({str(k): base for k in range(3)}, tmp_path / "a.pth")
+    assert len(torch_file.read(tmp_path / "a.pth")) == 3
+    torch.save({str(k): base.t() for k in range(30)}, tmp_path / "a.pth")
+    with pytest.raises(FormatError, match="4 times as large as the file"):
+        torch_file.read(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_cut_and_changed_files_are_refused_or_read(tmp_path, legacy):
     torch.save(state(), tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)

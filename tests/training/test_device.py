@@ -1,4 +1,4 @@
-"""Epochs on a GPU: the trainer's results, whoever prepares the images, and after a resume, too."""
+"""Epochs on a GPU: the trainer's results, whether device or loader prepares images, and after a resume."""
 
 import csv
 
