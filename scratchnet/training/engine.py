@@ -48,12 +48,13 @@ class Plans:
     def __init__(self, net: Layer, precision: str = "fp32"):
         self.net, self.precision = net, precision
         self.plans: dict[tuple[tuple[int, ...], bool, tuple[bool, ...]], plans.Plan] = {}
+        self._parameters = list(net.parameters().values())  # walked once, not at every step
         self._latest: plans.Plan | None = None
 
     def forward(self, x: Array) -> Array:
         """Return the logits of a batch, in whatever mode the network is in."""
         net, training = self.net, self.net.training
-        key = tuple(x.shape), training, tuple(p.trainable for p in net.parameters().values())
+        key = tuple(x.shape), training, tuple(p.trainable for p in self._parameters)
         if key not in self.plans:
             self.plans[key] = plans.compile(net, x.shape, training=training, precision=self.precision)
         self._latest = self.plans[key]
