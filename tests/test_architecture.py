@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 
 # From the ground up. A module may import from its own floor and from those before it.
 FLOORS = [
-    ["backend", "pickles", "workers", "parameters", "initialise", "checks", "tables"],
+    ["backend", "pickles", "workers", "parameters", "initialise", "checks", "tables", "locks"],
     ["functional"],
     ["layers", "losses", "optim", "gradcheck", "inspection", "state"],
     ["plans"],
@@ -25,7 +25,7 @@ FLOORS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 # What data/, which stands apart and hands out host arrays, may use.
-BESIDE_DATA = {"backend", "checks", "pickles", "tables", "workers"}
+BESIDE_DATA = {"backend", "checks", "locks", "pickles", "tables", "workers"}
 PROGRAM = "__main__"  # of a package: starts the command line, and may import cli
 
 
