@@ -31,6 +31,8 @@ from scratchnet.layers import Sequential, assemble
 from scratchnet.tensorfile import FormatError
 
 IMAGE_SIZE = 224  # where the file leaves the size open
+# What numbers that contradict each other raise, in NumPy, in onnx, or where a layer is made of them.
+DAMAGED = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 SAMPLE = 7  # images in the batch that shapes are computed for, where the file leaves their number open
 
 
@@ -93,6 +95,8 @@ def read(path: str | os.PathLike[str]) -> OnnxNetwork:
         return _Reader(onnx, model).run()
     except Unfit as error:
         raise FormatError(f"{path} is not a chain of layers that exist here: {error}") from error
+    except DAMAGED as error:
+        raise FormatError(f"{path} is damaged: {error or type(error).__name__}") from error
 
 
 class _Reader(Operators):

@@ -240,9 +240,8 @@ def torch_files() -> list[bytes]:
         import torch
     except ImportError:
         return []
-    state = {}
-    for name, p in small_vgg().parameters().items():
-        array = np.asarray(p.data)
+    net, state = small_vgg(), {}
+    for name, array in ({name: p.data for name, p in net.parameters().items()} | net.buffers()).items():
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         state[name] = torch.tensor(np.ascontiguousarray(array))
     contents = []
