@@ -302,9 +302,16 @@ def _pad(x: Array, padding: int) -> Array:
 
 
 def _patches(x: Array, KH: int, KW: int, stride: int) -> Array:
-    """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has its own place, without a copy."""
-    windows = array_module(x).lib.stride_tricks.sliding_window_view(x, (KH, KW), axis=(1, 2))
-    return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)  # from (N, OH, OW, C, KH, KW)
+    """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has its own place, without a copy.
+
+    Pixel (i, j) of patch (oh, ow) is pixel (oh*S + i, ow*S + j) of the image. So in memory a step along oh is as
+    long as S along h, and one along i as long as one along h.
+    """
+    N, H, W, C = x.shape
+    n, h, w, c = x.strides
+    shape = N, conv_output_size(H, KH, stride), conv_output_size(W, KW, stride), KH, KW, C
+    # (CuPy's sliding_window_view compares sizes on the host, and waits for the GPU to do so.)
+    return array_module(x).lib.stride_tricks.as_strided(x, shape, (n, h * stride, w * stride, h, w, c))
 
 
 def _steps(start: int, count: int, stride: int) -> slice:

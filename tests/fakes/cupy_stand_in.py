@@ -18,7 +18,8 @@ Where it differs from the CuPy that it was written after (14), as far as we know
 - It has a small part of CuPy: the names in the tables below. That is deliberate: an addition is one line, and
   has to be looked up first.
 - It is stricter: CuPy takes lists and NumPy arrays as an index and uploads them, and takes them as what is
-  assigned at such an index; here they are refused, since that is a hidden copy at each use. CuPy builds
+  assigned at such an index; here they are refused, since that is a hidden copy at each use. ``cupy.sum`` and
+  its like call whatever method their argument has, a NumPy array's too; here that is a TypeError. CuPy builds
   ``cupy.array([x, y])`` from device arrays; here use ``stack``. CuPy's operators leave it to an unknown
   operand to answer; here that is a TypeError.
 - Out-of-range integer indices: CuPy wraps around without a word, NumPy and so the stand-in raises.
@@ -31,8 +32,8 @@ Where it differs from the CuPy that it was written after (14), as far as we know
   would record some of that, and code that relies on it is not what we want. Raw kernels are run by
   ``cuda_emulator``.
 - What counts as reading a value: besides the above ``x[mask]``, ``nonzero`` and ``where(x)``, since the size
-  of the result must be known, and not ``x[mask] = 0``, as in CuPy. Where a function of CuPy's waits for other
-  reasons, the stand-in does not know.
+  of the result must be known, and not ``x[mask] = 0``, as in CuPy; and ``sliding_window_view``, which compares
+  sizes on the host. Where a function of CuPy's waits for other reasons, the stand-in does not know.
 - Type promotion is that of the NumPy that is installed; CuPy before 14 had NumPy 1's value-based rules.
 """
 
@@ -199,6 +200,8 @@ class ndarray:  # noqa: N801  (CuPy's name)
 
     def __setitem__(self, index, value):
         refuse_while_recording("computes without a raw kernel")
+        if isinstance(value, np.ndarray) and value.ndim:
+            raise ValueError("Non-scalar numpy.ndarray cannot be used for assignment")
         self._host[_index(index)] = _operand(value)
 
     def set(self, values):
@@ -327,7 +330,12 @@ def asnumpy(values):
 
 
 def sliding_window_view(x, window_shape, axis=None):
-    """Return a view, as NumPy does; in CuPy it can be written to."""
+    """Return a view, as NumPy does; in CuPy it can be written to.
+
+    CuPy uploads the window's shape, and reads two comparisons of it.
+    """
+    traffic.uploads += 1
+    traffic.reads += 2
     return ndarray(np.lib.stride_tricks.sliding_window_view(_array(x), window_shape, axis, writeable=True))
 
 

@@ -16,7 +16,7 @@ import scratchnet
 from scratchnet.plans.cuda.launch import compiling
 from tests.fakes import cuda_emulator, cupy_stand_in
 
-ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"]  # Ampere, twice; Ada; Hopper
+ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"]  # Turing to consumer Blackwell
 CUPYS = ("-ftz=true", "--device-as-default-execution-space")  # which it adds to ours
 SOURCES = sorted(path.stem for path in compiling.FOLDER.glob("*.cu"))
 PACKAGE = Path(scratchnet.__file__).parent
@@ -208,7 +208,7 @@ def test_names_that_are_not_there_are_found():
 
 def test_every_name_that_scratchnet_uses_is_in_the_real_cupy(cupy):
     used = used_names()
-    assert {"RawModule", "exp", "lib.stride_tricks.sliding_window_view"} <= set(used)
+    assert {"RawModule", "exp", "lib.stride_tricks.as_strided"} <= set(used)
     assert not {name: where for name, where in used.items() if not is_there(cupy, name.split("."))}
 
 

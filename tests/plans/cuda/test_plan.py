@@ -68,8 +68,9 @@ def test_precisions(device, name, precision):
     assert_plan_equals_layers(device, *NETWORKS[name], precision)
 
 
-def test_the_three_precisions_differ_and_fp32_is_the_closest(device):
-    x = batch(4, 8, 8, 3)
+def test_the_three_precisions_differ_and_fp32_is_the_closest(stand_in):
+    """Not on a GPU, which may compute products of these sizes better than it was asked to."""
+    device, x = backend.get("cupy"), batch(4, 8, 8, 3)
     expected = plain().eval().forward(x)
     far = {}
     for precision in ("fp32", "tf32", "bf16"):
