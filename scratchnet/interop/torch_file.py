@@ -51,8 +51,8 @@ STORAGES = {
 # Where training programs put a state_dict beside an epoch, an optimizer and the like.
 KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 # All that zipfile raises for archives that are damaged, besides PickleError, which is a ValueError.
-_DAMAGED = (ValueError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, OverflowError, struct.error)
-_DAMAGED += (OSError,)  # a place in the file that there cannot be
+_INVALID = (ValueError, LookupError, ArithmeticError, RuntimeError)
+_DAMAGED = (*_INVALID, zipfile.BadZipFile, OSError, EOFError, struct.error)
 _RECORD = re.compile(r"([^/]+)/data/(\d+)")
 
 Storages = Callable[[str, np.dtype[Any], int], Array]

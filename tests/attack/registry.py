@@ -46,9 +46,11 @@ class Tally:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.end = time.monotonic() + self.seconds
+        self.end = 0.0
 
     def goes_on(self) -> bool:
+        """Tell whether there is time left; it runs from the first question."""
+        self.end = self.end or time.monotonic() + self.seconds
         return time.monotonic() < self.end
 
     def fail(self, what: str) -> None:
