@@ -1,21 +1,28 @@
 """Safetensors files: read a tensor or some rows at a time, written whole or not at all.
 
-They carry no code. One entry of their header, under the key ``scratchnet``, is JSON of ours.
+They carry no code. One entry of their header, under the key ``scratchnet``, is JSON of ours. Files that are
+written here have another, the digest of this JSON and of the tensors, which is checked when they are opened.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-HEADER = "scratchnet"
+from scratchnet.digests import Bytes, digest
+
+HEADER, DIGEST = "scratchnet", "digest"
+OTHERS = {"format"}  # entries that other programs add
 DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # NumPy has them
 PARTIAL = ".partial"  # ends the temporary name of a file that is being written
 
@@ -52,6 +59,29 @@ class TensorFile:
         self.shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
         self.dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
 
+    def check_digest(self) -> None:
+        """Raise a FormatError unless header and tensors are as they were written; others' files pass."""
+        if DIGEST not in self.metadata:
+            if HEADER in self.metadata and not self.metadata.keys() <= {HEADER, *OTHERS}:
+                raise self.error("has a damaged header: it names what it should not")
+            return
+        with open(self._name, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            places = json.loads(file.read(length))
+
+        def read(first: int, start: int, stop: int) -> bytes:
+            with open(self._name, "rb", buffering=0) as file:  # each worker its own
+                file.seek(first + start)
+                return file.read(stop - start)
+
+        parts = {}
+        for name, shape in self.shapes.items():
+            start, stop = places[name]["data_offsets"]
+            kind = _kind(self.dtypes[name], shape)
+            parts[name] = Bytes(kind, stop - start, partial(read, 8 + length + start))
+        if digest(self.metadata.get(HEADER, "{}"), parts) != self.metadata[DIGEST]:
+            raise self.error("is damaged: its digest says that it was written with other contents")
+
     def error(self, what: str) -> FormatError:
         """Return the error that says what is wrong with this file."""
         return FormatError(f"{self._path} {what}")
@@ -77,7 +107,7 @@ class TensorsInMemory(TensorFile):
     def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]):
         self._path, self._tensors, self.metadata = path, tensors, {}
         self.shapes = {name: array.shape for name, array in tensors.items()}
-        self.dtypes = {name: f"{a.dtype.kind.upper()}{8 * a.dtype.itemsize}" for name, a in tensors.items()}
+        self.dtypes = {name: dtype_name(array.dtype) for name, array in tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor."""
@@ -109,6 +139,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
         for dtype in sorted({*file.dtypes.values()} - DTYPES):
             dtype = dtype.replace("BF16", "bfloat16")
             raise file.error(f"holds numbers that NumPy has no type for ({dtype}): save them as float32")
+        file.check_digest()
         try:
             yield file
         except SafetensorError as error:
@@ -116,13 +147,61 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], header: str) -> None:
-    """Write a safetensors file, whole or not at all, with one entry of JSON in its header.
+    """Write a safetensors file, whole or not at all, with JSON of ours and a digest in its header.
 
-    One and no more: safetensors writes several in random order, and the same run must leave the same bytes.
+    The old file is kept until the new one has been read back and has the right digest. The same tensors and
+    header give the same bytes.
     """
-    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, {HEADER: header})
+        with open(temporary, "wb") as file:
+            _write(file, tensors, header)
+        try:
+            with open_tensors(temporary):
+                pass
+        except FormatError as error:
+            raise OSError("what was read back is not what was written") from error
+
+
+def _write(file: IO[bytes], tensors: Mapping[str, np.ndarray], header: str) -> None:
+    """Write what a file holds: the length of its header, the header, and the tensors.
+
+    The format is that of https://huggingface.co/docs/safetensors, and the order its library's: wide types
+    first, so that each tensor lies where its type may.
+    """
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    described, flats, parts, place = {}, {}, {}, 0
+    for name in names:
+        array = arrays[name]
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        flat = flats[name] = little.reshape(-1).view(np.uint8)
+        dtype = dtype_name(array.dtype)
+        described[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (place, place + flat.size)}
+        place += flat.size
+        parts[name] = Bytes(_kind(dtype, array.shape), flat.size, partial(_slice, flat))
+    ours = {HEADER: header, DIGEST: digest(header, parts)}
+    text = json.dumps({"__metadata__": ours, **described}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for flat in flats.values():
+        file.write(flat.data)
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """Return the name that these files have for a type of NumPy's.
+
+    >>> dtype_name(np.dtype("float32")), dtype_name(np.dtype("bool"))
+    ('F32', 'BOOL')
+    """
+    return "BOOL" if dtype.kind == "b" else f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+
+
+def _slice(flat: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return flat[start:stop]
+
+
+def _kind(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)}"
 
 
 @contextmanager
@@ -145,8 +224,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         os.umask(mask := os.umask(0))
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp's own are for the owner alone
         os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:  # of the system's, the reason without the temporary name
-        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        _sync_folder(target.parent)
+    except OSError as error:  # of the system's, the reason without the temporary name
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's names on the disk, where the system can: else a power cut may take a rename back."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that does not sync folders
+            raise
+    finally:
+        os.close(descriptor)

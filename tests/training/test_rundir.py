@@ -88,7 +88,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_epoch_before(tmp_path, mon
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorfile, "save_file", full)
+    monkeypatch.setattr(tensorfile, "_write", full)
     with pytest.raises(OSError, match="safetensors cannot be written: No space left on device"):
         trainer.fit(2)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
