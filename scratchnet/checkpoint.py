@@ -25,11 +25,11 @@ from itertools import pairwise
 from math import isqrt, prod
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet.backend import Array, Backend, get, to_numpy
-from scratchnet.layers import Chain, Conv2d, Layer, Linear, assemble, leaves
+from scratchnet.header import check_that_it_fits, checked
+from scratchnet.layers import Chain, Conv2d, Layer, Linear, assemble
 from scratchnet.models import ARCHITECTURES, VGG
 from scratchnet.rebuild import ENTRIES, check_that_it_rebuilds, entries, plain, rebuilt, shapes
 from scratchnet.tensorfile import HEADER, FormatError, TensorFile, open_tensors, write_tensors
@@ -62,8 +62,8 @@ def save(
         A chain of this package's layers, such as a VGG, can be loaded again with ``load``; a network with
         other layers with ``load_weights``, once it has been built.
     class_names : sequence of str, optional
-    mean, std : sequence of 3 float, optional
-        The normalisation of the images: (pixel / 255 - mean) / std, channel by channel.
+    mean, std : sequence of float, optional
+        One per channel. The normalisation of the images: (pixel / 255 - mean) / std, channel by channel.
     **info
         Anything else that JSON can hold and a reader may want to know, such as ``data="CIFAR-10"``.
 
@@ -89,18 +89,16 @@ def save(
     >>> again.info["class_names"]
     ['cat', 'dog']
     """
-    described, class_names = entries(net), _checked_names(class_names)
-    _check_number_of_names(net, class_names)
-    info |= {"class_names": class_names, "mean": _checked_channels("mean", mean)}
-    info |= {"std": _checked_channels("std", std)} | described
-    stale = ENTRIES - described.keys()
-    info = {key: value for key, value in info.items() if value is not None and key not in stale}
-    header = json.dumps(info, default=plain)
-    check_that_it_rebuilds(net, json.loads(header))
+    described = entries(net)
+    info = checked(info | {"class_names": class_names, "mean": mean, "std": std} | described)
+    info = {key: value for key, value in info.items() if key not in ENTRIES - described.keys()}
+    check_that_it_fits(info, net)
+    text = json.dumps(info, default=plain)
+    check_that_it_rebuilds(net, json.loads(text))
     tensors = {name: to_numpy(p.data) for name, p in net.parameters().items()}
     tensors |= {name: _to_file(tensors[name], window) for name, window in _windows(net, info).items()}
     tensors |= {name: to_numpy(array) for name, array in net.buffers().items()}
-    write_tensors(path, tensors, header)
+    write_tensors(path, tensors, text)
 
 
 def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chain:
@@ -211,7 +209,7 @@ def _build(file: TensorFile, info: dict[str, Any]) -> Chain:
         settings = info if described else {"model": _guess_settings(file.shapes)}
         net = rebuilt(settings, "float64" if "F64" in dtypes else "float32")
         what = "has a damaged header"
-        _check_number_of_names(net, info.get("class_names"))
+        check_that_it_fits(info, net)
     except (TypeError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
         raise file.error(f"{what}: {error}") from error
     return net
@@ -250,6 +248,7 @@ def _guess_settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "image_size": isqrt(pixels) * 2 ** layers.count("M"),
         "batch_norm": batch_norm,
         "classifier_width": hidden,
+        "in_channels": shapes["features.0.weight"][1],
     }
 
 
@@ -271,8 +270,12 @@ def _windows(net: Layer, info: Mapping[str, Any]) -> dict[str, tuple[int, int, i
         elif isinstance(owner, Linear) and p.ndim == 2:
             windows[name] = (1, 1, p.shape[0])
     if "chain" not in info and isinstance(net, VGG) and net.settings()["head"] == "flatten":
-        size, first = net.settings()["image_size"], "classifier.0.weight"
-        _, H, W, C = net.features.output_shape((1, size, size, 3))
+        size, channels, first = (
+            net.settings()["image_size"],
+            net.settings()["in_channels"],
+            "classifier.0.weight",
+        )
+        _, H, W, C = net.features.output_shape((1, size, size, channels))
         if windows.get(first) == (1, 1, H * W * C):
             windows[first] = (H, W, C)
     return windows
@@ -335,43 +338,10 @@ def _put(net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
 def _read_header(file: TensorFile) -> dict[str, Any]:
     """Return our part of a file's header, checked as far as it can be without the network."""
     try:
-        info = json.loads(file.metadata.get(HEADER, "{}"))
-        if not isinstance(info, dict):
-            raise ValueError("not a JSON object")
-        _checked_names(info.get("class_names"))
+        info = checked(json.loads(file.metadata.get(HEADER, "{}")))
         for key in ("model", "changes", "chain"):
             if not isinstance(info.get(key, {}), dict):
                 raise ValueError(f"{key} is no JSON object")
-        for key in ("mean", "std"):
-            _checked_channels(key, info.get(key))
     except (TypeError, ValueError, RecursionError) as error:
         raise file.error(f"has a damaged header: {error}") from error
     return info
-
-
-def _checked_channels(name: str, values: ArrayLike | None) -> list[float] | None:
-    """Return one number per channel as a list: of ``mean``, or of ``std``, which must be above zero."""
-    if values is None:
-        return None
-    try:
-        numbers = np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        numbers = np.empty(0)
-    if numbers.shape != (3,) or not np.isfinite(numbers).all() or (name == "std" and numbers.min() <= 0):
-        raise ValueError(f"{name} is not three finite numbers{' above zero' if name == 'std' else ''}")
-    return [float(number) for number in numbers]
-
-
-def _checked_names(names: Sequence[str] | None) -> list[str] | None:
-    if names is None:
-        return None
-    if isinstance(names, (str, dict)) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"class_names must be a list of strings, not {names!r}")
-    return list(names)
-
-
-def _check_number_of_names(net: Layer, names: Sequence[str] | None) -> None:
-    """Refuse names that are not as many as the classes, where the last layer says how many there are."""
-    last = leaves(net)[-1][1] if leaves(net) else None
-    if names is not None and isinstance(last, Linear) and len(names) != last.out_features:
-        raise ValueError(f"the network has {last.out_features} classes, and class_names {len(names)}")

@@ -16,7 +16,7 @@ FLOORS = [
     ["functional"],
     ["layers", "losses", "optim", "gradcheck", "inspection", "state"],
     ["plans"],
-    ["models", "checkpoint", "rebuild", "tensorfile"],
+    ["models", "checkpoint", "header", "rebuild", "tensorfile"],
     ["interop"],
     ["training"],
     ["distributed"],

@@ -141,6 +141,20 @@ def test_saving_leaves_the_network_as_it_was(tmp_path):
 # There and back
 
 
+@pytest.mark.parametrize("channels, image_size", [(1, 50), (4, 101)])
+def test_images_of_any_size_and_number_of_channels(tmp_path, channels, image_size):
+    net = worn(vgg11(**SMALL | {"image_size": image_size, "in_channels": channels}))
+    mean, std = [0.5] * channels, [0.25] * channels
+    save(tmp_path / "net.safetensors", net, mean=mean, std=std)
+    again = load(tmp_path / "net.safetensors")
+    assert_same_bits(net, again)
+    assert again.info["mean"] == mean and again.settings() == net.settings()
+    x = np.random.default_rng(0).standard_normal((2, image_size, image_size, channels), dtype="float32")
+    assert (again.forward(x) == net.forward(x)).all()
+    with pytest.raises(ValueError, match=f"mean is not {channels} finite number.*but {channels + 1}"):
+        save(tmp_path / "other.safetensors", net, mean=[0.5] * (channels + 1))
+
+
 @pytest.mark.parametrize("head", ["flatten", "gap"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "own"])
@@ -272,7 +286,7 @@ def torch_logits(torch, net, x):
         return net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
 
 
-@pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.parametrize("image_size", [32, 75])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg16"])
 def test_our_file_loads_into_pytorch_as_it_is(tmp_path, architecture, batch_norm, image_size):

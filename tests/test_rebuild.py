@@ -219,9 +219,12 @@ def test_a_vgg_with_a_layer_of_ones_own_is_not_described(tmp_path):
         ({"class_names": list(range(10))}, "class_names must be a list of strings, not .0, 1"),
         ({"class_names": "abcdefghij"}, "class_names must be a list of strings"),
         ({"class_names": ["cat", "dog"]}, "the network has 10 classes, and class_names 2"),
-        ({"mean": [0.5]}, "mean is not three finite numbers"),
-        ({"mean": [0.5, 0.5, float("nan")]}, "mean is not three finite numbers"),
-        ({"std": [0.5, 0.5, 0.0]}, "std is not three finite numbers above zero"),
+        ({"mean": [0.5]}, "mean must be finite numbers, one per channel|mean is not 3 finite numbers"),
+        (
+            {"mean": [0.5, 0.5, float("nan")]},
+            "mean must be finite numbers, one per channel|mean is not 3 finite numbers",
+        ),
+        ({"std": [0.5, 0.5, 0.0]}, "std must be finite numbers above zero"),
     ],
 )
 def test_arguments_that_load_would_refuse_are_refused(tmp_path, info, sentence):

@@ -110,7 +110,7 @@ def _training_parser() -> Parser:
     add(net, "batch-norm", "batch normalisation after every convolution", **flag)
     add(net, "width", "multiplies the channels of the convolutions only", type=positive(float), metavar="W")
     add(net, "image-size", "resize the images to S pixels", type=positive(int), metavar="S")
-    add(net, "head", "what comes before the linear layers; gap takes any size from 32", choices=HEADS)
+    add(net, "head", "what the linear layers see: the last map, or its mean", choices=HEADS)
     add(net, "classifier-width", "of the hidden linear layers", **count)
     add(net, "dropout", "after the hidden linear layers", **share, metavar="P")
     add(net, "init", "initial weights; all but the default show failure", choices=[*INITIALISATIONS])

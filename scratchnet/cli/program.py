@@ -51,8 +51,8 @@ def _number(kind: type, text: str, wanted: str, least: Any) -> Any:
 def as_options(message: str) -> str:
     """Give arguments the names that they have on the command line.
 
-    >>> as_options("image_size must be a multiple of 32; head='gap' takes any")
-    '--image-size must be a multiple of 32; --head gap takes any'
+    >>> as_options("image_size must be 32 here; head='gap' takes any")
+    '--image-size must be 32 here; --head gap takes any'
     """
     named = re.sub(r"\b([a-z_]+)='(\w+)'", r"--\1 \2", message)
     option = re.match(rf"({'|'.join(DEFAULTS)})(?= must)", named)  # keys of a file keep their names

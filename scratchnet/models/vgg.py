@@ -66,9 +66,9 @@ class VGG(nn.Chain):
         A name in ``ARCHITECTURES``, or a list of the same kind.
     num_classes : int
     image_size : int
-        Side of the images, in pixels. With ``head="flatten"`` a multiple of 32, since five poolings halve
-        it; with ``head="gap"`` images of any size from 32 on will do, of any shape, and each batch may have
-        its own.
+        Side of the images, in pixels: any from 32 on, which five poolings halve, rounding down. With
+        ``head="gap"`` images of any other size from 32 on will do, too, of any shape, and each batch may
+        have its own.
     batch_norm : bool
         Put batch normalisation between each convolution and its ReLU.
     width : float
@@ -86,6 +86,8 @@ class VGG(nn.Chain):
     output_scale : float
         Multiplies the weights that the last layer begins with. Below 1 the first logits are nearly equal, and
         so the first steps are small; see ``initialise.py``.
+    in_channels : int
+        Of the images: 3 for colours.
 
     Attributes
     ----------
@@ -116,21 +118,17 @@ class VGG(nn.Chain):
         seed: int = 0,
         init: str = "he",
         output_scale: float = 1.0,
+        in_channels: int = 3,
     ):
         super().__init__(dtype=dtype)
         layers = _scaled(architecture, width)
-        whole(num_classes=num_classes, classifier_width=classifier_width)
+        whole(num_classes=num_classes, classifier_width=classifier_width, in_channels=in_channels)
         if head not in HEADS:
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
         real(0.0, 1.0, dropout=dropout)
         real(0.0, output_scale=output_scale)
         self.shrink = 2 ** layers.count("M")
-        large_enough = _is_whole(image_size) and image_size >= self.shrink
-        if not large_enough or (head == "flatten" and image_size % self.shrink):
-            raise ValueError(
-                f"image_size must be a multiple of {self.shrink}, not {image_size!r}; head='gap' takes any "
-                f"from {self.shrink} on"
-            )
+        whole(self.shrink, image_size=image_size)
         # Numbers of NumPy's, such as labels.max() + 1, would not go into a file's header.
         self._settings: dict[str, Any] = {
             "architecture": architecture if isinstance(architecture, str) else list(architecture),
@@ -141,12 +139,13 @@ class VGG(nn.Chain):
             "classifier_width": int(classifier_width),
             "dropout": float(dropout),
             "head": head,
+            "in_channels": int(in_channels),
         }
 
         init_seed, *dropout_seeds = np.random.SeedSequence(seed).spawn(3)
         weights: dict[str, Any] = {"dtype": dtype, "rng": np.random.default_rng(init_seed), "init": init}
         features: list[nn.Layer] = []
-        channels = 3
+        channels = in_channels
         for c in layers:
             if isinstance(c, str):
                 features.append(nn.MaxPool2d(2, dtype=dtype))
@@ -183,13 +182,13 @@ class VGG(nn.Chain):
         return [layer for _, layer in nn.leaves(self)]
 
     def forward(self, x: Array) -> Array:
-        """Return the logits (N, num_classes) of images (N, H, W, 3)."""
-        self.check_input(x, "N", "H", "W", 3)
+        """Return the logits (N, num_classes) of images (N, H, W, in_channels)."""
+        self.check_input(x, "N", "H", "W", self._settings["in_channels"])
         self._check_size(*x.shape[1:3])
         return super().forward(x)
 
     def multiply_adds(self, shape: tuple[int, ...]) -> int:
-        """Return the multiply-adds of a forward pass of images of this shape (N, H, W, 3)."""
+        """Return the multiply-adds of a forward pass of images of this shape (N, H, W, C)."""
         self._check_size(*shape[1:3])
         return super().multiply_adds(shape)
 
@@ -208,15 +207,16 @@ class VGG(nn.Chain):
         features.0 Conv2d       32 x 32 x 8    3 x 3    1        relu                224 ...
         """
         size = image_size or self._settings["image_size"]
-        self._check_size(*(size[:2] if isinstance(size, tuple) else (size, size)))
-        show(self, size, activation="softmax", file=file)
+        H, W, C = size if isinstance(size, tuple) else (size, size, self._settings["in_channels"])
+        self._check_size(H, W)
+        show(self, (H, W, C), activation="softmax", file=file)
 
     def _check_size(self, H: int, W: int) -> None:
         size = self._settings["image_size"]
         if self._settings["head"] == "flatten" and (H, W) != (size, size):
             raise ValueError(
                 f"VGG: expected images of {size} x {size}, got {H} x {W}: resize them, or build the "
-                f"network with {f'image_size={H} or ' if H == W and H % self.shrink == 0 else ''}head='gap'"
+                f"network with {f'image_size={H} or ' if H == W >= self.shrink else ''}head='gap'"
             )
         least = self.shrink
         if min(H, W) < least:

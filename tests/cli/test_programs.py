@@ -158,7 +158,7 @@ def test_other_heads_sizes_and_augmentations(program):
     [
         ("--epochs none", "--epochs: must be a whole number above zero"),
         ("--width 0.001", "--width must leave at least one channel everywhere, and 0.001 does not"),
-        ("--image-size 40", "--image-size must be a multiple of 32, not 40; --head gap takes any from 32 on"),
+        ("--image-size 31", "--image-size must be a whole number of at least 32, not 31"),
         ("--dropout 1.5", "--dropout must be a number between 0 and 1, not 1.5"),
         ("--label-smoothing 1", "--label-smoothing must be below 1"),
         ("--augment rain", "unknown augmentation 'rain': say none, or join"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scratchnet import models
+from scratchnet.header import input_shape
 from scratchnet.interop import onnx_read, onnx_write
 from scratchnet.layers import (
     BatchNorm1d,
@@ -68,6 +69,7 @@ VGGS = {
     for norm in (False, True)
     for head in ("flatten", "gap")
 }
+VGGS["one channel, 75 pixels"] = lambda: models.vgg11(**SMALL | {"image_size": 75, "in_channels": 1})
 CHAINS = {
     "flatten of an oblong": (lambda: Sequential(Conv2d(2, 3), Flatten(), Linear(3 * 4 * 6, 5)), (4, 6, 2)),
     "norm of pixels": (
@@ -97,7 +99,9 @@ CHAINS = {
 @pytest.mark.parametrize("name", [*VGGS, *CHAINS])
 def test_what_is_written_computes_the_same_there_and_comes_back(tmp_path, name):
     make, shape = CHAINS[name] if name in CHAINS else (VGGS[name], (32, 32, 3))
-    net, x = used(make(), shape), images(3, *shape)
+    net = make()
+    shape = input_shape(net) or shape
+    net, x = used(net, shape), images(3, *shape)
     onnx_write.save(tmp_path / "net.onnx", net, shape, class_names=["é", "b"], metadata={"data": "shapes10"})
     wanted = net.forward(x)
     assert_close(run(tmp_path / "net.onnx", first(x)), wanted)

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from scratchnet import plans
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Linear
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import ARCHITECTURES, VGG, vgg11, vgg13, vgg16, vgg19
@@ -122,11 +123,36 @@ def test_width_scales_channels_rounding_down(width):
     assert channels == [int(c * width) for c in ARCHITECTURES["vgg11"] if c != "M"]
 
 
-@pytest.mark.parametrize("image_size", [32, 64, 96])
+@pytest.mark.parametrize("image_size", [32, 33, 63, 64, 75, 96])
 def test_a_flat_head_takes_images_of_the_size_it_was_built_for(image_size):
     net = vgg11(**TINY | {"image_size": image_size})
     assert net.forward(random_images(H=image_size, W=image_size)).shape == (2, 10)
     assert net.parameters()["classifier.0.weight"].shape[0] == 32 * (image_size // 32) ** 2
+
+
+@pytest.mark.parametrize("head", ["flatten", "gap"])
+@pytest.mark.parametrize("channels, image_size", [(1, 32), (2, 45), (5, 70)])
+def test_images_have_any_number_of_channels_in_layers_and_plans(channels, image_size, head):
+    settings = TINY | {"image_size": image_size, "in_channels": channels, "head": head, "dropout": 0.0}
+    net = vgg11(**settings)
+    x = np.random.default_rng(0).standard_normal((3, image_size, image_size, channels), dtype="float32")
+    plan = plans.compile(net, x.shape, training=True)
+    y = plan.forward(x)
+    np.testing.assert_allclose(y, net.forward(x), rtol=1e-3, atol=1e-4)
+    dy = np.random.default_rng(1).standard_normal(y.shape, dtype="float32")
+    plan.backward(dy)
+    gradients = {name: p.grad.copy() for name, p in net.parameters().items()}
+    assert net.backward(dy).shape == x.shape
+    for name, p in net.parameters().items():
+        scale = max(abs(p.grad).max(), 1e-3)
+        np.testing.assert_allclose(gradients[name], p.grad, atol=2e-3 * scale, err_msg=name)
+    assert VGG(**net.settings()).settings() == net.settings()
+    out = io.StringIO()
+    net.summary(file=out)
+    assert f"{image_size} x {image_size} x {channels}" in out.getvalue()
+    assert net.multiply_adds((1, *x.shape[1:])) > 0
+    with pytest.raises(ValueError, match=rf"expected \(N, H, W, {channels}\)"):
+        net.forward(np.zeros((1, image_size, image_size, channels + 1), "float32"))
 
 
 def test_a_gap_head_takes_any_size_batch_by_batch_and_learns_from_each():
@@ -162,11 +188,11 @@ def test_float64_everywhere():
         ({"architecture": [64, -3, "M"]}, "architecture must be a list"),
         ({"architecture": 5}, "architecture must be a list"),
         ({"head": "mean"}, "head must be 'flatten' or 'gap', not 'mean'"),
-        ({"image_size": 48}, "image_size must be a multiple of 32, not 48; head='gap' takes any from 32"),
-        ({"image_size": 16}, "image_size must be a multiple of 32, not 16"),
-        ({"image_size": 0}, "image_size must be a multiple of 32, not 0"),
-        ({"image_size": 64.0}, "image_size must be a multiple of 32, not 64.0"),
-        ({"image_size": "64"}, "image_size must be a multiple of 32, not '64'"),
+        ({"image_size": 31}, "image_size must be a whole number of at least 32, not 31"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 32, not 0"),
+        ({"image_size": 64.0}, "image_size must be a whole number of at least 32, not 64.0"),
+        ({"image_size": "64"}, "image_size must be a whole number of at least 32, not '64'"),
+        ({"in_channels": 0}, "in_channels must be a whole number of at least 1, not 0"),
         ({"image_size": 31, "head": "gap"}, "image_size"),
         ({"width": 0.01}, "width must leave at least one channel everywhere, and 0.01 does not"),
         ({"width": -1}, "width"),
@@ -189,7 +215,8 @@ def test_settings_that_build_no_network_are_refused_by_name(settings, words):
     "head, H, W, words",
     [
         ("flatten", 64, 64, r"expected images of 32 x 32, got 64 x 64.*image_size=64 or head='gap'"),
-        ("flatten", 48, 48, r"got 48 x 48: resize them, or build the network with head='gap'"),
+        ("flatten", 48, 48, r"got 48 x 48: resize them, or build the network with image_size=48 or head"),
+        ("flatten", 16, 16, r"got 16 x 16: resize them, or build the network with head='gap'"),
         ("flatten", 32, 64, r"got 32 x 64: resize them, or build the network with head='gap'"),
         ("gap", 31, 64, r"images of 31 x 64 are too small: 32 x 32 at least"),
     ],
