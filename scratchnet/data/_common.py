@@ -35,7 +35,7 @@ class ImageData(NamedTuple):
 
     Attributes
     ----------
-    train_images, test_images : ndarray of uint8, shape (N, H, W, 3)
+    train_images, test_images : ndarray of uint8, shape (N, H, W, C)
         Images, channels last, 0 to 255, on the host.
     train_labels, test_labels : ndarray of int64, shape (N,)
         Class indices, 0 to ``len(class_names) - 1``.
@@ -70,6 +70,8 @@ def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:
     """
     if indices is None:
         return np.arange(n)
+    if isinstance(indices, np.ma.MaskedArray):
+        raise ValueError("indices must not be a masked array, whose mask would be ignored")
     chosen = np.asarray(indices)
     if chosen.dtype == bool and chosen.shape == (n,):
         return np.flatnonzero(chosen)
@@ -83,8 +85,29 @@ def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:
     return chosen.astype(np.int64, copy=False)
 
 
-def check_images(images: np.ndarray) -> None:
-    """Check that an array holds images, uint8 (N, H, W, 3)."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        got = f"{images.dtype} {images.shape}"
-        raise ValueError(f"expected uint8 images (N, H, W, 3), got {got}: channels are last")
+def as_images(images: np.ndarray) -> np.ndarray:
+    """Return images as (N, H, W, C), uint8 or floats; those of one channel may come as (N, H, W).
+
+    >>> as_images(np.zeros((5, 28, 28), np.uint8)).shape
+    (5, 28, 28, 1)
+    """
+    wanted = "images (N, H, W, C) are expected"
+    if isinstance(images, (list, tuple)):
+        kind = type(images).__name__
+        raise ValueError(f"one array of {wanted}, not a {kind}: numpy.stack makes one of images of one size")
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if not isinstance(shape, tuple) or not isinstance(dtype, np.dtype):
+        raise ValueError(f"one array of {wanted}, not a {type(images).__name__}")
+    got, remedy = f"channels are last: {wanted}, not {dtype} {shape}", ""
+    if isinstance(images, np.ma.MaskedArray):
+        raise ValueError("a mask of images would be ignored: images.filled(0) puts a value in its place")
+    if len(shape) == 3 and shape[2] in (1, 3, 4):
+        remedy = "; images[None] makes a batch of one image"
+    elif len(shape) == 4 and shape[1] in (1, 3, 4) and 4 < shape[2] == shape[3]:
+        remedy = "; images.transpose(0, 2, 3, 1) makes them so"
+    if remedy or len(shape) not in (3, 4):
+        raise ValueError(got + remedy)
+    if dtype != np.uint8 and dtype.kind != "f":
+        advice = "images.astype('uint8') if they are 0 to 255, otherwise images.astype('float32')"
+        raise ValueError(f"uint8 or floats are expected as images, not {dtype} {shape}: take {advice}")
+    return images if len(shape) == 4 else images[..., None]

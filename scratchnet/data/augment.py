@@ -1,6 +1,6 @@
-"""Normalisation and augmentation of uint8 images, a whole batch at a time.
+"""Normalisation and augmentation of images, a whole batch at a time.
 
-Symbols: N images; H, W their height and width; C = 3 channels, last.
+Symbols: N images; H, W their height and width; C channels, last.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from scratchnet import checks
-from scratchnet.data._common import check_images, image_indices
+from scratchnet.data._common import as_images, image_indices
+
+_CHUNK_BYTES = 64 << 20  # of images that are looked at together
 
 
 class Normalisation:
     """Scale pixels to [0, 1] and standardise each channel: ``(x / 255 - mean) / std``, as torchvision does.
 
+    Images of floats are not scaled, only standardised: ``(x - mean) / std``.
+
     Parameters
     ----------
-    mean, std : sequence of 3 floats
-        Per channel, on the scale 0 to 1.
+    mean, std : sequence of C floats
+        Per channel, on the scale 0 to 1, or on that of the floats.
 
     Raises
     ------
     ValueError
-        If they are not three finite numbers each, or a standard deviation is not above zero.
+        If they are not one finite number per channel each, or a standard deviation is not above zero.
 
     Examples
     --------
@@ -37,26 +41,25 @@ class Normalisation:
 
     def __init__(self, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if len(self.mean) != 3 or len(self.std) != 3:
+        if len(self.mean) != len(self.std) or not self.mean:
             found = f"{len(self.mean)} and {len(self.std)}"
-            raise ValueError(f"normalisation needs 3 means and 3 deviations, not {found}")
+            raise ValueError(f"normalisation needs a mean and a deviation per channel, not {found}")
         if not np.isfinite(self.mean + self.std).all() or min(self.std) <= 0:
             found = f"{self.mean}, {self.std}"
             raise ValueError(f"normalisation needs finite means and deviations above zero, not {found}")
 
     @property
-    def colour(self) -> tuple[int, int, int]:
-        """The mean as a colour of three whole numbers, 0 to 255: what normalises to zero, to rounding.
+    def colour(self) -> tuple[int, ...]:
+        """The mean as a colour of whole numbers, 0 to 255: what normalises to zero, to rounding.
 
         >>> Normalisation(mean=(0.5, 0.0, 1.0), std=(1, 1, 1)).colour
         (128, 0, 255)
         """
-        red, green, blue = (int(np.clip(np.floor(255 * value + 0.5), 0, 255)) for value in self.mean)
-        return red, green, blue
+        return tuple(int(np.clip(np.floor(255 * value + 0.5), 0, 255)) for value in self.mean)
 
     @property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and shift, (3,) each: ``apply`` makes value * scale - shift of a pixel.
+        """Scale and shift, (C,) each: ``apply`` makes value * scale - shift of a pixel of uint8.
 
         >>> Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).affine[1]
         array([2., 2., 2.])
@@ -69,7 +72,7 @@ class Normalisation:
 
         Parameters
         ----------
-        images : ndarray of uint8, shape (N, H, W, 3)
+        images : ndarray of uint8 or floats, shape (N, H, W, C) or (N, H, W)
             The training images; never the test images, which must stay unseen.
         indices : array of int, or of bool (N,), optional
             Use only these images, or those where a mask is true.
@@ -84,20 +87,29 @@ class Normalisation:
         >>> Normalisation.of(np.zeros((1, 4, 4, 3), np.uint8)).std
         (1.0, 1.0, 1.0)
         """
-        check_images(images)
-        # A histogram holds everything that is needed, in exact integers.
-        counts = np.zeros((3, 256), np.int64)
+        images = as_images(images)
         chosen = image_indices(indices, len(images))
-        for start in range(0, len(chosen), 1000):  # a copy of a thousand images, never of all
-            some = images[chosen[start : start + 1000]]
-            for channel in range(3):
-                counts[channel] += np.bincount(some[..., channel].ravel(), minlength=256)
-        if not counts.any():
+        if not len(chosen):
             raise ValueError("normalisation cannot be computed from no images at all")
-        levels = np.arange(256) / 255
-        share = counts / counts.sum(axis=1, keepdims=True)  # (3, 256)
-        mean = share @ levels  # (3,)
-        variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)  # (3,)
+        some = _CHUNK_BYTES // max(1, images[:1].nbytes) + 1  # a copy of some images, never of all
+        chunks = [chosen[start : start + some] for start in range(0, len(chosen), some)]
+        C = images.shape[3]
+        if images.dtype == np.uint8:
+            # A histogram holds everything that is needed, in exact integers.
+            counts = np.zeros((C, 256), np.int64)
+            for chunk in chunks:
+                pixels = images[chunk].reshape(-1, C)
+                for channel in range(C):
+                    counts[channel] += np.bincount(pixels[:, channel], minlength=256)
+            levels = np.arange(256) / 255
+            share = counts / counts.sum(axis=1, keepdims=True)  # (C, 256)
+            mean = share @ levels  # (C,)
+            variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)  # (C,)
+        else:
+            axes, pixels_each = (0, 1, 2), len(chosen) * images.shape[1] * images.shape[2]
+            mean = sum(images[chunk].sum(axes, np.float64) for chunk in chunks) / pixels_each  # (C,)
+            squares = (np.square(images[chunk] - mean, dtype=np.float64).sum(axes) for chunk in chunks)
+            variance = sum(squares) / pixels_each  # (C,)
         # A constant channel has no deviation (but for rounding) and is left as it is.
         std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
         return cls(mean, std)
@@ -109,15 +121,15 @@ class Normalisation:
 
         Parameters
         ----------
-        images : ndarray of uint8, shape (N, H, W, 3)
-        out : ndarray, shape (N, H, W, 3), optional
+        images : ndarray of uint8 or floats, shape (N, H, W, C) or (N, H, W)
+        out : ndarray, shape (N, H, W, C), optional
             Array of floats to write into; its dtype counts. A new one by default.
         dtype : str or dtype
             Of the new array.
 
         Returns
         -------
-        ndarray, shape (N, H, W, 3)
+        ndarray, shape (N, H, W, C)
 
         Examples
         --------
@@ -125,7 +137,10 @@ class Normalisation:
         >>> Normalisation((0.1, 0.1, 0.1), (1, 1, 1)).apply(grey, dtype="float64")[0, 0, 0].round(6)
         array([0.1, 0.1, 0.1])
         """
-        check_images(images)
+        images = as_images(images)
+        C = images.shape[3]
+        if len(self.mean) != C:
+            raise ValueError(f"normalisation of {len(self.mean)} channels, but the images have {C}")
         if out is None:
             out = np.empty(images.shape, dtype)
         elif out.shape != images.shape:
@@ -133,8 +148,11 @@ class Normalisation:
         # (x / 255 - mean) / std = x * scale - shift. NumPy's inner loop runs over the last axis, and three
         # numbers are too few; so the factors are repeated along a row of pixels: five times as fast.
         height, width = images.shape[1:3]
-        rows = (len(images) * height, width * 3)
-        scale, shift = (np.tile(factor, width).astype(out.dtype) for factor in self.affine)  # (W*3,) each
+        rows = (len(images) * height, width * C)
+        factors = self.affine
+        if images.dtype != np.uint8:
+            factors = 255 * factors[0], factors[1]
+        scale, shift = (np.tile(factor, width).astype(out.dtype) for factor in factors)  # (W*C,) each
         result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
         flat = result.reshape(rows)
         np.multiply(images.reshape(rows), scale, out=flat)
@@ -252,21 +270,21 @@ class Augmentation:
         return np.stack([tops, lefts, flipped, *first], axis=1)
 
     def apply(
-        self, images: np.ndarray, rng: np.random.Generator, fill: Sequence[int] = (128, 128, 128)
+        self, images: np.ndarray, rng: np.random.Generator, fill: float | Sequence[float] = 128
     ) -> np.ndarray:
         """Change a batch; the argument itself is left as it was.
 
         Parameters
         ----------
-        images : ndarray of uint8, shape (N, H, W, 3)
+        images : ndarray of uint8 or floats, shape (N, H, W, C)
         rng : numpy.random.Generator
             Where the random numbers come from: the same generator state gives the same images.
-        fill : sequence of 3 ints
+        fill : number or sequence of C numbers
             Colour of padding and cutout; see the notes above.
 
         Returns
         -------
-        ndarray of uint8, shape (N, H, W, 3)
+        ndarray, shape (N, H, W, C), dtype of the images
             A new array.
 
         Examples
@@ -276,12 +294,12 @@ class Augmentation:
         >>> bool((cut == 0).any() and (cut == 255).any())
         True
         """
-        check_images(images)
-        N, H, W, _ = images.shape
+        images = as_images(images)
+        N, H, W, C = images.shape
         padded, c = images, self.crop
         if c:
-            padded = np.empty((N, H + 2 * c, W + 2 * c, 3), np.uint8)
-            padded[:] = np.asarray(fill, np.uint8)
+            padded = np.empty((N, H + 2 * c, W + 2 * c, C), images.dtype)
+            padded[:] = np.asarray(fill, images.dtype)
             padded[:, c : c + H, c : c + W] = images
         # One slice per image: a gather of the whole batch moves single pixels and takes several times longer.
         result = np.empty_like(images)

@@ -120,12 +120,51 @@ def image_to_array(image: Image.Image, size: int) -> np.ndarray:
     array([255,   0,   0], dtype=uint8)
     """
     checks.whole(1, size=size)
-    image = _to_rgb(image)
+    return np.array(_centre_square(_to_rgb(image), size))
+
+
+def resize_and_crop(images: np.ndarray, size: int) -> np.ndarray:
+    """Do with a batch what ``image_to_array`` does with an image; of the right size it is handed out itself.
+
+    Parameters
+    ----------
+    images : ndarray of uint8 or floats, shape (N, H, W, C)
+    size : int
+
+    Returns
+    -------
+    ndarray, shape (N, size, size, C), dtype of the images
+        Floats are resized in float32.
+
+    Examples
+    --------
+    >>> resize_and_crop(np.zeros((2, 28, 40, 1), np.float32), 14).shape
+    (2, 14, 14, 1)
+    """
+    checks.whole(1, size=size)
+    N, H, W, C = images.shape
+    if (H, W) == (size, size):
+        return images
+    result = np.empty((N, size, size, C), images.dtype)
+    together = C == 3 and images.dtype == np.uint8  # Pillow knows no other pixels of several channels
+    for image, out in zip(images, result, strict=True):
+        if together:
+            out[...] = _centre_square(Image.fromarray(image), size)
+            continue
+        for channel in range(C):
+            plane = image[..., channel]
+            plane = plane if images.dtype == np.uint8 else plane.astype(np.float32)
+            out[..., channel] = _centre_square(Image.fromarray(plane), size)
+    return result
+
+
+def _centre_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize an image, its shorter side to ``size``, and cut off what is beyond the centred square."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     square = (left, top, left + side, top + side)
-    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=square))
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=square)
 
 
 def images_in(folder: Name) -> list[str]:

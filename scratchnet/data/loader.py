@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from PIL import Image
 
 from scratchnet import checks, workers
-from scratchnet.data._common import check_images, image_indices
+from scratchnet.data._common import as_images, image_indices
 from scratchnet.data.augment import Augmentation, Normalisation
-
-_AS_THEY_ARE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+from scratchnet.data.images import resize_and_crop
 
 
 class Loader:
@@ -20,23 +18,24 @@ class Loader:
 
     Parameters
     ----------
-    images : ndarray of uint8, shape (N, H, W, 3)
+    images : ndarray of uint8 or floats, shape (N, H, W, C) or (N, H, W)
+        Or what has their shape and dtype, and gives images when indexed, as ``image_folder``'s does.
     labels : ndarray of int, shape (N,)
     batch_size : int
         Images per batch. The last batch of an epoch is as short as it must be and is never dropped.
     shuffle : bool
         Go through the images in a new random order each epoch.
     augmentation : Augmentation, optional
-        Applied to the uint8 images, before resizing.
+        Applied before resizing.
     normalisation : Normalisation, optional
-        Without one, pixels are scaled to [0, 1] and no more.
+        Without one, pixels of uint8 are scaled to [0, 1] and no more.
     seed : int
         The order follows from (seed, epoch) and the augmentation from (seed, epoch, batch), so neither
         preparing ahead nor resuming at a later epoch changes a bit.
     dtype : str or dtype
         Of the images that are handed out.
     image_size : int, optional
-        Resize each batch to this height and width (Pillow, bilinear).
+        Resize each image, its shorter side to this, and cut out the centre square (``resize_and_crop``).
     indices : array of int, or of bool (N,), optional
         Use only these images, or those where a mask is true. `images` is neither copied nor changed.
 
@@ -69,16 +68,19 @@ class Loader:
         image_size: int | None = None,
         indices: ArrayLike | None = None,
     ):
-        labels = np.asarray(labels)
-        check_images(images)
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"expected {len(images)} whole-number labels, got {labels.dtype} {labels.shape}")
+        images = as_images(images)
+        labels = _check_labels(labels, len(images))
         checks.whole(1, batch_size=batch_size, image_size=1 if image_size is None else image_size)
         checks.whole(0, seed=seed)
-        self.images, self.labels = images, labels.astype(np.int64, copy=False)
+        self.images, self.labels = images, labels
         self.indices = image_indices(indices, len(images))
         self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, seed
-        self.augmentation, self.normalisation = augmentation, normalisation or _AS_THEY_ARE
+        C = images.shape[3]
+        self.normalisation = Normalisation([0] * C, [1] * C) if normalisation is None else normalisation
+        if len(self.normalisation.mean) != C:
+            found = f"of {len(self.normalisation.mean)} channels, but the images have {C}"
+            raise ValueError(f"normalisation {found}")
+        self.augmentation = augmentation
         self.dtype, self.image_size = np.dtype(dtype), image_size
 
     def __len__(self) -> int:
@@ -160,9 +162,31 @@ class Loader:
         images = self.images[chosen]
         if self.augmentation is not None:
             generator = self._generator(1, epoch, batch)
-            images = self.augmentation.apply(images, generator, fill=self.normalisation.colour)
-        size = (self.image_size or images.shape[1], self.image_size or images.shape[2])
-        if images.shape[1:3] != size:
-            pillow = (Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images)
-            images = np.stack([np.asarray(image) for image in pillow])  # (N, size, size, 3)
+            mean = self.normalisation
+            fill = mean.colour if images.dtype == np.uint8 else mean.mean
+            images = self.augmentation.apply(images, generator, fill=fill)
+        if self.image_size is not None:
+            images = resize_and_crop(images, self.image_size)
         return self.normalisation.apply(images, dtype=self.dtype), self.labels[chosen]
+
+
+def _check_labels(labels: ArrayLike, n: int) -> np.ndarray:
+    """Return n labels as int64 (n,), or say how to make that of what was given."""
+    try:
+        found = np.asarray(labels)
+    except ValueError:  # a list of lists of unequal length
+        found = np.empty(0, object)
+    remedy = ""
+    if found.shape == (n, 1) and n != 1:
+        remedy = ": labels.ravel() makes that of them"
+    elif found.ndim == 2 and len(found) == n:
+        remedy = ": labels.argmax(axis=1) makes that of one-hot labels"
+    elif found.shape == (n,) and found.dtype.kind == "f" and (found == np.floor(found)).all():
+        remedy = ": labels.astype('int64') makes that of them"
+    elif found.shape == (n,) and found.dtype.kind in "US":
+        remedy = ": names, labels = numpy.unique(labels, return_inverse=True) makes that of names"
+    if isinstance(labels, np.ma.MaskedArray):
+        remedy = ": a mask would be ignored"
+    elif found.shape == (n,) and found.dtype.kind in "iu":
+        return found.astype(np.int64, copy=False)
+    raise ValueError(f"expected {n} whole-number labels ({n},), got {found.dtype} {found.shape}{remedy}")

@@ -28,8 +28,8 @@ RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.1
 class DeviceEpochs:
     """Training epochs of a network on a GPU, in float32.
 
-    The loader's images are prepared on the GPU, unless they have to be resized, or are more than
-    RESIDENT_BYTES: then it prepares them, batch by batch.
+    The loader's images are prepared on the GPU, unless they have to be resized, are more than
+    RESIDENT_BYTES, or are not of three uint8 channels: then it prepares them, batch by batch.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class DeviceEpochs:
         self.net, self.optimizer, self.loader = net, optimizer, loader
         size = loader.images.shape[1:3]
         resized = loader.image_size is not None and size != (loader.image_size, loader.image_size)
-        self.resident = not resized and loader.images.nbytes <= RESIDENT_BYTES
+        images = loader.images
+        colours = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[3] == 3
+        self.resident = colours and not resized and images.nbytes <= RESIDENT_BYTES
         data = None
         if self.resident:
             augmentation, (scale, shift) = loader.augmentation, loader.normalisation.affine

@@ -8,7 +8,9 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from scratchnet import checks
 from scratchnet import functional as F
 from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.data import Loader
@@ -166,7 +168,7 @@ def predict(net: Layer, x: np.ndarray, engine: Layers | Plans | None = None, vie
         return to_numpy(F.softmax(_logits(engine or net, net.backend.asarray(x), views)))
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
     """Count how often each class (row) was taken for each (column).
 
     Parameters
@@ -174,13 +176,31 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     labels, predictions : integer array (N,)
     num_classes : int
 
+    Raises
+    ------
+    ValueError
+        If they are not equally many whole numbers, or one is not a class.
+
     Examples
     --------
     >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
     array([[1, 1],
            [0, 1]])
     """
-    return np.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, -1)
+    checks.whole(1, num_classes=num_classes)
+    both = []
+    for name, given in (("labels", labels), ("predictions", predictions)):
+        values = to_numpy(given) if array_module(given) is not np else np.asarray(given)
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+            raise ValueError(f"{name} must be whole numbers (N,), not {values.dtype} {values.shape}")
+        if values.size and not 0 <= values.min() <= values.max() < num_classes:
+            lowest, highest = values.min(), values.max()
+            raise ValueError(f"{name} must be classes 0 to {num_classes - 1}, not {lowest} to {highest}")
+        both.append(values.astype(np.int64))  # smaller types would overflow below
+    correct, named = both
+    if len(correct) != len(named):
+        raise ValueError(f"{len(correct)} labels and {len(named)} predictions are not of the same images")
+    return np.bincount(correct * num_classes + named, minlength=num_classes**2).reshape(num_classes, -1)
 
 
 def confusion_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchnet.data import Augmentation, Normalisation
+from scratchnet.data import Augmentation, Loader, Normalisation
 
 
 def random_images(n=6, size=32, seed=0):
@@ -68,7 +68,7 @@ def test_one_images_result_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(
     "mean, std",
-    [((0, 0), (1, 1)), ((0, 0, 0), (1, 0, 1)), ((0, 0, 0), (1, -1, 1)), ((0, np.nan, 0), (1, 1, 1))],
+    [((0, 0), (1,)), ((), ()), ((0, 0, 0), (1, 0, 1)), ((0, 0, 0), (1, -1, 1)), ((0, np.nan, 0), (1, 1, 1))],
 )
 def test_impossible_statistics_are_refused(mean, std):
     with pytest.raises(ValueError, match="normalisation needs"):
@@ -76,14 +76,51 @@ def test_impossible_statistics_are_refused(mean, std):
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)]
+    "wrong, remedy",
+    [
+        (np.zeros((2, 3, 8, 8), np.uint8), r"channels are last.*images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((8, 8, 3), np.uint8), r"channels are last.*images\[None\] makes a batch"),
+        (np.zeros((8, 8), np.uint8), "channels are last"),
+        (np.zeros((2, 8, 8, 3), np.int64), r"uint8 or floats.*images.astype\('uint8'\)"),
+        ([np.zeros((8, 8, 3), np.uint8)] * 2, "not a list: numpy.stack"),
+        ("cats", "one array of images.*not a str"),
+        (np.ma.masked_equal(np.zeros((2, 8, 8, 3), np.uint8), 0), r"images.filled\(0\)"),
+    ],
 )
-def test_images_that_are_not_uint8_channels_last_are_refused(wrong):
-    for use in (Normalisation((0, 0, 0), (1, 1, 1)).apply, Normalisation.of):
-        with pytest.raises(ValueError, match="channels are last"):
+def test_what_is_no_batch_of_images_is_refused_with_a_remedy(wrong, remedy):
+    for use in (
+        Normalisation((0, 0, 0), (1, 1, 1)).apply,
+        Normalisation.of,
+        lambda images: Augmentation().apply(images, np.random.default_rng(0)),
+        lambda images: Loader(images, np.zeros(2, int), 1, shuffle=False),
+    ):
+        with pytest.raises(ValueError, match=remedy):
             use(wrong)
-    with pytest.raises(ValueError, match="channels are last"):
-        Augmentation().apply(wrong, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 5])
+def test_images_of_any_channels_and_of_floats_are_normalised(dtype, channels):
+    shape = (40, 9, 7) if channels is None else (40, 9, 7, channels)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, shape).astype(dtype)
+    if dtype != "uint8":
+        images = (images / np.float32(300) - 0.3).astype(dtype)
+    n = Normalisation.of(images)
+    x = n.apply(images, dtype="float64")
+    values = images.reshape(40, 9, 7, -1).astype("float64") / (255 if dtype == "uint8" else 1)
+    np.testing.assert_allclose(n.mean, values.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(n.std, values.std((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(x, (values - values.mean((0, 1, 2))) / values.std((0, 1, 2)), atol=1e-9)
+    padded = Augmentation(crop=3).apply(images, rng, fill=0)
+    assert padded.dtype == images.dtype and padded.shape == x.shape
+
+
+def test_floats_that_are_not_finite_and_another_number_of_channels_are_refused():
+    with pytest.raises(ValueError, match="finite means"):
+        Normalisation.of(np.full((2, 4, 4, 1), np.nan, np.float32))
+    with pytest.raises(ValueError, match="of 3 channels, but the images have 1"):
+        Normalisation((0, 0, 0), (1, 1, 1)).apply(np.zeros((2, 5, 5), np.uint8))
 
 
 def test_statistics_of_nothing_are_refused():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scratchnet import workers
-from scratchnet.data import Augmentation, Loader, Normalisation, split_validation, subset
+from scratchnet.data import Augmentation, Loader, Normalisation, image_to_array, split_validation, subset
 
 
 def numbered(n=10, size=8):
@@ -105,6 +105,41 @@ def test_resizing_is_pillows_bilinear():
     assert np.array_equal(np.rint(x[0] * 255), expected)
 
 
+@pytest.mark.parametrize("height, width", [(32, 64), (50, 33), (32, 32), (90, 40)])
+def test_oblong_images_are_cropped_as_evaluation_does_and_not_squeezed(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    x, _ = next(Loader(image, [0], 1, shuffle=False, image_size=32).epoch(0))
+    assert np.array_equal(np.rint(x[0] * 255), image_to_array(Image.fromarray(image[0]), 32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_any_channels_and_floats_are_resized_channel_by_channel(dtype, channels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 20, 30, channels)).astype(dtype)
+    x, _ = next(Loader(images, np.arange(3), 3, shuffle=False, image_size=12).epoch(0))
+    assert x.shape == (3, 12, 12, channels) and x.dtype == np.float32
+    for channel in range(channels):
+        plane = Image.fromarray(images[1, ..., channel].astype("uint8" if dtype == "uint8" else "float32"))
+        square = plane.resize((12, 12), Image.Resampling.BILINEAR, box=(5, 0, 25, 20))
+        expected = np.asarray(square, np.float32)
+        expected = expected / (255 if dtype == "uint8" else 1)
+        np.testing.assert_allclose(x[1, ..., channel], expected, rtol=1e-5)
+
+
+def test_digits_without_a_channel_axis_train():
+    """MNIST's layout, (N, 28, 28) uint8, and labels of uint8."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
+    labels = np.arange(50, dtype=np.uint8) % 10
+    how = {"augmentation": Augmentation.named("crop2-cutout5"), "normalisation": Normalisation.of(images)}
+    x, y = collect(Loader(images, labels, 16, shuffle=True, **how))
+    assert x.shape == (50, 28, 28, 1) and abs(x.mean()) < 0.1 and y.dtype == np.int64
+    floats = Loader(
+        images / np.float32(255), labels, 16, shuffle=True, seed=1, augmentation=Augmentation(crop=2)
+    )
+    assert (collect(floats)[0] == 0).any()  # padded with the mean, here that of no normalisation
+
+
 def test_the_next_batch_is_prepared_while_the_caller_computes(monkeypatch):
     prepared, another_thread = threading.Event(), []
 
@@ -164,7 +199,15 @@ def test_stopping_midway_leaves_nothing_behind_and_the_loader_usable():
         ({"image_size": 0}, "image_size must be a whole number of at least 1"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"labels": np.arange(9)}, "10 whole-number labels"),
-        ({"labels": np.arange(10.0)}, "whole-number"),
+        ({"labels": np.arange(10.0)}, r"whole-number.*labels.astype\('int64'\)"),
+        ({"labels": np.arange(10) + 0.5}, "whole-number"),
+        ({"labels": np.arange(10)[:, None]}, r"whole-number.*\(10, 1\): labels.ravel\(\)"),
+        ({"labels": np.eye(10)}, r"whole-number.*labels.argmax\(axis=1\)"),
+        ({"labels": ["cat"] * 10}, "whole-number.*numpy.unique"),
+        ({"labels": [[1, 2], [3]]}, "10 whole-number labels"),
+        ({"labels": np.ma.masked_equal(np.arange(10), 3)}, "a mask would be ignored"),
+        ({"indices": np.ma.masked_equal(np.arange(10), 3)}, "must not be a masked array"),
+        ({"normalisation": Normalisation([0], [1])}, "of 1 channels, but the images have 3"),
         ({"indices": [0, 10]}, "indices must lie within the 10 images, not 0 to 10"),
         ({"indices": [-1]}, "indices must lie within"),
         ({"indices": [0.0, 1.0]}, r"whole numbers, or a mask of 10 truth values, not float64 \(2,\)"),
@@ -187,6 +230,14 @@ def test_a_mask_chooses_the_images_where_it_is_true():
     assert Loader(images, labels, 2, shuffle=False, indices=mask).indices.tolist() == chosen.tolist()
     assert subset(labels, mask.tolist(), 3).tolist() == subset(labels, chosen, 3).tolist()
     assert Normalisation.of(images, mask) == Normalisation.of(images, chosen)
+    for use in (
+        lambda given: Loader(images, labels, 2, shuffle=False, indices=given),
+        lambda given: subset(labels, given, 3),
+        lambda given: Normalisation.of(images, given),
+    ):
+        for wrong in (chosen.astype(float), mask[:-1]):
+            with pytest.raises(ValueError, match="whole numbers, or a mask of 1500 truth values"):
+                use(wrong)
 
 
 def test_no_index_at_all_is_an_empty_epoch():

@@ -93,6 +93,31 @@ def test_probabilities_add_up_to_one():
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_confusion_matrix_of_lists_and_of_small_types():
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, 17, (2, 500))
+    expected = np.zeros((17, 17), int)
+    np.add.at(expected, (labels, predictions), 1)
+    for kind in (np.asarray, list, np.uint8, np.int16):
+        assert np.array_equal(confusion_matrix(kind(labels), kind(predictions), 17), expected)
+    assert confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    "labels, predictions, sentence",
+    [
+        ([0, 2], [0, 1], "labels must be classes 0 to 1, not 0 to 2"),
+        ([0, 1], [-1, 1], "predictions must be classes 0 to 1, not -1 to 1"),
+        ([0.0, 1.0], [0, 1], "labels must be whole numbers"),
+        ([0, 1], [[0, 1]], "predictions must be whole numbers"),
+        ([0, 1], [0], "2 labels and 1 predictions"),
+    ],
+)
+def test_confusion_matrix_refuses_what_would_be_counted_wrong(labels, predictions, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        confusion_matrix(labels, predictions, 2)
+
+
 def test_confusion_matrix_counts_every_pair_also_of_classes_that_do_not_occur():
     matrix = confusion_matrix(np.array([0, 2, 2, 2]), np.array([0, 2, 2, 0]), 4)
     assert matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
