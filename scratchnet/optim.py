@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -113,6 +113,26 @@ class SGD:
     def trainable(self) -> dict[str, Parameter]:
         """Return the parameters that are not frozen, in order: ``momentum_buffer`` is laid out as these."""
         return {name: p for name, p in self.parameters.items() if p.trainable}
+
+    def state(self) -> dict[str, Array]:
+        """Return what a resumed run needs beside the parameters, by name; nothing before the first step."""
+        return {} if self.momentum_buffer is None else {"momentum": self.momentum_buffer}
+
+    def state_shapes(self, trained: Collection[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return shape and dtype of what ``state`` has after a step in which these parameters are trained.
+
+        >>> SGD({"w": Parameter([1.0, 2.0])}, lr=0.1, momentum=0.9).state_shapes(["w"])
+        {'momentum': ((2,), 'float64')}
+        """
+        sizes = [p.size for name, p in self.parameters.items() if name in trained]
+        dtype = str(next(iter(self.parameters.values())).dtype)
+        return {"momentum": ((sum(sizes),), dtype)} if self.momentum else {}
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Put back what ``state`` returned; the parameters that were trained then must be those that are."""
+        backend = next(iter(self.parameters.values())).buffer.backend
+        self.momentum_buffer = backend.asarray(arrays["momentum"]).copy() if "momentum" in arrays else None
+        self._momentum_names = list(self.trainable())
 
     def step(self) -> None:
         """Change the parameters by one step against their gradients.

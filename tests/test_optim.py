@@ -287,3 +287,29 @@ def test_a_frozen_network_has_no_step_and_no_gradients():
     with pytest.raises(RuntimeError, match="no parameter has a gradient"):
         train(net, SGD(net.parameters(), 0.1, momentum=0.9), 1)
     assert net.parameters()["0.weight"].buffer.grad is None
+
+
+def test_an_optimizers_state_goes_on_where_it_was_taken():
+    def made():
+        weights = {"a": Parameter([1.0, 2.0]), "b": Parameter([3.0])}
+        weights["a"].trainable = False
+        return weights, SGD(weights, 0.1, momentum=0.9)
+
+    def step(weights, optimizer, gradient):
+        weights["b"].grad = np.array([gradient])
+        optimizer.step()
+
+    weights, optimizer = made()
+    assert optimizer.state() == {}
+    step(weights, optimizer, 1.0)
+    state = optimizer.state()
+    assert {name: (a.shape, str(a.dtype)) for name, a in state.items()} == optimizer.state_shapes(["b"])
+    kept = {name: array.copy() for name, array in state.items()}
+    twin, other = made()
+    twin["b"].data = weights["b"].data
+    other.load_state(kept)
+    for w, o in ((weights, optimizer), (twin, other)):
+        step(w, o, 2.0)
+    assert twin["b"].data == weights["b"].data
+    assert kept["momentum"] == [1.0]  # what was put back is a copy
+    assert SGD(twin, 0.1).state_shapes(["a", "b"]) == {}

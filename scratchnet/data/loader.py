@@ -92,13 +92,15 @@ class Loader:
         """How many images an epoch hands out."""
         return len(self.indices)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Go once through the data set.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Go once through the data set, or through what is left of it.
 
         Parameters
         ----------
         epoch : int
             Which epoch this is, from 0: it decides order and augmentation.
+        first : int
+            The batch to begin with: those before it are left out, and the others are what they always are.
 
         Yields
         ------
@@ -117,7 +119,7 @@ class Loader:
         order = self._order(epoch)
         ahead = None
         try:
-            for batch in range(len(self)):
+            for batch in range(first, len(self)):
                 # A batch that no worker has begun yet is prepared here and now: waiting for other work to end
                 # would only lose time, and would never end if the caller were itself the only worker.
                 if ahead is None or ahead.cancel():

@@ -319,3 +319,16 @@ def test_choices_say_what_an_epoch_does_to_which_image(name):
     expected = [(x, y) for x, y in loader.epoch(4)]
     np.testing.assert_array_equal(np.stack(made), np.concatenate([x for x, _ in expected]))
     np.testing.assert_array_equal(loader.choices(4)[:, 0], np.concatenate([y for _, y in expected]))
+
+
+def test_an_epoch_that_begins_at_a_later_batch_has_the_same_batches_from_there_on():
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3)).astype("uint8")
+    augmentation = Augmentation.named("crop1-flip")
+    loader = Loader(images, np.arange(11), 3, shuffle=True, augmentation=augmentation, seed=5)
+    whole = list(loader.epoch(2))
+    for first in range(len(loader) + 1):
+        rest = list(loader.epoch(2, first))
+        assert len(rest) == len(whole) - first
+        for (x, y), (expected_x, expected_y) in zip(rest, whole[first:], strict=True):
+            np.testing.assert_array_equal(x, expected_x)
+            np.testing.assert_array_equal(y, expected_y)
