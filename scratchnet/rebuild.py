@@ -89,6 +89,8 @@ def build(description: Description, dtype: DTypeLike = "float32") -> Layer:
     if name in ("Sequential", "Chain"):
         if not isinstance(inner, dict):
             raise ValueError(f"a {name} is described by its layers")
+        if strange := [key for key in inner if not key.isprintable()]:
+            raise ValueError(f"{strange[0]!r} is no name of a layer")
         named = {key: build(each, dtype) for key, each in inner.items()}
         return Sequential(*named.values(), dtype=dtype) if name == "Sequential" else NamedChain(named, dtype)
     if name not in KINDS:

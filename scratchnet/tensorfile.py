@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from scratchnet.digests import Bytes, digest
+from scratchnet.untrusted import FileError
 
 HEADER, DIGEST = "scratchnet", "digest"
 OTHERS = {"format"}  # entries that other programs add
@@ -27,7 +28,7 @@ DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "
 PARTIAL = ".partial"  # ends the temporary name of a file that is being written
 
 
-class FormatError(Exception):
+class FormatError(FileError):
     """A file is not a checkpoint, or not one that fits. The message names the file and says what is wrong."""
 
 

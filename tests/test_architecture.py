@@ -12,7 +12,18 @@ TESTS = Path(__file__).parent
 
 # From the ground up. A module may import from its own floor and from those before it.
 FLOORS = [
-    ["backend", "pickles", "workers", "parameters", "initialise", "checks", "tables", "locks", "digests"],
+    [
+        "backend",
+        "pickles",
+        "workers",
+        "parameters",
+        "initialise",
+        "checks",
+        "tables",
+        "untrusted",
+        "locks",
+        "digests",
+    ],
     ["functional"],
     ["layers", "losses", "optim", "gradcheck", "inspection", "state"],
     ["plans"],
@@ -25,7 +36,7 @@ FLOORS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 # What data/, which stands apart and hands out host arrays, may use.
-BESIDE_DATA = {"backend", "checks", "locks", "pickles", "tables", "workers"}
+BESIDE_DATA = {"backend", "checks", "locks", "pickles", "tables", "untrusted", "workers"}
 PROGRAM = "__main__"  # of a package: starts the command line, and may import cli
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from scratchnet import data
 from scratchnet.training.console import Progress
+from scratchnet.untrusted import printable
 
 
 def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) -> data.ImageData:
@@ -46,7 +47,7 @@ def _draw() -> data.ImageData:
 def describe_test(images: data.ImageData) -> str:
     """Say which test images an accuracy is of, and how many."""
     official = "official " if images.name == "CIFAR-10" else ""
-    return f"{images.name}, {len(images.test_labels):,} {official}test images"
+    return f"{printable(images.name)}, {len(images.test_labels):,} {official}test images"
 
 
 def write_images(folder: Path, images: data.ImageData) -> None:

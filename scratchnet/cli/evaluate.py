@@ -22,6 +22,7 @@ from scratchnet.training import confusion_matrix, evaluate, make_engine, predict
 from scratchnet.training.console import Progress, say
 from scratchnet.training.engine import ENGINES, Layers, Plans
 from scratchnet.training.evaluation import VIEWS, confusion_table
+from scratchnet.untrusted import printable
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what torchvision's weights expect
 
@@ -96,7 +97,7 @@ def name_images(net: Chain, engine: Layers | Plans, normalisation: Normalisation
             probabilities = next(likely)
             best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
             words = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
-            say((f"{image}: " if image in in_folders else "") + ", ".join(words))
+            say(printable((f"{image}: " if image in in_folders else "") + ", ".join(words)))
     return status
 
 

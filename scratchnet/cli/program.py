@@ -16,6 +16,7 @@ from scratchnet.backend import BackendError
 from scratchnet.checkpoint import FormatError
 from scratchnet.training import NotFinite, RunError
 from scratchnet.training.options import DEFAULTS
+from scratchnet.untrusted import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leave with status 2."""
         message = message.removeprefix("argument ")
-        self.exit(2, f"{self.prog}: {message} (--help lists all options)\n")
+        self.exit(2, printable(f"{self.prog}: {message} (--help lists all options)") + "\n")
 
 
 def positive(kind: type) -> Callable[[str], Any]:
@@ -66,7 +67,7 @@ def name_of_program() -> str:
 
 def complain(sentence: str) -> None:
     """Print a sentence on standard error, on one line, whatever a file in it may be called."""
-    print(f"{name_of_program()}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    print(printable(f"{name_of_program()}: {' '.join(sentence.split())}"), file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:

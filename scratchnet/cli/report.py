@@ -9,6 +9,7 @@ from os.path import expanduser
 from scratchnet.cli.program import Parser, complain
 from scratchnet.report import RunReport
 from scratchnet.training import RunError
+from scratchnet.untrusted import printable
 
 REFRESH = 10  # seconds after which a browser looks again
 POLL = 1.0  # seconds between looks at the log
@@ -36,7 +37,7 @@ def main() -> None:
             raise
         command = 'python -m pip install --editable ".[plot]"'
         raise ValueError(f"drawing needs matplotlib, which is not installed: {command}") from None
-    print(report.output)
+    print(printable(str(report.output)))
 
 
 def watch(report: RunReport) -> None:

@@ -19,6 +19,7 @@ from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
 from scratchnet.training import Console, RunDirectory, Trainer, evaluate, make_engine
 from scratchnet.training.console import Progress, say
+from scratchnet.untrusted import printable
 
 MEMORY_ADVICE = ": take a smaller --batch-size, --image-size or --width"
 
@@ -44,7 +45,7 @@ def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, L
     learn, validate = split_validation(labels, options.validation or len(labels) // 10, seed)
     if options.subset:
         learn = subset(labels, learn, options.subset, seed)
-    say(f"Data: {images.name}, {len(learn):,} images to train on, {len(validate):,} to validate")
+    say(f"Data: {printable(images.name)}, {len(learn):,} images to train on, {len(validate):,} to validate")
     how: dict[str, Any] = {"normalisation": Normalisation.of(inputs, learn), "seed": seed}
     how |= {"batch_size": options.batch_size, "image_size": options.image_size}
     augmentation = Augmentation.named(options.augment)

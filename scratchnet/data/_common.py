@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scratchnet.untrusted import FileError
 
-class DataError(Exception):
+
+class DataError(FileError):
     """A file, a download or an image cannot be used; the message is one sentence that names it.
 
     Examples

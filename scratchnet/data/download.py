@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import re
 import shutil
 import tarfile
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import zlib
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from scratchnet.data import web
 from scratchnet.data._common import DataError, MissingDataError
 
-USER_AGENT = "Mozilla/5.0 (compatible; scratchnet)"  # some servers refuse urllib's own
 ATTEMPTS = 3
-TIMEOUT = 20.0  # seconds without a sign of life from the server
 PAUSE = 2.0  # seconds between the first two attempts; then twice as long
+MAX_BYTES = 4 << 30  # of a file: a server may send without end
 _BLOCK = 1 << 18  # bytes read at once
 _BAR: dict[str, Any] = {"unit": "B", "unit_scale": True}  # tqdm's, on stderr
 
@@ -45,13 +42,9 @@ def download(url: str, path: Path, md5: str, advice: str = "") -> None:
                     path.unlink()  # resuming would only lengthen a wrong file
                     raise OSError(f"what arrived has not the MD5 {md5}")
             return
-        except urllib.error.HTTPError as error:
-            problem = f"the server answered {error.code} {error.reason}"
-        except urllib.error.URLError as error:
-            problem = str(error.reason)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            problem = str(error) or type(error).__name__
-    problem = f"could not download {url} in {ATTEMPTS} attempts ({problem})"
+        except web.ERRORS as error:
+            problem = web.reason(error)
+    problem = f"could not download {web.shown(url)} in {ATTEMPTS} attempts ({problem})"
     raise MissingDataError(f"{problem}; {advice}" if advice else problem)
 
 
@@ -66,36 +59,36 @@ def _md5(path: Path) -> str:
 def _transfer(url: str, path: Path) -> None:
     """Append the missing rest of `url` to `path`; raise OSError if the connection ends too early."""
     have = path.stat().st_size if path.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and have:  # "range not satisfiable": the file is no longer than what is here
-            # The caller saw that this is not the right file, so the next attempt starts over.
-            path.unlink()
-        raise
-    with response:
-        if response.status == 206:
-            range_ = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    with web.request(url, {"Range": f"bytes={have}-"} if have else None) as (answer, deadline):
+        if answer.status == 206:
+            range_ = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             if not range_ or int(range_[1]) != have:
                 path.unlink()
                 raise OSError("the server resumed at another place than asked")
-        else:
+        elif answer.status == 200:
             have = 0  # the server ignores Range and sends the whole file
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        else:
+            if (
+                answer.status == 416 and have
+            ):  # "range not satisfiable": the file is no longer than what is here
+                # The caller saw that this is not the right file, so the next attempt starts over.
+                path.unlink()
+            raise OSError(f"the server answered {answer.status} {answer.reason}")
+        total = None if answer.length is None else have + answer.length
+        name = web.shown(url).rpartition("/")[2]
         with (
             open(path, "ab" if have else "wb") as file,
             # disable=None: a bar on a terminal, nothing in a log file
-            tqdm(desc=url.rpartition("/")[2], total=total, initial=have, disable=None, **_BAR) as bar,
+            tqdm(desc=name, total=total, initial=have, disable=None, **_BAR) as bar,
         ):
-            while block := response.read(_BLOCK):
+            while block := answer.read1(_BLOCK):
                 file.write(block)
                 have += len(block)
+                deadline.earn(len(block))
                 bar.update(len(block))
+                if have > MAX_BYTES:
+                    path.unlink()
+                    raise OSError(f"it is larger than {MAX_BYTES >> 30} GB")
     if total is not None and have < total:
         raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
 

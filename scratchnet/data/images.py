@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import os
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,8 +16,8 @@ from PIL import Image, ImageOps
 
 from scratchnet import checks, workers
 from scratchnet.backend import Array
+from scratchnet.data import web
 from scratchnet.data._common import DataError
-from scratchnet.data.download import TIMEOUT, USER_AGENT
 
 MAX_BYTES = 64 << 20  # of a file from a URL
 MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at least not a photograph
@@ -30,7 +25,6 @@ MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at le
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 Name: TypeAlias = str | os.PathLike[str]  # of a file, or an address
 Decoded: TypeAlias = np.ndarray | DataError
-_DEADLINE = 60.0  # seconds for a whole transfer, however slowly it drips
 
 
 def load_image(path_or_url: Name) -> Image.Image:
@@ -62,9 +56,9 @@ def load_image(path_or_url: Name) -> Image.Image:
     name = os.fsdecode(path_or_url)
     scheme, separator, _ = name.partition("://")
     if separator and scheme.lower() in ("http", "https"):
-        content = _fetch(name)
+        content, name = _fetch(name), web.shown(name)
     elif separator:
-        raise DataError(f"{name} is neither a file nor an http or https address")
+        raise DataError(f"{web.shown(name)} is neither a file nor an http or https address")
     else:
         content = _read(name)
     if not content:
@@ -258,26 +252,18 @@ def _read(name: str) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
-    # Addresses are often pasted with spaces or accents in them; what is already quoted stays so.
-    quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-    deadline = time.monotonic() + _DEADLINE
-    content = bytearray()
+    name, content = web.shown(url), bytearray()
     try:
-        request = urllib.request.Request(quoted, headers={"User-Agent": USER_AGENT})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            while block := response.read1(1 << 16):
+        with web.request(url) as (answer, _):
+            if answer.status != 200:
+                reason = f"the server answered {answer.status} {answer.reason}"
+                raise DataError(f"{name} cannot be fetched: {reason}")
+            while block := answer.read1(1 << 16):
                 content += block
                 if len(content) > MAX_BYTES:
-                    raise DataError(f"{url} is larger than {MAX_BYTES >> 20} MB")
-                if time.monotonic() > deadline:
-                    raise DataError(f"{url} took longer than {_DEADLINE:.0f} seconds")
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise DataError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        raise DataError(f"{url} cannot be fetched: {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DataError(f"{url} cannot be fetched: {error or type(error).__name__}") from error
+                    raise DataError(f"{name} is larger than {MAX_BYTES >> 20} MB")
+    except web.ERRORS as error:
+        raise DataError(f"{name} cannot be fetched: {web.reason(error)}") from error
     return bytes(content)
 
 

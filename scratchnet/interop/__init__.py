@@ -20,10 +20,11 @@ from scratchnet.tensorfile import FormatError, TensorsInMemory
 
 __all__ = ["load", "load_onnx", "load_torch", "save_onnx"]
 
-KERAS = b"\x89HDF\r\n\x1a\n"
-KERAS_ADVICE = """is a file of Keras (HDF5), which is not read here. With Keras at hand, this converts it:
+HDF5 = b"\x89HDF\r\n\x1a\n"
+KERAS = "is a file of Keras (HDF5), which is not read here. With Keras at hand, this converts it:"
+KERAS_ADVICE = """
     import keras, tf2onnx, tensorflow as tf
-    model = keras.models.load_model("{path}")
+    model = keras.models.load_model({path!r})
     shape = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")]
     function = tf.function(model.call, input_signature=shape)
     model.output_names = ["output"]
@@ -68,8 +69,8 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
         return checkpoint.load(path, backend)  # says what it is instead
     with open(path, "rb") as file:
         start = file.read(16)
-    if start.startswith(KERAS):
-        raise FormatError(f"{path} {KERAS_ADVICE.format(path=path)}")
+    if start.startswith(HDF5):
+        raise FormatError(f"{path} {KERAS}", KERAS_ADVICE.format(path=os.fspath(path)))
     if torch_file.is_torch_file(path):
         return load_torch(path, backend)
     # A safetensors file begins with the length of its header, and with the brace of that header's JSON.

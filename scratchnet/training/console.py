@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from tqdm import tqdm
 
 from scratchnet.training.observers import Observer
+from scratchnet.untrusted import printable
 
 if TYPE_CHECKING:
     from scratchnet.training.trainer import Trainer
@@ -24,7 +25,9 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def say(line: str = "") -> None:
-    """Print a line on standard output, at once, above a progress bar that is there.
+    """Print lines on standard output, at once, above a progress bar that is there.
+
+    What comes from a file, such as the name of a class, must be ``printable`` before it is in them.
 
     >>> say("Epoch 1/15")
     Epoch 1/15
@@ -60,6 +63,7 @@ class Progress(AbstractContextManager):
     def __init__(
         self, title: str, total: int, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ):
+        title = printable(title)
         self.title, self.total, self.file, self.clock = title, total, file or sys.stderr, clock
         self.done = 0
         self.start = self.last_line = clock()

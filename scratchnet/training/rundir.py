@@ -30,13 +30,14 @@ from scratchnet.backend import to_numpy
 from scratchnet.layers import Layer
 from scratchnet.optim import SGD
 from scratchnet.tensorfile import PARTIAL, FormatError, open_tensors, read_tensors, replacing, write_tensors
+from scratchnet.untrusted import FileError
 
 DIAGNOSES = "diagnosis.json"
 
 COLUMNS = tuple("epoch train_loss train_accuracy val_loss val_accuracy lr seconds images_per_second".split())
 
 
-class RunError(Exception):
+class RunError(FileError):
     """A run directory cannot be used. The message says why and what to do."""
 
 
