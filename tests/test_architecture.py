@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 FLOORS = [
     [
         "backend",
+        "cuda_errors",
         "pickles",
         "workers",
         "parameters",

@@ -1,6 +1,8 @@
 """One module knows which array library computes; asked for what cannot work, it says why in one sentence."""
 
 import copy
+import importlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,26 +18,32 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
-def raising(message):
+def raising(message, kind=CUDARuntimeError):
     def function(*_, **__):
-        raise CUDARuntimeError(message)
+        raise kind(message)
 
     return function
 
 
-def fake_cupy(driver=13000, count=lambda: 1, full=np.full):
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+def fake_cupy(
+    driver=13000, count=lambda: 1, full=np.full, version="14.2.0", built=12090, capability="86"
+):  # fmt: skip
     """A CuPy module that looks like the real one to the questions that ``get`` asks."""
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         driverGetVersion=lambda: driver,
-        runtimeGetVersion=lambda: 12090,
+        runtimeGetVersion=lambda: built,
         getDeviceCount=count,
         getDevice=lambda: 0,
         getDeviceProperties=lambda device: {"name": b"Test GPU"},
     )
-    return SimpleNamespace(
-        __version__="13.6.0", ndarray=tuple, full=full, cuda=SimpleNamespace(runtime=runtime)
-    )
+    device = SimpleNamespace(compute_capability=capability)
+    cuda = SimpleNamespace(runtime=runtime, Device=lambda: device)
+    return SimpleNamespace(__version__=version, ndarray=tuple, full=full, cuda=cuda)
 
 
 BROKEN_IMPORT = """
@@ -63,7 +71,27 @@ FAILURES = {
     "no driver": (fake_cupy(driver=0), "this machine has no NVIDIA driver: install one"),
     "driver too old": (
         fake_cupy(driver=11080, count=raising("cudaErrorInsufficientDriver: CUDA driver version is too low")),
-        r"too old .* supports CUDA 11.8, CuPy was built for 12.9: update it, or install cupy-cuda11x",
+        r"too old .* supports CUDA 11.8, CuPy was built for 12.9: update it to 525 or newer, or use",
+    ),
+    "driver too old for CUDA 13": (
+        fake_cupy(driver=12080, built=13000, count=raising("cudaErrorInsufficientDriver: too low")),
+        r"CuPy was built for 13.0: update it to 580 or newer, or pip install 'cupy-cuda12x\[ctk\]', or use",
+    ),
+    "CuPy too old": (
+        fake_cupy(version="13.6.0"),
+        r"CuPy 13.6.0 is too old, 14 is needed: pip install --upgrade 'cupy-cuda12x\[ctk\]', or use",
+    ),
+    "Volta with CUDA 13": (
+        fake_cupy(built=13000, capability="70"),
+        r"this GPU \(Test GPU, compute capability 7.0\) is too old for CUDA 13: pip install 'cupy-cuda12x",
+    ),
+    "another process has it": (
+        fake_cupy(full=raising("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy")),
+        "the GPU is in use by a process that shares it with no other: see nvidia-smi; wait, or choose an",
+    ),
+    "others fill it": (
+        fake_cupy(full=raising("Out of memory allocating 512 bytes", OutOfMemoryError)),
+        "the GPU has no memory left, other processes hold it: see nvidia-smi; wait, or choose another GPU",
     ),
     "no GPU": (
         fake_cupy(count=raising("cudaErrorNoDevice: no device")),
@@ -113,17 +141,79 @@ def test_each_failure_has_its_sentence_and_says_what_to_do(failing):
     assert "\n" not in message
 
 
-def test_auto_falls_back_to_numpy_without_a_word(failing, capfd, recwarn):
-    assert backend.get("auto").name == "numpy"
+def test_auto_falls_back_to_numpy_and_says_why_an_installed_cupy_was_passed_over(failing, capfd, recwarn):
+    chosen = backend.get("auto")
+    assert chosen.name == "numpy" and chosen.device == backend.get("numpy").device
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+    if "not installed" in failing:
+        assert chosen.note == "" and str(chosen) == str(backend.get("numpy"))
+    else:
+        assert re.search(failing.split(", or use")[0], chosen.note) and "--backend" not in chosen.note
+        assert str(chosen) == f"{backend.get('numpy')}; CuPy passed over: {chosen.note}"
+
+
+# What pip takes to be installed -> the advice
+PACKAGES = {
+    "nothing": ([], "CuPy is not installed: install it with"),
+    "one of two, after the other was removed": (
+        ["cupy-cuda13x"],
+        r"installed but broken, since its files are missing, as after removing another CuPy package: "
+        r"reinstall it by pip install --force-reinstall --no-deps cupy-cuda13x, or use",
+    ),
+    "two that have overwritten each other": (
+        ["cupy-cuda12x", "cupy-cuda13x"],
+        r"broken, .*: of cupy-cuda12x and cupy-cuda13x keep one: pip uninstall -y cupy-cuda12x cupy-cuda13x, "
+        r"then pip install 'cupy-cuda13x\[ctk\]', or use",
+    ),
+}
+
+
+@pytest.fixture
+def packages(monkeypatch, tmp_path):
+    """A function that lets pip take packages to be installed, without their modules."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(*names):
+        for name in names:
+            folder = tmp_path / f"{name.replace('-', '_')}-14.2.0.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 14.2.0\n")
+        importlib.invalidate_caches()
+
+    return install
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_what_pip_takes_to_be_installed_decides_what_helps(packages, name):
+    names, sentence = PACKAGES[name]
+    packages(*names)
+    with pytest.raises(backend.BackendError, match=sentence):
+        backend.get("cupy")
+
+
+def test_the_package_that_works_takes_the_place_of_the_one_that_does_not(packages, monkeypatch):
+    packages("cupy-cuda13x")
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(built=13000, capability="61"))
+    advice = (
+        r"CUDA 13: pip uninstall -y cupy-cuda13x, then pip install 'cupy-cuda12x\[ctk\]', or use --backend"
+    )
+    with pytest.raises(backend.BackendError, match=advice):
+        backend.get("cupy")
+
+
+@pytest.mark.parametrize("built, capability", [(12090, "61"), (12090, "70"), (13000, "75"), (13000, "120")])
+def test_gpus_that_a_cupy_compiles_for_are_taken(monkeypatch, built, capability):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(built=built, capability=capability))
+    assert f"sm_{capability}" in backend.get("cupy").device
 
 
 def test_auto_takes_a_gpu_that_computes(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     chosen = backend.get("auto")
     assert chosen.name == "cupy"
-    assert str(chosen) == "cupy on GPU 0 (Test GPU, CUDA 12.9, CuPy 13.6.0)"
+    assert str(chosen) == "cupy on GPU 0 (Test GPU, sm_86, CUDA 12.9, CuPy 14.2.0)"
 
 
 def test_warnings_of_cupy_are_shown_to_who_asked_for_it(monkeypatch, tmp_path):

@@ -304,7 +304,7 @@ def _pad(x: Array, padding: int) -> Array:
 def _patches(x: Array, KH: int, KW: int, stride: int) -> Array:
     """Return a view (N, OH, OW, KH, KW, C) of x in which every patch has its own place, without a copy.
 
-    Pixel (i, j) of patch (oh, ow) is pixel (oh*S + i, ow*S + j) of the image. So in memory a step along oh is as
+    Pixel (i, j) of patch (oh, ow) is pixel (oh*S + i, ow*S + j) of the image: in memory a step along oh is as
     long as S along h, and one along i as long as one along h.
     """
     N, H, W, C = x.shape

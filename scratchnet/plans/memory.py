@@ -102,6 +102,11 @@ class Arena:
             memory = block[buffer.offset : buffer.offset + nbytes]
             buffer.array = memory.view(buffer.dtype).reshape(buffer.shape)
 
+    def release(self) -> None:
+        """Let go of the block."""
+        for buffer in self.buffers:
+            buffer.array = None
+
 
 class Workspace:
     """The block of memory that all plans of one network share."""
@@ -112,7 +117,8 @@ class Workspace:
     def __init__(self) -> None:
         self.block: Array = np.empty(0, np.uint8)
         self.owner = 0  # the forward pass that wrote into it last: only its backward may follow
-        self.lock = RLock()  # held by the plan that runs
+        self.lock = RLock()  # held by the plan that runs, or moves
+        self.tenants: weakref.WeakSet[Any] = weakref.WeakSet()  # plans with views into the block
 
     @classmethod
     def of(cls, network: Any) -> Workspace:
@@ -127,10 +133,14 @@ class Workspace:
     def reserve(self, size: int, xp: Any = np) -> None:
         """Ensure the block has at least ``size`` bytes, as an array of the library ``xp``.
 
-        Plans that hold the old one notice at their next forward pass, and move.
+        Plans that hold the old one let go of it, so that there are never two; they move at their next
+        forward pass.
         """
         if self.block.size < size or array_module(self.block) is not xp:
-            self.block = np.empty(0, np.uint8)  # let go of the old one first
+            for plan in list(self.tenants):
+                plan.release()
+            self.tenants.clear()
+            self.block = np.empty(0, np.uint8)
             whole = xp.empty(size + ALIGNMENT, np.uint8)
             start = -(whole.ctypes.data if xp is np else whole.data.ptr) % ALIGNMENT
             self.block = whole[start : start + size]

@@ -137,13 +137,20 @@ class Plan:
 
     def bind(self) -> None:
         """Take (or move to) the network's block of memory."""
-        self._block: Any = None  # until all is done: whatever interrupts this, it will be done again
-        self._derived_from: int | None = None
-        self._last_forward = 0
-        self.workspace.reserve(self.arena.size, self.net.backend.xp)
-        self.arena.bind(self.workspace.block)
-        self._prepare()
-        self._block = self.workspace.block
+        with self.workspace.lock:  # no plan of this network runs meanwhile
+            self._block: Any = None  # until all is done: whatever interrupts this, it will be done again
+            self._derived_from: int | None = None
+            self._last_forward = 0
+            self.workspace.reserve(self.arena.size, self.net.backend.xp)
+            self.arena.bind(self.workspace.block)
+            self.workspace.tenants.add(self)
+            self._prepare()
+            self._block = self.workspace.block
+
+    def release(self) -> None:
+        """Let go of the network's block of memory, until the next forward pass."""
+        self._block = None
+        self.arena.release()
 
     # Running
 

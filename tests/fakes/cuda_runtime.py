@@ -12,6 +12,8 @@ traffic = SimpleNamespace(reads=0, uploads=0, launches=0, replays=0)
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises when CUDA reports an error."""
 
+    __module__ = "cupy_backends.cuda.api.runtime"
+
 
 class Stream:
     """A stream: everything is done at once, unless it records."""

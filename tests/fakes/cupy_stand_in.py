@@ -32,8 +32,8 @@ Where it differs from the CuPy that it was written after (14), as far as we know
   would record some of that, and code that relies on it is not what we want. Raw kernels are run by
   ``cuda_emulator``.
 - What counts as reading a value: besides the above ``x[mask]``, ``nonzero`` and ``where(x)``, since the size
-  of the result must be known, and not ``x[mask] = 0``, as in CuPy; and ``sliding_window_view``, which compares
-  sizes on the host. Where a function of CuPy's waits for other reasons, the stand-in does not know.
+  of the result must be known, and not ``x[mask] = 0``, as in CuPy; and ``sliding_window_view``, which
+  compares sizes on the host. Where a function of CuPy's waits for other reasons, the stand-in does not know.
 - Type promotion is that of the NumPy that is installed; CuPy before 14 had NumPy 1's value-based rules.
 """
 

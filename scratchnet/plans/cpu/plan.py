@@ -100,6 +100,10 @@ class CpuPlan(Plan):
         self._backward: list[list[Phase]] | None = None
         self._grad: Any = None
 
+    def release(self) -> None:  # noqa: D102  (see Plan)
+        super().release()
+        self._weights, self._forward, self._backward = [], [], None  # recorded calls hold views
+
     # Running
 
     def _statistics_changed(self) -> bool:

@@ -2,8 +2,9 @@
 
 CuPy's own calls (``cupy.matmul``, ``cupy_backends.cuda.libs.cublas``) raise NotImplementedError while a
 stream is being recorded (https://github.com/cupy/cupy/issues/6290). cuBLAS itself allows it, if it has a
-workspace beforehand. So CuPy finds and loads the library, and here it is called through ctypes, with a handle
-and a workspace of our own. A fixed workspace also gives its sums the same bits every time.
+workspace beforehand. So CuPy finds and loads the library, and here it is called through ctypes, with handles
+and workspaces of our own, one for each GPU and thread. A fixed workspace also gives its sums the same bits
+every time.
 
 cuBLAS counts columns first: what it takes for a matrix (m, n) is in memory our (n, m). So our C = A B is
 asked for as C^T = B^T A^T, which moves no number: the operands only change places, and an operand that we
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from functools import cache
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,8 @@ class Matmul:
 
     def __init__(self, xp: ModuleType, precision: str):
         self.xp = xp
-        self.library, self.handle, self.workspace = _start(xp)
+        self.workspaces: dict[int, Array] = {}  # whatever thread they are of, graphs that use them need them
+        _started(xp)
         self.compute = COMPUTE_32F_FAST_TF32 if precision == "tf32" else COMPUTE_32F
 
     def __call__(
@@ -65,7 +67,8 @@ class Matmul:
             raise ValueError("a product takes contiguous matrices")
         one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if accumulate else 0.0)
         transposes = OP_T if transpose_b else OP_N, OP_T if transpose_a else OP_N
-        cublas, handle, workspace = self.library, self.handle, self.workspace
+        cublas, handle, workspace = _started(self.xp)
+        self.workspaces[address(workspace)] = workspace
         _check(cublas.cublasSetStream_v2(handle, self.xp.cuda.get_current_stream().ptr))
         # Setting a stream gives cuBLAS's own workspace back to the handle, so ours is set after it.
         _check(cublas.cublasSetWorkspace_v2(handle, address(workspace), workspace.nbytes))
@@ -80,13 +83,22 @@ def _matrix(array: Array) -> tuple[int, int, int]:
     return address(array), R_16BF if array.dtype == np.uint16 else R_32F, array.shape[1]
 
 
-@cache
-def _start(xp: ModuleType) -> tuple[Any, ctypes.c_void_p, Array]:
-    """Return the library, a handle and its workspace, made once per process."""
-    library = load(xp)
-    handle = ctypes.c_void_p()
-    _check(library.cublasCreate_v2(ctypes.byref(handle)))
-    return library, handle, xp.empty(WORKSPACE, np.uint8)
+_of_thread = threading.local()
+
+
+def _started(xp: ModuleType) -> tuple[Any, ctypes.c_void_p, Array]:
+    """Return the library, and this thread's handle and workspace on the current GPU, made at first use.
+
+    A handle remembers a stream and a workspace from one call to the next: two threads must not share it.
+    """
+    started: dict[Any, tuple[Any, ctypes.c_void_p, Array]] = vars(_of_thread)
+    key = f"{id(xp)} {xp.cuda.runtime.getDevice()}"
+    if key not in started:
+        library = load(xp)
+        handle = ctypes.c_void_p()
+        _check(library.cublasCreate_v2(ctypes.byref(handle)))
+        started[key] = library, handle, xp.empty(WORKSPACE, np.uint8)
+    return started[key]
 
 
 def load(xp: ModuleType) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from functools import partial
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 
 from scratchnet import layers
 from scratchnet.backend import Array, BackendError
-from scratchnet.plans.cuda import conv, linear, misc_kernels, norm
+from scratchnet.cuda_errors import explained, is_blocking
+from scratchnet.plans.cuda import capability, conv, linear, misc_kernels, norm
 from scratchnet.plans.cuda.graphs import Replayed
 from scratchnet.plans.cuda.kernel import Kernel, PlanContext
 from scratchnet.plans.cuda.launch.compiling import address
@@ -37,8 +37,6 @@ for _layer, _kernel in {
 }.items():
     register(_layer, cuda=_kernel)
 
-AMPERE = 80  # the first architecture with tensor cores for tf32 and bf16, and the oldest that CI compiles for
-
 
 class CudaPlan(Plan):
     """A network compiled for a GPU."""
@@ -56,7 +54,8 @@ class CudaPlan(Plan):
 
     def _compile(self) -> None:
         xp = self.net.backend.xp
-        require_ampere(xp)
+        capability.require(xp, self.precision)
+        self.gpu = xp.cuda.runtime.getDevice()
         operand = operand_dtype(self.precision)
         self.weights = None
         if self._buffer is not None and self.dtype == np.float32:
@@ -80,12 +79,17 @@ class CudaPlan(Plan):
     def _prepare(self) -> None:
         xp = self.net.backend.xp
         self.count_dropouts(xp.zeros(max(1, len(self.dropping)), np.int64))
-        graphs = self.graphs and all(kernel.replayable for kernel in self.kernels)
+        graphs = self.graphs and self.replayable
         self._forward = Replayed(xp, self.launch_forward, self.constants, graphs)
         self._backward = {
             need: Replayed(xp, partial(self.launch_backward, need), self.constants, graphs)
             for need in (False, True)
         }
+
+    @property
+    def replayable(self) -> bool:
+        """Whether all that it does can be recorded as a graph (which names no layer where a kernel fails)."""
+        return all(kernel.replayable for kernel in self.kernels) and not is_blocking()
 
     def describe_device(self) -> str:  # noqa: D102
         return f"{self.precision}, {self.dtype}"
@@ -99,8 +103,9 @@ class CudaPlan(Plan):
 
     def launch_forward(self) -> None:
         """Launch everything between the first map and the last."""
-        for kernel in self.kernels:
-            kernel.forward()
+        for i, kernel in enumerate(self.kernels):
+            with explained(self._where(i, "forward")):
+                kernel.forward()
 
     def launch_backward(self, need_input_gradient: bool = False) -> None:
         """Launch everything between the last map's gradient and the lowest layer that is trained.
@@ -108,7 +113,11 @@ class CudaPlan(Plan):
         With ``need_input_gradient`` everything down to the first map's gradient.
         """
         for i in reversed(range(0 if need_input_gradient else self.lowest, len(self.kernels))):
-            self.kernels[i].backward(need_input_gradient or i > self.lowest)
+            with explained(self._where(i, "backward")):
+                self.kernels[i].backward(need_input_gradient or i > self.lowest)
+
+    def _where(self, i: int, direction: str) -> str:
+        return f"{self.groups[i].name} ({self.groups[i].title}), {direction}"
 
     def count_dropouts(self, counters: Array) -> None:
         """Let dropouts read from these counters, int64 (as many,), which numbers they drop.
@@ -128,6 +137,15 @@ class CudaPlan(Plan):
         self._last_forward = 0
         self.derive()
 
+    def _check_current(self) -> None:
+        super()._check_current()
+        current = self.net.backend.xp.cuda.runtime.getDevice()
+        if current != self.gpu:
+            raise RuntimeError(
+                f"this plan was compiled on GPU {self.gpu}, and GPU {current} is current: use it within "
+                f"cupy.cuda.Device({self.gpu}), or compile another one"
+            )
+
     def constants(self) -> tuple[Any, ...]:
         """Return what a recorded graph contains and would have to be recorded again for, if it changes."""
         grad = None if self._buffer is None or self._buffer.grad is None else address(self._buffer.grad)
@@ -141,14 +159,16 @@ class CudaPlan(Plan):
             draws = [kernel.dropout.rng.integers(2**62) for kernel in self.dropping if kernel.dropout]
             counters: Any = self.counters  # CuPy has no types
             counters.set(np.array(draws, np.int64))
-        self._forward()
-        return self.maps[-1].take()
+        with explained():
+            self._forward()
+            return self.maps[-1].take()
 
     def _run_backward(self, dy: Array, need_input_gradient: bool) -> Array | None:
         last = self.maps[-1]
         last.grad[...] = self.net.backend.asarray(dy, dtype=self.dtype).reshape(last.shape)
-        self._backward[need_input_gradient]()
-        return self.maps[0].take_gradient() if need_input_gradient else None
+        with explained():
+            self._backward[need_input_gradient]()
+            return self.maps[0].take_gradient() if need_input_gradient else None
 
     def refresh(self) -> None:  # noqa: D102  (see Plan)
         super().refresh()
@@ -225,13 +245,3 @@ def dropping_layers(net: layers.Layer) -> list[layers.Dropout]:
         for _, layer in layers.leaves(net)
         if misc_kernels.Dropout in kernels_for(layer, "cuda") and not misc_kernels.Dropout.does_nothing(layer)
     ]
-
-
-def require_ampere(xp: ModuleType) -> None:
-    """Raise BackendError on a GPU that is too old for a plan."""
-    capability = xp.cuda.Device().compute_capability
-    if int(capability) < AMPERE:
-        raise BackendError(
-            f"plans need a GPU of compute capability 8.0 (Ampere) or newer, and this one has "
-            f"{capability[:-1]}.{capability[-1]}: use --engine layers"
-        )

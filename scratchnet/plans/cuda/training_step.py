@@ -153,7 +153,7 @@ class _Step:
         self.labels: Array = xp.empty(shape[0], np.int64)
         self.losses: Array = xp.empty(shape[0], np.float32)
         self.correct: Array = xp.empty(shape[0], np.float32)
-        graphs = steps.graphs and all(kernel.replayable for kernel in self.plan.kernels)
+        graphs = steps.graphs and self.plan.replayable
         self.run = Replayed(xp, self.launch, self.constants, graphs)
 
     def __call__(self, x: Array | None, labels: Array | None) -> None:

@@ -50,6 +50,12 @@ class EmulatorError(RuntimeError):
     """A kernel went wrong in a way that the emulator noticed."""
 
 
+class CompileException(EmulatorError):
+    """What CuPy raises when NVRTC does not compile a kernel."""
+
+    __module__ = "cupy.cuda.compiler"
+
+
 class Order:
     """In which order threads run: the seed of the next launch's. Zero is first to last."""
 
@@ -181,7 +187,7 @@ def _compile(what, flags, text, suffix, objects=()):
         }  # no sanitizer in g++
         result = subprocess.run(command, input=text, text=True, capture_output=True, env=plain)
         if result.returncode:
-            raise EmulatorError(f"the kernels do not compile:\n{result.stderr}")
+            raise CompileException(f"the kernels do not compile:\n{result.stderr}")
         unfinished.replace(path)
     return path
 

@@ -35,7 +35,7 @@ def plant(stand_in, monkeypatch, tmp_path):
                 text = text.replace(right, wrong)
             (tmp_path / path.name).write_text(text)
         monkeypatch.setattr(compiling, "FOLDER", tmp_path)
-        for cached in ("kernel", "module"):
+        for cached in ("_kernel", "module"):
             monkeypatch.setattr(compiling, cached, getattr(compiling, cached).__wrapped__)
         with pytest.raises(AssertionError):
             check(k)

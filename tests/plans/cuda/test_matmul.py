@@ -1,6 +1,7 @@
 """Matrix products by cuBLAS."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from tests.fakes.comparing import assert_close, batch
 real_load = matmul.load  # the stand-in puts its own in its place
 
 
-# In tf32 sizes that tensor cores take, multiples of 8 from 64 on: elsewhere cuBLAS may compute in float32, and some
-# GPUs cut operands off where others round them.
+# In tf32 sizes that tensor cores take, multiples of 8 from 64 on: elsewhere cuBLAS may compute in float32.
+# Some GPUs cut operands off where others round them.
 @pytest.mark.parametrize(
     "precision, tolerance, sizes",
     [("fp32", 1e-6, (5, 7, 3)), ("tf32", 2e-3, (64, 72, 128)), ("bf16", 1e-2, (5, 7, 3))],
@@ -84,6 +85,26 @@ def test_the_real_cublas_has_these_names_and_numbers():
         "GEMM_DEFAULT": cublas.CUBLAS_GEMM_DEFAULT,
     }
     assert {name: getattr(matmul, name) for name in theirs} == theirs
+
+
+def test_each_gpu_and_thread_has_its_own_handle_and_workspace(stand_in, monkeypatch):
+    """A handle remembers its stream and workspace between two calls, which another thread would exchange."""
+    products = []
+
+    def multiply():
+        product = matmul.Matmul(stand_in, "fp32")
+        product(*(stand_in.ones((2, 2), "float32") for _ in range(2)), stand_in.zeros((2, 2), "float32"))
+        products.append(product)
+
+    multiply()
+    multiply()
+    thread = threading.Thread(target=multiply)
+    thread.start()
+    thread.join()
+    monkeypatch.setattr(stand_in.cuda.runtime, "getDevice", lambda: 1)
+    multiply()
+    first, again, threads, devices = (set(product.workspaces) for product in products)
+    assert first == again and len(first | threads | devices) == 3
 
 
 def test_cublas_that_fails():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.backend import Array, array_module
+from scratchnet.backend import Array, BackendError, array_module, first_line
 
 FOLDER = Path(__file__).parent.parent / "kernels"
 # Without -use_fast_math, which approximates division and square root. CuPy itself adds -ftz=true, and that
@@ -42,14 +42,33 @@ def _passed(argument: Any) -> Any:
     return np.int32(argument) if isinstance(argument, int) else argument
 
 
-@cache
 def kernel(cupy: ModuleType, file: str, name: str, macros: tuple[str, ...]) -> Any:
-    """Return one variant of a kernel, compiled at first use."""
-    return module(cupy, file, macros).get_function(name)
+    """Return one variant of a kernel for the current GPU, compiled at first use.
+
+    BackendError is raised if it does not compile.
+    """
+    return _kernel(cupy, file, name, macros, cupy.cuda.runtime.getDevice())
 
 
 @cache
-def module(cupy: ModuleType, file: str, macros: tuple[str, ...]) -> Any:
+def _kernel(cupy: ModuleType, file: str, name: str, macros: tuple[str, ...], device: int) -> Any:
+    try:
+        return module(cupy, file, macros, device).get_function(name)
+    except Exception as error:
+        if type(error).__name__ not in ("CompileException", "NVRTCError"):
+            raise
+        lines = str(error).splitlines()
+        line = next((line.strip() for line in lines if "error" in line), first_line(error))
+        version = cupy.cuda.runtime.runtimeGetVersion()
+        raise BackendError(
+            f"kernels/{file}.cu does not compile for this GPU (sm_{cupy.cuda.Device().compute_capability}, "
+            f"CUDA {version // 1000}.{version % 1000 // 10}): {line}: use --engine layers, and report this "
+            "sentence"
+        ) from error
+
+
+@cache
+def module(cupy: ModuleType, file: str, macros: tuple[str, ...], device: int) -> Any:
     """Return all kernels of a file, compiled with these macros."""
     return cupy.RawModule(code=source(file), options=OPTIONS + macros, backend="nvrtc")
 
