@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet import checks
 from scratchnet import functional as F
 from scratchnet.backend import Array, array_module
+
+
+def balanced_class_weights(labels: ArrayLike, num_classes: int) -> np.ndarray:
+    """Return weights with which every class counts alike, however many images it has: N / (K * its count).
+
+    Parameters
+    ----------
+    labels : integer array (N,)
+        Of the images to train on. A class without any gets the weight 1.
+    num_classes : int
+        K.
+
+    Returns
+    -------
+    ndarray (K,)
+        Their mean over the labels is 1.
+
+    Examples
+    --------
+    >>> balanced_class_weights([0, 0, 0, 1], num_classes=2).round(3).tolist()
+    [0.667, 2.0]
+    """
+    counts = np.bincount(np.asarray(labels, np.int64), minlength=num_classes)  # (K,)
+    return np.where(counts > 0, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0)
 
 
 class SoftmaxCrossEntropy:
@@ -18,6 +43,9 @@ class SoftmaxCrossEntropy:
     ----------
     label_smoothing : float
         In [0, 1): how much of the target is spread over all classes (Szegedy et al. 2016, sec. 7).
+    class_weights : sequence of K floats, optional
+        Above zero, one for each class: the loss is PyTorch's weighted mean, so that rare classes can count
+        for more. `balanced_class_weights` makes those with which every class counts alike.
 
     Examples
     --------
@@ -29,11 +57,17 @@ class SoftmaxCrossEntropy:
     (2, 10)
     """
 
-    def __init__(self, label_smoothing: float = 0.0):
+    def __init__(self, label_smoothing: float = 0.0, class_weights: ArrayLike | None = None):
         checks.real(0.0, 1.0, label_smoothing=label_smoothing)
         if label_smoothing == 1.0:
             raise ValueError("label_smoothing must be below 1, or nothing is left of the label")
         self.label_smoothing = label_smoothing
+        self.class_weights: np.ndarray | None = None
+        if class_weights is not None:
+            self.class_weights = np.array(class_weights, np.float64)
+            weights = self.class_weights
+            if weights.ndim != 1 or not (np.isfinite(weights).all() and (weights > 0).all()):
+                raise ValueError("class_weights must be finite numbers above zero, one for each class")
         self._cache: Any = None
 
     def forward(self, logits: Array, labels: ArrayLike) -> Array:
@@ -70,7 +104,14 @@ class SoftmaxCrossEntropy:
         # Checked where they lie: labels on the host need no wait for a GPU.
         if array_module(targets) is not array_module(logits):
             targets = array_module(logits).asarray(targets)
-        value, self._cache = F.softmax_cross_entropy_forward(logits, targets, self.label_smoothing)
+        weights = self.class_weights
+        if weights is not None:
+            if len(weights) != K:
+                raise ValueError(
+                    f"SoftmaxCrossEntropy: {len(weights)} class_weights for logits of {K} classes"
+                )
+            weights = array_module(logits).asarray(weights, logits.dtype)
+        value, self._cache = F.softmax_cross_entropy_forward(logits, targets, self.label_smoothing, weights)
         return value
 
     def __call__(self, logits: Array, labels: ArrayLike) -> Array:

@@ -207,7 +207,8 @@ class Doctor(Observer):
         if self.diagnoses and self.diagnoses[-1].step == step:
             return
         # The loss is a new one, as training's own waits for its backward.
-        how: dict[str, Any] = {"loss": SoftmaxCrossEntropy(trainer.loss.label_smoothing), "step": step}
+        loss = SoftmaxCrossEntropy(trainer.loss.label_smoothing, trainer.loss.class_weights)
+        how: dict[str, Any] = {"loss": loss, "step": step}
         how |= {"optimizer": trainer.optimizer, "highest_lr": self._highest_lr}
         batch = self._images(trainer.train)
         found = diagnose(trainer.net, *batch, losses=self._losses, epochs=trainer.log, **how)

@@ -45,12 +45,15 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def softmax_cross_entropy_forward(
-    logits: Array, labels: Array, label_smoothing: float = 0.0
+    logits: Array, labels: Array, label_smoothing: float = 0.0, class_weights: Array | None = None
 ) -> tuple[Array, Any]:
     """Return the mean over the batch of -sum_k t[k] log p[k].
 
     The target t is 1 - s for the right class, plus s / K for every class, where s is the label smoothing
     (Szegedy et al. 2016, sec. 7); without smoothing the loss is -log p[label].
+
+    With class weights w the mean is weighted, as PyTorch's is: each t[k] is multiplied by w[k], and the sum
+    over the batch is divided by that of the labels' weights, sum_n w[label of n], in place of N.
 
     Parameters
     ----------
@@ -59,6 +62,7 @@ def softmax_cross_entropy_forward(
         The right classes, from 0 to K - 1.
     label_smoothing : float
         In [0, 1).
+    class_weights : array (K,), dtype of the logits, optional
 
     Returns
     -------
@@ -77,10 +81,24 @@ def softmax_cross_entropy_forward(
     """
     xp = array_module(logits)
     log_p = _log_softmax(logits)  # (N, K)
+    if class_weights is not None:
+        t = _weighted_targets(log_p, labels, label_smoothing, class_weights)  # (N, K)
+        return -(t * log_p).sum(), (log_p, t)
     loss = -log_p[xp.arange(len(labels)), labels].mean()  # mean of (N,)
     if label_smoothing:
         loss = (1.0 - label_smoothing) * loss - label_smoothing * log_p.mean()
     return loss, (log_p, labels, label_smoothing)
+
+
+def _weighted_targets(log_p: Array, labels: Array, label_smoothing: float, class_weights: Array) -> Array:
+    """Return t[n, k] * w[k] / sum_n w[label of n], (N, K)."""
+    xp = array_module(log_p)
+    N, K = log_p.shape
+    t = xp.full_like(log_p, label_smoothing / K)  # (N, K)
+    t[xp.arange(N), labels] += 1.0 - label_smoothing
+    t *= class_weights
+    t /= class_weights[labels].sum()
+    return t
 
 
 def softmax_cross_entropy_backward(cache: Any) -> Array:
@@ -91,7 +109,8 @@ def softmax_cross_entropy_backward(cache: Any) -> Array:
         L = log sum_j exp(z[j]) - sum_k t[k] z[k]
         dL/dz[k] = exp(z[k]) / sum_j exp(z[j]) - t[k] = p[k] - t[k]
 
-    and the mean over the batch divides by N (Bishop 2006, eq. 4.109).
+    and the mean over the batch divides by N (Bishop 2006, eq. 4.109). Weighted targets do not add up to one,
+    so that there the first term of L has the factor sum_j t[j], and so has p[k].
 
     Parameters
     ----------
@@ -111,6 +130,9 @@ def softmax_cross_entropy_backward(cache: Any) -> Array:
     >>> softmax_cross_entropy_backward(cache)
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
+    if len(cache) == 2:
+        log_p, t = cache  # (N, K) each
+        return array_module(log_p).exp(log_p) * t.sum(axis=1, keepdims=True) - t
     log_p, labels, label_smoothing = cache
     xp = array_module(log_p)
     N, K = log_p.shape

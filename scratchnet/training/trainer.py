@@ -85,7 +85,9 @@ class Trainer:
         self.engine = make_engine(net, engine) if engine is None or isinstance(engine, str) else engine
         self.observers = (Console(),) if observers is None else tuple(observers)
         self.device_epochs: DeviceEpochs | None = None
-        if isinstance(self.engine, Plans) and net.backend.name == "cupy" and net.dtype == "float32":
+        on_gpu = net.backend.name == "cupy" and net.dtype == "float32"
+        on_gpu = on_gpu and self.loss.class_weights is None  # which the kernel of the loss does not know
+        if isinstance(self.engine, Plans) and on_gpu:
             self.device_epochs = DeviceEpochs(net, optimizer, self.loss, train, self.engine.precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
