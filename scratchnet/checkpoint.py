@@ -21,8 +21,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from math import isqrt, prod
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -30,14 +28,14 @@ from numpy.typing import ArrayLike
 from scratchnet.backend import Array, Backend, get, to_numpy
 from scratchnet.header import check_that_it_fits, checked
 from scratchnet.layers import Chain, Conv2d, Layer, Linear, assemble
-from scratchnet.models import ARCHITECTURES, VGG
+from scratchnet.models import VGG
 from scratchnet.rebuild import ENTRIES, check_that_it_rebuilds, entries, plain, rebuilt, shapes
+from scratchnet.recognise import check_size, check_that_it_is_a_vgg, vgg_settings
 from scratchnet.tensorfile import HEADER, FormatError, TensorFile, open_tensors, write_tensors
 
 __all__ = ["FormatError", "load", "load_weights", "save"]
 
 NUMBERS_AT_A_TIME = 1 << 20  # that are read of one tensor
-FOUND_IN_EACH_VGG = {"features.0.weight": 4, "classifier.0.weight": 2, "classifier.6.weight": 2}  # their axes
 
 
 def save(
@@ -197,59 +195,19 @@ def _build(file: TensorFile, info: dict[str, Any]) -> Chain:
     dtypes = {*file.dtypes.values()}
     described, what = "chain" in info or "model" in info, "has a header that describes no network"
     try:
-        if "chain" in info or info.get("changes"):
-            _check_sizes(info, limit=max(1 << 20, sum(map(prod, file.shapes.values()))))
-        else:
+        if "chain" not in info and not info.get("changes"):
             what = "holds no VGG"
-            for name, ndim in FOUND_IN_EACH_VGG.items():
-                if len(file.shapes.get(name, ())) != ndim or 0 in file.shapes[name]:
-                    raise ValueError(f"it has no {name} of {ndim} axes")
+            check_that_it_is_a_vgg(file.shapes)
             what = "has a header that describes no VGG" if described else what
             dtypes = {file.dtypes["features.0.weight"]}
-        settings = info if described else {"model": _guess_settings(file.shapes)}
+        settings = info if described else {"model": vgg_settings(file.shapes)}
+        check_size(settings, file.shapes)
         net = rebuilt(settings, "float64" if "F64" in dtypes else "float32")
         what = "has a damaged header"
         check_that_it_fits(info, net)
     except (TypeError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
         raise file.error(f"{what}: {error}") from error
     return net
-
-
-def _check_sizes(value: Any, limit: int) -> None:
-    """Refuse a header with a size that no tensor of the file can have, before anything so large is made."""
-    if isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            _check_sizes(inner, limit)
-    elif isinstance(value, int) and value > limit:
-        raise ValueError(f"{value} is a size that no tensor in it has")
-
-
-def _guess_settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read from torchvision's names and shapes how the VGG was built.
-
-    Convolution, [batch normalisation], ReLU and, where an index is left free before the next, pooling.
-    """
-    batch_norm = any(name.endswith("running_mean") for name in shapes)
-    kernels = {name: s for name, s in shapes.items() if name.startswith("features.") and len(s) == 4}
-    channels = {int(name.split(".")[1]): s[0] for name, s in kernels.items()}  # by the convolution's index
-    layers: list[int | str] = []
-    end = max(channels) + 4  # pooling follows the last convolution
-    for index, following in pairwise([*sorted(channels), end]):
-        layers.append(last := channels[index])
-        if following - index > (3 if batch_norm else 2):
-            layers.append("M")
-    hidden, inputs = shapes["classifier.0.weight"]
-    pixels, rest = divmod(inputs, last)
-    if rest or isqrt(pixels) ** 2 != pixels:
-        raise ValueError(f"classifier.0 takes {inputs} inputs, which is no square image of the last channels")
-    return {
-        "architecture": next((name for name, known in ARCHITECTURES.items() if known == layers), layers),
-        "num_classes": shapes["classifier.6.weight"][0],
-        "image_size": isqrt(pixels) * 2 ** layers.count("M"),
-        "batch_norm": batch_norm,
-        "classifier_width": hidden,
-        "in_channels": shapes["features.0.weight"][1],
-    }
 
 
 # Layouts. Linear layers are seen as convolutions with a kernel of one pixel, or of the whole image.

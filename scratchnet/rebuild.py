@@ -33,6 +33,8 @@ KINDS = {name: kind for name, kind in KINDS.items() if isinstance(kind, type) an
 
 ENTRIES = {"model", "changes", "chain", "network"}  # of a header, that say what the network is
 
+NO_SETTINGS = {"dtype", "rng", "seed", "init", "output_scale"}  # arguments that say what weights begin as
+
 Description = dict[str, Any]
 
 
@@ -95,7 +97,7 @@ def build(description: Description, dtype: DTypeLike = "float32") -> Layer:
         return Sequential(*named.values(), dtype=dtype) if name == "Sequential" else NamedChain(named, dtype)
     if name not in KINDS:
         raise ValueError(f"there is no layer {name!r}")
-    if not isinstance(settings, dict) or {"dtype", "rng"} & settings.keys():
+    if not isinstance(settings, dict) or NO_SETTINGS & settings.keys():
         raise ValueError(f"a {name} is described by its settings")
     return KINDS[name](**settings, dtype=dtype)
 
@@ -155,6 +157,8 @@ def entries(net: Layer) -> dict[str, Any]:
 def rebuilt(info: Mapping[str, Any], dtype: DTypeLike) -> Chain:
     """Return the network that a header describes, without its weights."""
     if "model" in info:
+        if NO_SETTINGS & info["model"].keys():
+            raise ValueError("a VGG is described by its settings")
         vgg = VGG(**info["model"], dtype=dtype)
         for path, description in info.get("changes", {}).items():
             replace(vgg, path, build(description, dtype))

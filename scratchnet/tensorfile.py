@@ -25,6 +25,7 @@ from scratchnet.untrusted import FileError
 HEADER, DIGEST = "scratchnet", "digest"
 OTHERS = {"format"}  # entries that other programs add
 DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # NumPy has them
+MOST_HEADER = 8 << 20  # bytes: to read one takes ten times its size
 PARTIAL = ".partial"  # ends the temporary name of a file that is being written
 
 
@@ -51,6 +52,10 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str], stack: ExitStack):
         opened = stack.enter_context(open(path, "rb"))
+        if (length := int.from_bytes(opened.read(8), "little")) > MOST_HEADER and length < os.path.getsize(
+            path
+        ):
+            raise FormatError(f"{path} has a header of {length:,} bytes, where {MOST_HEADER:,} are allowed")
         self._same = f"/proc/self/fd/{opened.fileno()}"  # where the system has that
         self._name = self._same if os.path.exists(self._same) else path
         self._path = path

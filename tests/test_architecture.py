@@ -28,7 +28,7 @@ FLOORS = [
     ["functional"],
     ["layers", "losses", "optim", "gradcheck", "inspection", "state"],
     ["plans"],
-    ["models", "checkpoint", "header", "rebuild", "tensorfile"],
+    ["models", "checkpoint", "header", "rebuild", "recognise", "tensorfile"],
     ["interop"],
     ["training"],
     ["distributed"],

@@ -14,7 +14,7 @@ import scratchnet
 # read where they are used, and one sentence will do.
 INTERNAL = re.compile(
     r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|report)|initialise|state|workers|checks|"
-    r"tables|untrusted|pickles|header|rebuild|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|doctor\.(context|rules)|"
+    r"tables|untrusted|pickles|header|rebuild|recognise|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|doctor\.(context|rules)|"
     r"interop\.(onnx|torch)_.*|"
     r"training\.(console|device|engine|evaluation|finite|options)|data\.(download|web|_.*))"
 )

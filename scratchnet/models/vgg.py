@@ -121,7 +121,7 @@ class VGG(nn.Chain):
         in_channels: int = 3,
     ):
         super().__init__(dtype=dtype)
-        layers = _scaled(architecture, width)
+        layers = scaled(architecture, width)
         whole(num_classes=num_classes, classifier_width=classifier_width, in_channels=in_channels)
         if head not in HEADS:
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
@@ -223,8 +223,19 @@ class VGG(nn.Chain):
             raise ValueError(f"VGG: images of {H} x {W} are too small: {least} x {least} at least")
 
 
-def _scaled(architecture: str | list[int | str], width: float) -> list[int | str]:
-    """Return the list of an architecture, with its channels scaled."""
+def scaled(architecture: str | list[int | str], width: float) -> list[int | str]:
+    """Return the list of an architecture, given by name or itself, with its channels scaled.
+
+    Parameters
+    ----------
+    architecture : str or list
+    width : float
+
+    Examples
+    --------
+    >>> scaled([64, "M", 128], 0.5)
+    [32, 'M', 64]
+    """
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
