@@ -24,12 +24,12 @@ def main() -> None:
     device = backend.get(options.backend)
     print(f"Device: {device}")
 
-    # The data. Validation images are drawn from the training images; the test images wait until the end.
+    # The data, and the network: VGG("vgg16", num_classes=10, ...), its parameters side by side in one array.
     images = parts.load_data(options.data, options.data_dir, options.dry_run)
-    train, validation, test = parts.make_loaders(images, options)
-
-    # The network: VGG("vgg16", num_classes=10, ...), its parameters side by side in one array.
     net = parts.make_network(options, len(images.class_names)).to(device)
+
+    # Batches. Validation images are drawn from the training images; the test images wait until the end.
+    train, validation, test = parts.make_loaders(images, options)
 
     # The loss, and what makes it smaller: SGD(net.parameters(), lr, momentum=0.9, ...).
     loss, optimizer = SoftmaxCrossEntropy(options.label_smoothing), parts.make_optimizer(options, net)

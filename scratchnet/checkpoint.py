@@ -94,7 +94,7 @@ def save(
     text = json.dumps(info, default=plain)
     check_that_it_rebuilds(net, json.loads(text))
     tensors = {name: to_numpy(p.data) for name, p in net.parameters().items()}
-    tensors |= {name: _to_file(tensors[name], window) for name, window in _windows(net, info).items()}
+    tensors |= {name: _to_file(tensors[name], window) for name, window in windows_of(net, info).items()}
     tensors |= {name: to_numpy(array) for name, array in net.buffers().items()}
     write_tensors(path, tensors, text)
 
@@ -144,7 +144,7 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
 
 def network_in(file: TensorFile) -> Chain:
     """Return the network that an open file holds, in evaluation mode."""
-    info = _read_header(file)
+    info = read_header(file)
     net = _build(file, info)
     _put(net, file, info)
     net.info = info
@@ -179,7 +179,7 @@ def load_weights(path: str | os.PathLike[str], net: Layer) -> None:
     True
     """
     with open_tensors(path) as file:
-        _put(net, file, _read_header(file))
+        _put(net, file, read_header(file))
 
 
 # Which network a file holds
@@ -213,7 +213,7 @@ def _build(file: TensorFile, info: dict[str, Any]) -> Chain:
 # Layouts. Linear layers are seen as convolutions with a kernel of one pixel, or of the whole image.
 
 
-def _windows(net: Layer, info: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+def windows_of(net: Layer, info: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Return what one output of a convolution or linear layer sees, (H, W, C), by the name of its weights.
 
     The first linear layer of a VGG sees a feature map; in a file of a chain each sees one pixel.
@@ -246,7 +246,7 @@ def _to_file(weights: Array, window: tuple[int, int, int]) -> Array:
     return turned if weights.ndim == 4 else turned.reshape(weights.T.shape)  # (out, in)
 
 
-def _to_memory(rows: Array, window: tuple[int, int, int], ndim: int) -> Array:
+def to_memory(rows: Array, window: tuple[int, int, int], ndim: int) -> Array:
     """Turn some rows of weights from the file's layout to memory's: the inverse of ``_to_file``."""
     H, W, C = window
     turned = rows.reshape(-1, C, H, W).transpose(2, 3, 1, 0)  # (H, W, C, O)
@@ -259,7 +259,7 @@ def _put(net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
     Large ones are read a part at a time, straight into the network's buffer, so that nothing is in memory
     twice.
     """
-    buffers, expected, windows = net.buffers(), shapes(net), _windows(net, info)
+    buffers, expected, windows = net.buffers(), shapes(net), windows_of(net, info)
     names = [name for name in file.shapes if not name.endswith("num_batches_tracked")]
     misfit = "does not fit the network"
     for name in [*expected, *names]:
@@ -285,7 +285,7 @@ def _put(net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
         step = max(1, NUMBERS_AT_A_TIME * outputs // p.size)
         for start in range(0, outputs, step):
             rows = slice(start, min(start + step, outputs))
-            p.assign((..., rows), asarray(_to_memory(file.read_rows(name, rows), windows[name], p.ndim)))
+            p.assign((..., rows), asarray(to_memory(file.read_rows(name, rows), windows[name], p.ndim)))
     for name, buffer in buffers.items():
         buffer[...] = net.backend.asarray(file.read(name))
 
@@ -293,7 +293,7 @@ def _put(net: Layer, file: TensorFile, info: Mapping[str, Any]) -> None:
 # The header
 
 
-def _read_header(file: TensorFile) -> dict[str, Any]:
+def read_header(file: TensorFile) -> dict[str, Any]:
     """Return our part of a file's header, checked as far as it can be without the network."""
     try:
         info = checked(json.loads(file.metadata.get(HEADER, "{}")))

@@ -34,13 +34,14 @@ def is_bias_or_norm(name: str, parameter: Parameter) -> bool:
 
 
 class _Span(NamedTuple):
-    """Numbers that lie next to each other in the flat arrays, and decay alike."""
+    """Numbers that lie next to each other in the flat arrays, decay alike and learn at one rate."""
 
     buffer: FlatBuffer
     start: int
     stop: int
     momentum_start: int  # in the momentum buffer
     decay: float
+    lr_scale: float
 
     def part(self, start: int, stop: int) -> _Span:
         """Return these numbers from ``start`` to ``stop``, which may lie beyond the end."""
@@ -70,6 +71,9 @@ class SGD:
     nesterov : bool
     no_decay : callable, optional
         Tells what weight decay leaves alone, as ``is_bias_or_norm`` does. By default everything decays.
+    lr_scales : dict of str to float, optional
+        What multiplies the learning rate of some layers, by path: ``{"features": 0.1}`` for a network whose
+        features were trained before. Of several paths that fit, the longest counts.
 
     Attributes
     ----------
@@ -95,6 +99,7 @@ class SGD:
         weight_decay: float = 0.0,
         nesterov: bool = False,
         no_decay: Callable[[str, Parameter], bool] | None = None,
+        lr_scales: Mapping[str, float] | None = None,
     ):
         if not isinstance(parameters, Mapping) or not parameters:
             raise ValueError("SGD takes the dict that net.parameters() returns, with at least one parameter")
@@ -106,6 +111,11 @@ class SGD:
         self.parameters = dict(parameters)
         self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
         self.no_decay = no_decay or (lambda name, parameter: False)
+        self.lr_scales = dict(lr_scales or {})
+        for path, scale in self.lr_scales.items():
+            checks.real(0.0, **{f"lr_scales[{path!r}]": scale})
+            if not any(_lies_in(name, path) for name in self.parameters):
+                raise ValueError(f"lr_scales names {path!r}, where there are no parameters")
         self.momentum_buffer: Array | None = None
         self._momentum_names: list[str] | None = None
         _lay_together(list(self.parameters.values()))
@@ -133,6 +143,11 @@ class SGD:
         backend = next(iter(self.parameters.values())).buffer.backend
         self.momentum_buffer = backend.asarray(arrays["momentum"]).copy() if "momentum" in arrays else None
         self._momentum_names = list(self.trainable())
+
+    def lr_scale(self, name: str) -> float:
+        """Return what multiplies the learning rate of a parameter."""
+        path = max((path for path in self.lr_scales if _lies_in(name, path)), key=len, default=None)
+        return 1.0 if path is None else self.lr_scales[path]
 
     def step(self) -> None:
         """Change the parameters by one step against their gradients.
@@ -187,11 +202,11 @@ class SGD:
         xp = spans[0].buffer.backend.xp
         longest = max(span.stop - span.start for span in spans)
         scratch = {span.buffer.dtype: xp.empty(longest, span.buffer.dtype) for span in spans}
-        for buffer, start, stop, momentum_start, decay in spans:
+        for buffer, start, stop, momentum_start, decay, lr_scale in spans:
             assert buffer.grad is not None  # there is no span without a gradient
             w, g = buffer.allocate()[start:stop], buffer.grad[start:stop]
             # A new array for the intermediate values of each block would cost more than the arithmetic.
-            s = scratch[buffer.dtype][: stop - start]
+            s, lr = scratch[buffer.dtype][: stop - start], self.lr * lr_scale
             if decay:
                 g = xp.add(g, xp.multiply(w, decay, out=s), out=s)
             if self.momentum_buffer is not None:
@@ -199,11 +214,11 @@ class SGD:
                 v *= self.momentum
                 v += g
                 if self.nesterov:
-                    w -= xp.multiply(g, self.lr, out=s)
+                    w -= xp.multiply(g, lr, out=s)
                     g = xp.multiply(v, self.momentum, out=s)
                 else:
                     g = v
-            w -= xp.multiply(g, self.lr, out=s)
+            w -= xp.multiply(g, lr, out=s)
 
     def _spans(self) -> list[_Span]:
         """Join the parameters that have a gradient into spans; in a plain network there is one."""
@@ -212,13 +227,19 @@ class SGD:
         for name, p in self.trainable().items():
             if p.has_grad:
                 decay = 0.0 if self.no_decay(name, p) else self.weight_decay
-                span = _Span(p.buffer, p.span.start, p.span.stop, momentum_start, decay)
+                place = p.buffer, p.span.start, p.span.stop, momentum_start
+                span = _Span(*place, decay, self.lr_scale(name))
                 if spans and spans[-1].part(spans[-1].stop, span.stop) == span:
                     spans[-1] = spans[-1]._replace(stop=span.stop)
                 else:
                     spans.append(span)
             momentum_start += p.size
         return spans
+
+
+def _lies_in(name: str, path: str) -> bool:
+    """Tell whether a parameter is one of the layer of this path, as ``Layer.freeze`` understands it."""
+    return not path or f"{name}.".startswith(f"{path}.")
 
 
 def _lay_together(parameters: list[Parameter]) -> None:

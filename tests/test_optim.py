@@ -313,3 +313,43 @@ def test_an_optimizers_state_goes_on_where_it_was_taken():
     assert twin["b"].data == weights["b"].data
     assert kept["momentum"] == [1.0]  # what was put back is a copy
     assert SGD(twin, 0.1).state_shapes(["a", "b"]) == {}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_learn_at_rates_of_their_own_as_pytorchs_parameter_groups(variant):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    net, rng = small_net(), np.random.default_rng(3)
+    optimizer = SGD(net.parameters(), lr=0.05, **variant, lr_scales={"0": 0.1, "1.bias": 0.0, "0.bias": 3.0})
+    scales = {"0.weight": 0.1, "0.bias": 3.0, "1.bias": 0.0}
+    theirs = {name: torch.tensor(p.data.copy(), requires_grad=True) for name, p in net.parameters().items()}
+    groups = [{"params": [t], "lr": 0.05 * scales.get(name, 1.0)} for name, t in theirs.items()]
+    reference = torch.optim.SGD(groups, **variant)
+    for _ in range(5):
+        give_gradients(net.parameters(), rng)
+        for p, t in zip(net.parameters().values(), theirs.values(), strict=True):
+            t.grad = torch.tensor(p.grad.copy())
+        optimizer.step()
+        reference.step()
+    for p, t in zip(net.parameters().values(), theirs.values(), strict=True):
+        np.testing.assert_allclose(p.data, t.detach().numpy(), rtol=1e-12)
+
+
+def test_a_scale_of_one_changes_no_bit():
+    one, other = small_net("float32"), small_net("float32")
+    for net, scales in ((one, None), (other, {"0": 1.0, "": 1.0})):
+        optimizer = SGD(net.parameters(), 0.1, 0.9, 1e-3, lr_scales=scales)
+        rng = np.random.default_rng(4)
+        for _ in range(3):
+            for p in net.parameters().values():
+                p.grad = rng.standard_normal(p.shape).astype("float32")
+            optimizer.step()
+    for p, q in zip(one.parameters().values(), other.parameters().values(), strict=True):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_scales_of_what_is_not_there_are_refused():
+    parameters = small_net().parameters()
+    with pytest.raises(ValueError, match="lr_scales names 'features', where there are no parameters"):
+        SGD(parameters, 0.1, lr_scales={"features": 0.1})
+    with pytest.raises(ValueError, match=r"lr_scales\['0'\] must be a finite number of at least 0, not -1"):
+        SGD(parameters, 0.1, lr_scales={"0": -1})

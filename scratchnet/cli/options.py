@@ -18,6 +18,7 @@ import numpy as np
 import scratchnet
 from scratchnet.cli.program import Parser, at_least_zero, name_of_program, positive
 from scratchnet.initialise import INITIALISATIONS
+from scratchnet.interop import CHANNELS
 from scratchnet.layers import Layer
 from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
@@ -67,6 +68,8 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     if given.get("demo") and given.get("recipe"):
         parser.error("--demo and --recipe are two different runs: give one")
     chosen = DEMO if given.get("demo") else RECIPES.get(given.get("recipe", ""), {})
+    if mistake := _mistake(given):
+        parser.error(mistake)
     options = DEFAULTS | chosen | given
     if options["resume"]:
         options = _options_of_run(options["run_dir"], given)
@@ -115,6 +118,18 @@ def _training_parser() -> Parser:
     add(net, "dropout", "after the hidden linear layers", **share, metavar="P")
     add(net, "init", "initial weights; all but the default show failure", choices=[*INITIALISATIONS])
     add(net, "output-scale", "multiplies the last layer's initial weights", **share, metavar="S")
+    start = parser.add_argument_group("weights to begin with")
+    file: dict[str, Any] = {"metavar": "FILE", "type": os.path.expanduser}
+    colours: dict[str, Any] = {"nargs": 3, "type": float, "metavar": ("R", "G", "B")}
+    text = "take all weights that fit from FILE: safetensors, PyTorch's or ONNX; not on --resume"
+    add(start, "init-from", text, **file)
+    add(start, "new-head", "leave the last layer new, even if the one in FILE fits", **flag)
+    add(start, "freeze", "do not train these layers: features, or features.0,classifier.0", metavar="PATHS")
+    add(start, "body-lr-scale", "multiplies --lr for the convolutions", **share, metavar="S")
+    add(start, "init-channels", "what FILE expects; bgr for Caffe's and Keras's VGG", choices=CHANNELS)
+    text = "of pixels from 0 to 1 (default that of FILE, else of the training images)"
+    add(start, "mean", text, **colours)
+    add(start, "std", text, **colours)
     training = parser.add_argument_group("the training")
     add(training, "epochs", "how many", **count)
     add(training, "batch-size", "images per step", **count)
@@ -127,6 +142,20 @@ def _training_parser() -> Parser:
     add(training, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
     add(training, "seed", "of everything random", type=at_least_zero(int), metavar="N")
     return parser
+
+
+def _mistake(given: dict[str, Any]) -> str:
+    """Return what is wrong with options that go together; nothing if all is well."""
+    if ("mean" in given) != ("std" in given):
+        return "--mean and --std go together: give both"
+    if "mean" in given and not all(0 <= value <= 1 for value in given["mean"]):
+        return "--mean must be of pixels from 0 to 1: divide what is meant for pixels up to 255 by 255"
+    if "std" in given and not all(0 < value < float("inf") for value in given["std"]):
+        return "--std must be three numbers above zero, of pixels from 0 to 1"
+    lacking = next((name for name in ("new_head", "init_channels") if name in given), "")
+    if lacking and not {"init_from", "resume"} & given.keys():
+        return f"--{lacking.replace('_', '-')} belongs to --init-from: give a file"
+    return ""
 
 
 def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any]:

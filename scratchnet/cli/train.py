@@ -14,6 +14,7 @@ from scratchnet.cli.options import describe_run, open_run, parse_training
 from scratchnet.cli.program import complain
 from scratchnet.data import Augmentation, ImageData, Loader, Normalisation, split_validation, subset
 from scratchnet.doctor import Doctor
+from scratchnet.interop import initialise
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
@@ -30,8 +31,8 @@ def main() -> None:
     device = backend.get(options.backend)
     say(f"Device: {device}")
     images = load_data(options.data, options.data_dir, options.dry_run)
-    train, validation, test = make_loaders(images, options)
     net = make_network(options, len(images.class_names)).to(device)
+    train, validation, test = make_loaders(images, options)
     loss, optimizer = SoftmaxCrossEntropy(options.label_smoothing), make_optimizer(options, net)
     rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
     trainer = make_trainer(options, images, net, optimizer, rate, loss, train, validation)
@@ -46,7 +47,9 @@ def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, L
     if options.subset:
         learn = subset(labels, learn, options.subset, seed)
     say(f"Data: {printable(images.name)}, {len(learn):,} images to train on, {len(validate):,} to validate")
-    how: dict[str, Any] = {"normalisation": Normalisation.of(inputs, learn), "seed": seed}
+    known = options.mean is not None
+    normalisation = Normalisation(options.mean, options.std) if known else Normalisation.of(inputs, learn)
+    how: dict[str, Any] = {"normalisation": normalisation, "seed": seed}
     how |= {"batch_size": options.batch_size, "image_size": options.image_size}
     augmentation = Augmentation.named(options.augment)
     return (
@@ -57,19 +60,46 @@ def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, L
 
 
 def make_network(options: SimpleNamespace, num_classes: int) -> VGG:
-    """Return the network, and print what it is."""
+    """Return the network, with weights from a file where that is wanted, and print what it is."""
     names = ("image_size", "batch_norm", "width", "classifier_width", "dropout", "head", "init")
     settings = {name: getattr(options, name) for name in (*names, "output_scale", "seed")}
     net = VGG(options.arch, num_classes, **settings)
     say(f"Network: {net}")
     say(f"Parameters: {sum(p.size for p in net.parameters().values()):,}")
+    begin_with(options, net)
     return net
+
+
+def begin_with(options: SimpleNamespace, net: VGG) -> None:
+    """Give the network the weights that ``--init-from`` names, and freeze what is not to learn.
+
+    Without ``--mean`` images are normalised as the file says, if it does: so its layers have learned to see.
+    A run that is resumed has all that in its state.
+    """
+    loaded: list[str] = []
+    if options.init_from and not options.resume:
+        result = initialise(net, options.init_from, new_head=options.new_head, channels=options.init_channels)
+        say(str(result))
+        loaded = result.loaded
+        if options.mean is None and result.info.get("mean") and result.info.get("std"):
+            options.mean, options.std = result.info["mean"], result.info["std"]
+    for path in options.freeze.split(",") if options.freeze else ():
+        net.freeze(path.strip())
+    frozen = {name for name, p in net.parameters().items() if not p.trainable}
+    if len(frozen) == len(net.parameters()):
+        raise ValueError(f"--freeze {options.freeze} leaves nothing to train")
+    if frozen:
+        trained = sum(p.size for p in net.parameters().values() if p.trainable)
+        say(f"Frozen: {options.freeze}; {trained:,} parameters are trained")
+    if (random := frozen - {*loaded}) and not options.resume:
+        complain(f"warning: {len(random)} frozen tensors are not from a file and stay as random as they are")
 
 
 def make_optimizer(options: SimpleNamespace, net: VGG) -> SGD:
     """Return what makes the loss smaller."""
     names = ("momentum", "nesterov", "weight_decay")
-    return SGD(net.parameters(), options.lr, **{name: getattr(options, name) for name in names})
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    return SGD(net.parameters(), options.lr, **settings, lr_scales={"features": options.body_lr_scale})
 
 
 def make_trainer(

@@ -5,6 +5,8 @@
 ``torch_names.py``     the names that torchvision and timm give them
 ``onnx_read.py``       ONNX graphs as networks, by the operators of ``onnx_operators.py``
 ``onnx_write.py``      networks as ONNX graphs
+``kinds.py``           which of these a file is
+``transfer.py``        all weights of a file that fit a network of one's own
 =====================  =================================================================================
 """
 
@@ -15,20 +17,12 @@ import os
 from scratchnet import checkpoint
 from scratchnet.backend import Backend
 from scratchnet.interop import onnx_read, onnx_write, torch_file, torch_names
+from scratchnet.interop.kinds import kind_of
+from scratchnet.interop.transfer import CHANNELS, Initialised, initialise
 from scratchnet.layers import Chain
-from scratchnet.tensorfile import FormatError, TensorsInMemory
+from scratchnet.tensorfile import TensorsInMemory
 
-__all__ = ["load", "load_onnx", "load_torch", "save_onnx"]
-
-HDF5 = b"\x89HDF\r\n\x1a\n"
-KERAS = "is a file of Keras (HDF5), which is not read here. With Keras at hand, this converts it:"
-KERAS_ADVICE = """
-    import keras, tf2onnx, tensorflow as tf
-    model = keras.models.load_model({path!r})
-    shape = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")]
-    function = tf.function(model.call, input_signature=shape)
-    model.output_names = ["output"]
-    tf2onnx.convert.from_function(function, shape, output_path="model.onnx")"""
+__all__ = ["CHANNELS", "Initialised", "initialise", "load", "load_onnx", "load_torch", "save_onnx"]
 
 save_onnx = onnx_write.save
 
@@ -65,16 +59,8 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
     >>> load(path)[1]
     Linear(in_features=12, out_features=2, bias=True)
     """
-    if not os.path.isfile(path):
-        return checkpoint.load(path, backend)  # says what it is instead
-    with open(path, "rb") as file:
-        start = file.read(16)
-    if start.startswith(HDF5):
-        raise FormatError(f"{path} {KERAS}", KERAS_ADVICE.format(path=os.fspath(path)))
-    if torch_file.is_torch_file(path):
-        return load_torch(path, backend)
-    # A safetensors file begins with the length of its header, and with the brace of that header's JSON.
-    return checkpoint.load(path, backend) if start[8:9] == b"{" else load_onnx(path, backend)
+    loaders = {"safetensors": checkpoint.load, "torch": load_torch, "onnx": load_onnx}
+    return loaders[kind_of(path)](path, backend)
 
 
 def load_torch(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chain:

@@ -12,16 +12,27 @@ DEFAULTS: dict[str, Any] = {
     # The network
     **{"arch": "vgg16", "batch_norm": False, "width": 1.0, "image_size": 32, "head": "flatten"},
     **{"classifier_width": 4096, "dropout": 0.5, "init": "he", "output_scale": 1.0},
+    # Weights that it begins with
+    **{
+        "init_from": None,
+        "init_channels": "rgb",
+        "new_head": False,
+        "freeze": None,
+        "mean": None,
+        "std": None,
+    },
     # The training
     **{"subset": None, "validation": None, "epochs": 15, "batch_size": 128, "lr": 0.02, "momentum": 0.9},
     **{"nesterov": False, "weight_decay": 5e-4, "schedule": "cosine", "label_smoothing": 0.0},
-    **{"augment": "crop-flip", "seed": 0},
+    **{"augment": "crop-flip", "seed": 0, "body_lr_scale": 1.0},
     # The program
     **{"run_dir": None, "resume": False, "dry_run": False, "diagnose": False, "views": 1, "demo": False},
     "recipe": None,
 }
 
-UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str}  # if not given: None
+# If they are not given: None
+UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str, "init_from": str}
+UNSET |= {"freeze": str, "mean": list, "std": list}
 
 
 def read_options(run: RunDirectory) -> dict[str, Any]:
@@ -52,6 +63,9 @@ def _kind_missed(name: str, value: Any) -> str:
     if value is None and name in UNSET:
         return ""
     kind = UNSET.get(name) or type(DEFAULTS[name])
+    if kind is list:
+        numbers = isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+        return "" if numbers else "three numbers"
     if kind in (bool, str):
         return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
     least = 1 if kind is int and name != "seed" else 0

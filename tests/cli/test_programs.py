@@ -92,9 +92,9 @@ def test_training_prints_device_data_network_the_articles_log_and_the_test_accur
     assert (trained.status, trained.err) == (0, "")
     expected = [
         r"Device: numpy on CPU \(.*\)",
-        r"Data: shapes10, 64 images to train on, 64 to validate",
         r"Network: VGG\(architecture='vgg11', num_classes=10, image_size=32, .*\)",
         r"Parameters: 37,250",
+        r"Data: shapes10, 64 images to train on, 64 to validate",
         r"Forecast: \d+\.\d [kM] multiply-adds per image, [\d,]+ MB of memory",
         *LOG,
         r"Best model: run/best.safetensors",

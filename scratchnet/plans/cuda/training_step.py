@@ -83,7 +83,8 @@ class TrainingSteps:
         self.xp = net.backend.xp
         self.buffer = parameters[0].buffer
         self.totals_on_device: Array = self.xp.zeros(3, np.float64)
-        self.rates: Array = self.xp.empty(0, np.float32)
+        self.scales: list[float] = []
+        self.rates: Array = self.xp.empty((0, 0), np.float32)
         self.choices: Array = self.xp.empty((0, 6), np.int32)
         self.counters: Array = self.xp.empty(0, np.int64)
         self._of_size: dict[int, _Step] = {}
@@ -91,7 +92,9 @@ class TrainingSteps:
 
     def begin(self, rates: ArrayLike, choices: ArrayLike | None = None) -> None:
         """Begin an epoch: with the learning rate of each step, and for ``data`` with ``Loader.choices``."""
-        self.rates = self._upload(self.rates, np.asarray(rates, np.float32))
+        self.scales = sorted({self.optimizer.lr_scale(name) for name in self.optimizer.parameters})
+        rows = np.outer(self.scales, np.asarray(rates, np.float32)).astype(np.float32)
+        self.rates = self._upload(self.rates, rows)  # (scales, steps)
         if choices is not None:
             self.choices = self._upload(self.choices, np.asarray(choices, np.int32))
         # Each dropout begins with a random number and counts on from there. The number comes from its
@@ -185,14 +188,15 @@ class _Step:
         advance(steps.counters)
 
     def _launch_sgd(self) -> None:
-        """Launch the optimizer: once, unless some parameters do not decay."""
+        """Launch the optimizer: once, unless some parameters do not decay, or learn at another rate."""
         steps, weights, optimizer = self.steps, self.weights, self.steps.optimizer
         velocity = optimizer.momentum_buffer if optimizer.momentum else None
-        for buffer, start, stop, momentum_start, decay in optimizer._spans():
+        for buffer, start, stop, momentum_start, decay, lr_scale in optimizer._spans():
+            rates = steps.rates[steps.scales.index(lr_scale)]
             sgd(
                 cast(Array, buffer.data)[start:stop], cast(Array, buffer.grad)[start:stop],
                 None if velocity is None else velocity[momentum_start:][: stop - start],
-                steps.rates, steps.counters[:1], momentum=optimizer.momentum, weight_decay=decay,
+                rates, steps.counters[:1], momentum=optimizer.momentum, weight_decay=decay,
                 nesterov=optimizer.nesterov, operands=weights.flat[start:stop] if weights.separate else None,
             )  # fmt: skip
 
@@ -201,4 +205,4 @@ class _Step:
         arrays = steps.rates, steps.choices, steps.counters, optimizer.momentum_buffer
         addresses = (None if array is None else address(array) for array in arrays)
         settings = optimizer.momentum, optimizer.weight_decay, optimizer.nesterov, steps.loss.label_smoothing
-        return *self.plan.constants(), *addresses, *settings
+        return *self.plan.constants(), *addresses, *settings, *steps.scales

@@ -43,6 +43,7 @@ OPTIMIZERS = {
         "nesterov": True,
         "no_decay": optim.is_bias_or_norm,
     },
+    "rates apart": {"momentum": 0.9, "lr_scales": {"0": 0.1, "0.weight": 2.0}},
 }
 EPOCHS, RATES = 3, np.array([0.01, 0.02, 0.005], np.float32)  # a rate for each of an epoch's three batches
 
