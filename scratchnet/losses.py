@@ -114,6 +114,10 @@ class SoftmaxCrossEntropy:
         value, self._cache = F.softmax_cross_entropy_forward(logits, targets, self.label_smoothing, weights)
         return value
 
+    def weight_of(self, labels: np.ndarray) -> float:
+        """Return what the mean over a batch with these labels divides by: N, or the sum of their weights."""
+        return float(len(labels) if self.class_weights is None else self.class_weights[labels].sum())
+
     def __call__(self, logits: Array, labels: ArrayLike) -> Array:
         """Call ``forward``."""
         return self.forward(logits, labels)

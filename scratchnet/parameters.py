@@ -14,7 +14,7 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import prod
 from typing import Any
@@ -136,6 +136,8 @@ class Parameter:
             return
         self.grad_view[...] = self._fitting(values)
         self.has_grad = True
+        if self.buffer.observer is not None:
+            self.buffer.observer(self)
 
     @property
     def grad_view(self) -> Array:
@@ -171,6 +173,9 @@ class FlatBuffer:
         Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, and when batch
         normalisation tracks its statistics, so that whatever was derived from them (a plan's transformed
         weights) can tell that it is stale.
+    observer : callable or None
+        During a backward pass, told of each parameter when its gradient is final: by a layer that assigns
+        ``grad``, or by a plan. What adds up gradients of many processes need not wait for the end then.
 
     Examples
     --------
@@ -189,6 +194,7 @@ class FlatBuffer:
         self.data: Array | None = None
         self.grad: Array | None = None
         self.filled = False
+        self.observer: Callable[[Parameter], None] | None = None
         self.version = 0
         self.size = 0
         moved = [p for p in self.parameters if hasattr(p, "buffer")]  # all but a new one, alone in its first

@@ -295,6 +295,19 @@ class Augmentation:
         True
         """
         images = as_images(images)
+        N, H, W, _ = images.shape
+        return self.change(images, self.draw(N, H, W, rng), fill)
+
+    def change(
+        self, images: np.ndarray, changes: np.ndarray, fill: Sequence[int] = (128, 128, 128)
+    ) -> np.ndarray:
+        """Make the changes, integers (N, 5), that ``draw`` returned, to images (N, H, W, C).
+
+        >>> images = np.arange(3, dtype=np.uint8).reshape(1, 1, 3, 1).repeat(3, axis=3)
+        >>> Augmentation(flip=True).change(images, np.array([[0, 0, 1, 0, 0]]))[0, 0, :, 0]
+        array([2, 1, 0], dtype=uint8)
+        """
+        images = as_images(images)
         N, H, W, C = images.shape
         padded, c = images, self.crop
         if c:
@@ -303,7 +316,7 @@ class Augmentation:
             padded[:, c : c + H, c : c + W] = images
         # One slice per image: a gather of the whole batch moves single pixels and takes several times longer.
         result = np.empty_like(images)
-        for i, (top, left, flipped, hole_top, hole_left) in enumerate(self.draw(N, H, W, rng)):
+        for i, (top, left, flipped, hole_top, hole_left) in enumerate(changes):
             window = padded[i, top : top + H, left : left + W]  # (H, W, 3)
             result[i] = window[:, ::-1] if flipped else window
             if self.cutout:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -11,6 +13,21 @@ from scratchnet import checks, workers
 from scratchnet.data._common import as_images, image_indices
 from scratchnet.data.augment import Augmentation, Normalisation
 from scratchnet.data.images import resize_and_crop
+
+
+class Rows(NamedTuple):
+    """Which rows of a batch are handed out: all of them, or a shard's.
+
+    Attributes
+    ----------
+    start, stop : int
+    total : int
+        How many the batch has.
+    """
+
+    start: int
+    stop: int
+    total: int
 
 
 class Loader:
@@ -82,6 +99,7 @@ class Loader:
             raise ValueError(f"normalisation {found}")
         self.augmentation = augmentation
         self.dtype, self.image_size = np.dtype(dtype), image_size
+        self._shard = 0, 1
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -89,8 +107,36 @@ class Loader:
 
     @property
     def n_samples(self) -> int:
-        """How many images an epoch hands out."""
+        """How many images an epoch hands out, all shards together."""
         return len(self.indices)
+
+    def shard(self, rank: int, ranks: int) -> Loader:
+        """Return a loader of the same batches that hands out, and prepares, only one process's rows of each.
+
+        Together the shards hand out what this loader does, to the bit. Sizes differ by one image at most; of
+        a batch with fewer images than processes, some shards have none.
+
+        Parameters
+        ----------
+        rank, ranks : int
+            Which of how many processes.
+
+        Examples
+        --------
+        >>> loader = Loader(np.zeros((5, 8, 8, 3), np.uint8), np.arange(5), 4, shuffle=False)
+        >>> [[y.tolist() for x, y in loader.shard(rank, 2).epoch(0)] for rank in range(2)]
+        [[[0, 1], [4]], [[2, 3], []]]
+        """
+        checks.whole(0, rank=rank, ranks=ranks - 1 - rank)
+        part = copy.copy(self)
+        part._shard = rank, ranks
+        return part
+
+    def rows(self, batch: int) -> Rows:
+        """Return which rows of a batch, counted from 0 within its epoch, ``epoch`` hands out."""
+        rank, ranks = self._shard
+        total = max(0, min(self.batch_size, len(self.indices) - batch * self.batch_size))
+        return Rows(-(-rank * total // ranks), -(-(rank + 1) * total // ranks), total)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Go once through the data set, or through what is left of it.
@@ -160,14 +206,22 @@ class Loader:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, *when)))
 
     def _prepare(self, order: np.ndarray, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        whole, rows = order[batch * self.batch_size :][: self.batch_size], self.rows(batch)
+        chosen = whole[rows.start : rows.stop]
         images = self.images[chosen]
-        if self.augmentation is not None:
-            generator = self._generator(1, epoch, batch)
-            mean = self.normalisation
+        if (augmentation := self.augmentation) is not None:
+            generator, mean = self._generator(1, epoch, batch), self.normalisation
             fill = mean.colour if images.dtype == np.uint8 else mean.mean
-            images = self.augmentation.apply(images, generator, fill=fill)
-        if self.image_size is not None:
+            if len(chosen) == len(whole):
+                images = augmentation.apply(images, generator, fill=fill)
+            elif type(augmentation).apply is Augmentation.apply:  # drawn for the whole batch, made to a part
+                height, width = images.shape[1:3]
+                changes = augmentation.draw(len(whole), height, width, generator)
+                images = augmentation.change(images, changes[rows.start : rows.stop], fill=fill)
+            else:  # a subclass's own, which may draw as it likes
+                everything = augmentation.apply(self.images[whole], generator, fill=fill)
+                images = everything[rows.start : rows.stop]
+        if self.image_size is not None and len(images):
             images = resize_and_crop(images, self.image_size)
         return self.normalisation.apply(images, dtype=self.dtype), self.labels[chosen]
 

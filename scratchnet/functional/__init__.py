@@ -19,7 +19,7 @@ from scratchnet.functional.conv import (
 )
 from scratchnet.functional.dropout import dropout_backward, dropout_forward
 from scratchnet.functional.linear import linear_backward, linear_forward
-from scratchnet.functional.norm import batch_norm_backward, batch_norm_forward
+from scratchnet.functional.norm import Across, batch_norm_backward, batch_norm_forward
 from scratchnet.functional.pool import (
     global_avg_pool2d_backward,
     global_avg_pool2d_forward,
@@ -34,6 +34,7 @@ from scratchnet.functional.softmax import (
 )
 
 __all__ = [
+    "Across",
     "batch_norm_backward",
     "batch_norm_forward",
     "col2im",

@@ -11,6 +11,32 @@ from scratchnet.backend import Array, array_module
 from scratchnet.functional.sums import channel_sum
 
 
+class Across:
+    """What adds up over the processes among which a batch is divided.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> class Twins(Across):  # two processes that have the same
+    ...     def sum(self, x):
+    ...         return 2 * x
+    ...
+    ...     def count(self, M):
+    ...         return 2 * M
+    >>> _, cache = batch_norm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), across=Twins())
+    >>> cache.mean, cache.var
+    (array([2.]), array([1.]))
+    """
+
+    def sum(self, x: Array) -> Any:
+        """Return the sum of every process's x, on all of them."""
+        raise NotImplementedError
+
+    def count(self, M: int) -> int:
+        """Return how many values the whole batch has per channel, where this part of it has M."""
+        raise NotImplementedError
+
+
 class BatchNormCache(NamedTuple):
     """What the backward pass needs, and the statistics that the layer tracks.
 
@@ -41,6 +67,7 @@ def batch_norm_forward(
     mean: Any = None,
     var: Any = None,
     eps: float = 1e-5,
+    across: Across | None = None,
 ) -> tuple[Any, BatchNormCache]:
     """Return weight * (x - mu) / sqrt(var + eps) + bias, channel by channel.
 
@@ -55,6 +82,8 @@ def batch_norm_forward(
         variance is the biased one.
     eps : float
         Keeps the division away from zero.
+    across : Across, optional
+        Where ``x`` is a part of the batch: what adds up the sums of all parts.
 
     Returns
     -------
@@ -71,18 +100,20 @@ def batch_norm_forward(
     """
     of_batch = mean is None
     if of_batch:
-        M = x.size // x.shape[-1]
-        mean = channel_sum(x) / M  # (C,)
+        M, total = _of_all(x, across)
+        mean = total(channel_sum(x)) / M  # (C,)
     y = x - mean  # (..., C)
     if of_batch:
-        var = channel_sum(y * y) / M  # (C,)
+        var = total(channel_sum(y * y)) / M  # (C,)
     inv_std = 1.0 / array_module(x).sqrt(var + eps)  # (C,)
     y *= weight * inv_std
     y += bias
     return y, BatchNormCache(x, weight, mean, var, inv_std, of_batch)
 
 
-def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Any, Any, Any]:
+def batch_norm_backward(
+    dy: Array, cache: BatchNormCache, across: Across | None = None
+) -> tuple[Any, Any, Any]:
     """Return the gradients with respect to ``x``, ``weight`` and ``bias``.
 
     Write h = (x - mu) / s with s = sqrt(var + eps), so that y = weight * h + bias. Then dbias = sum dy and
@@ -102,6 +133,8 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Any, Any, Any
     dy : array, shape of y
     cache : BatchNormCache
         From ``batch_norm_forward``.
+    across : Across, optional
+        As there. ``dweight`` and ``dbias`` are those of this part, and ``dx`` takes those of all.
 
     Returns
     -------
@@ -124,11 +157,17 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Any, Any, Any
     dbias = channel_sum(dy)  # (C,)
     dweight = channel_sum(dy * h)  # (C,)
     if of_batch:
-        M = x.size // x.shape[-1]
-        h *= dweight / M
+        M, total = _of_all(x, across)
+        h *= total(dweight) / M
         dx = dy - h  # (..., C)
-        dx -= dbias / M
+        dx -= total(dbias) / M
         dx *= weight * inv_std
     else:
         dx = dy * (weight * inv_std)  # (..., C)
     return dx, dweight, dbias
+
+
+def _of_all(x: Array, across: Across | None) -> tuple[int, Any]:
+    """Return how many values there are per channel, and what adds up sums over all parts of the batch."""
+    M = x.size // x.shape[-1]
+    return (M, lambda part: part) if across is None else (across.count(M), across.sum)

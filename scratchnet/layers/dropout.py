@@ -24,11 +24,18 @@ class Dropout(Layer):
     rng : numpy.random.Generator, optional
         The layer's own: it draws a number for each activation of the batch, on the host.
 
+    Attributes
+    ----------
+    rows : (first, total) or None
+        Where the input is a part of a batch, from which row on, and of how many: the mask is drawn for all.
+
     Examples
     --------
     >>> Dropout(0.5).eval().forward(np.ones(3))
     array([1., 1., 1.])
     """
+
+    rows: tuple[int, int] | None = None
 
     def __init__(
         self, p: float = 0.5, *, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None
@@ -48,7 +55,10 @@ class Dropout(Layer):
 
     def draw(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return a new mask, True for what is kept, from the layer's generator."""
-        return self.rng.random(shape, dtype=np.float32) >= self.p
+        if self.rows is None:
+            return self.rng.random(shape, dtype=np.float32) >= self.p
+        (first, total), (count, *rest) = self.rows, shape
+        return self.rng.random((total, *rest), dtype=np.float32)[first : first + count] >= self.p
 
     def backward(self, dy: Array) -> Array:
         """Pass the gradient through what was kept."""

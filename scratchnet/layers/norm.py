@@ -36,6 +36,7 @@ class BatchNorm(Layer):
 
     buffer_names = ("running_mean", "running_var")
     axes: tuple[str, ...] = ()  # all but the last
+    across: F.Across | None = None  # what adds up over processes, each of which has a part of the batch
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **common: Any):
         super().__init__(**common)
@@ -60,10 +61,11 @@ class BatchNorm(Layer):
             statistics = self.running_mean, self.running_var
             return self.save_for_backward(*F.batch_norm_forward(x, weight, bias, *statistics, eps=self.eps))
         M = x.size // self.num_features
+        M = M if self.across is None else self.across.count(M)
         if M == 1:
             shape = tuple(x.shape)
             raise ValueError(f"{self.label}: one value per channel has no variance to train with: {shape}")
-        y, cache = F.batch_norm_forward(x, weight, bias, eps=self.eps)
+        y, cache = F.batch_norm_forward(x, weight, bias, eps=self.eps, across=self.across)
         self.running_mean += self.momentum * (cache.mean - self.running_mean)
         self.running_var += self.momentum * (cache.var * (M / (M - 1)) - self.running_var)
         self.weight.buffer.version += 1  # plans fold the statistics into weights
@@ -71,7 +73,7 @@ class BatchNorm(Layer):
 
     def backward(self, dy: Array) -> Array:
         """Set the gradients of weight and bias; return dx."""
-        dx, self.weight.grad, self.bias.grad = F.batch_norm_backward(dy, self.saved(dy))
+        dx, self.weight.grad, self.bias.grad = F.batch_norm_backward(dy, self.saved(dy), self.across)
         return dx
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102

@@ -276,6 +276,14 @@ class Plan:
         """Set the gradients; return the one of the input, or None."""
         raise NotImplementedError
 
+    def _gradients_final(self, group: int) -> None:
+        """Tell the buffer's observer of the gradients that a group has set; layers do it by themselves."""
+        observer = None if self._buffer is None else self._buffer.observer
+        if observer is not None and not isinstance(self.kernels[group], Fallback):
+            for layer in self.groups[group].layers:
+                for parameter in layer.parameters().values():
+                    observer(parameter)
+
     # Staleness
 
     def _remember(self) -> None:

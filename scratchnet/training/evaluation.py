@@ -17,6 +17,7 @@ from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.tables import aligned
+from scratchnet.training.alone import Alone
 from scratchnet.training.engine import Layers, Plans, make_engine
 
 VIEWS = (1, 2, 10)  # of how many views of each image the mean may be taken, see views_of
@@ -47,6 +48,7 @@ def evaluate(
     engine: Layers | Plans | None = None,
     views: int = 1,
     progress: Callable[[int], None] | None = None,
+    parallel: Alone | None = None,
 ) -> Evaluation:
     """Return mean loss and accuracy over a data set, in evaluation mode; the mode is restored afterwards.
 
@@ -62,6 +64,8 @@ def evaluate(
         10 are these and four shifted pairs, see ``views_of``.
     progress : callable, optional
         Called after each batch with its number of images, such as a ``Progress``'s ``update``.
+    parallel : Alone, optional
+        As of ``Trainer``: among which processes the images are divided. All get the same result.
 
     Returns
     -------
@@ -77,17 +81,23 @@ def evaluate(
     """
     if not loader.n_samples:
         raise ValueError("there are no images to evaluate on")
-    loss, predictions, labels = 0.0, [], []
-    criterion, engine = SoftmaxCrossEntropy(), engine or make_engine(net)
+    criterion, engine, parallel = SoftmaxCrossEntropy(), engine or make_engine(net), parallel or Alone()
+    loader, losses, predictions, labels = parallel.shard(loader), [], [], []
     with _evaluating(net, views):
-        for x, y in loader.epoch(0):
-            logits = _logits(engine, net.backend.asarray(x), views)
-            loss += float(criterion.forward(logits, y)) * len(y)
-            predictions.append(to_numpy(logits.argmax(axis=1)))
+        for batch, (x, y) in enumerate(loader.epoch(0)):
+            parallel.check()
+            if len(y):  # a shard may have none
+                logits = _logits(engine, net.backend.asarray(x), views)
+                losses.append(np.array([float(criterion.forward(logits, y)) * len(y)]))
+                predictions.append(to_numpy(logits.argmax(axis=1)))
+            else:
+                losses.append(np.zeros(1))
+                predictions.append(y)
             labels.append(y)
             if progress is not None:
-                progress(len(y))
-    predicted, correct = np.concatenate(predictions), np.concatenate(labels)
+                progress(loader.rows(batch).total)
+    predicted, correct = (np.concatenate(parallel.gather(parts)) for parts in (predictions, labels))
+    loss = sum(float(part) for parts in parallel.gather(losses) for part in parts)
     return Evaluation(loss / len(correct), float((predicted == correct).mean()), predicted, correct)
 
 

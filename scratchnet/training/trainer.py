@@ -14,6 +14,7 @@ from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
+from scratchnet.training.alone import Alone
 from scratchnet.training.console import Console
 from scratchnet.training.device import DeviceEpochs
 from scratchnet.training.engine import Layers, Plans, make_engine
@@ -41,6 +42,8 @@ class Trainer:
         What computes, see ``make_engine``. A plan on a GPU does whole epochs there, see ``device.py``.
     observers : sequence of Observer, optional
         What is told how it goes; by default a ``Console``, which prints.
+    parallel : Alone, optional
+        ``distributed.DataParallel`` divides each batch among processes; by default there is one.
 
     Attributes
     ----------
@@ -78,6 +81,7 @@ class Trainer:
         loss: SoftmaxCrossEntropy | None = None,
         engine: str | Layers | Plans | None = None,
         observers: Sequence[Observer] | None = None,
+        parallel: Alone | None = None,
     ):
         self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.train, self.validation, self.loss = train, validation, loss or SoftmaxCrossEntropy()
@@ -92,6 +96,8 @@ class Trainer:
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
         self.totals = EpochTotals()
+        self.parallel = parallel or Alone()
+        self.parallel.join(self)
 
     def resume(self, epochs: int | None = None) -> None:
         """Go back to where the run in the run directory stopped, bit for bit; it is to have so many epochs.
@@ -99,13 +105,17 @@ class Trainer:
         RunError is raised if there is nothing there that fits, or more epochs are done already;
         FileNotFoundError or FormatError, if the best weights so far are missing or damaged.
         """
+        progress = self.parallel.on_writer(partial(self._read_state, epochs))
+        self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
+        self._tell("on_resume")
+
+    def _read_state(self, epochs: int | None) -> dict[str, Any]:
         if self.run is None:
             raise RunError("this trainer has no run directory to resume from: give it one as run")
         progress = self.run.read_state(self.net, self.optimizer)
-        self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
-        if epochs is not None and len(self.log) > epochs:
-            raise RunError(f"{self.run.path} has done {len(self.log)} epochs already, more than {epochs}")
-        self._tell("on_resume")
+        if epochs is not None and (done := len(progress["log"])) > epochs:
+            raise RunError(f"{self.run.path} has done {done} epochs already, more than {epochs}")
+        return progress
 
     def fit(self, epochs: int) -> None:
         """Train until so many epochs are done, those before a resume included.
@@ -120,8 +130,9 @@ class Trainer:
     @contextmanager
     def running(self, epochs: int) -> Iterator[range]:
         """Yield the epochs that remain of so many. Ctrl-C becomes one that says what is on disk."""
-        self._tell("on_begin", epochs)
         try:
+            self.parallel.begin(self)
+            self._tell("on_begin", epochs)
             yield range(len(self.log), epochs)
         except BaseException as error:
             self._tell("on_error", error)
@@ -131,6 +142,8 @@ class Trainer:
             if self.run is not None and self.run.has_state:
                 done += f"; --resume --run-dir {self.run.path} goes on from there"
             raise KeyboardInterrupt(done) from None
+        finally:
+            self.parallel.end(self)
         self._tell("on_end")
 
     def train_epoch(self, epoch: int) -> tuple[float, float]:
@@ -165,26 +178,28 @@ class Trainer:
         for batch, (images, labels) in enumerate(self.train.epoch(epoch)):
             step = epoch * len(self.train) + batch
             self.optimizer.lr = self.schedule(step)
-            x, y = asarray(images), asarray(labels)
-            logits = self.engine.forward(x)
-            loss = float(self.loss.forward(logits, labels))
-            self._tell("on_loss", step, loss)
-            if not isfinite(loss):
-                where, why = f"epoch {epoch + 1}, batch {batch + 1}", why_not_finite(self.net, x)
-                raise NotFinite(f"the loss became {loss} in {where}: {why}")
-            self.engine.backward(self.loss.backward())
+            x, rows = asarray(images), self.train.rows(batch)
+            result = self.parallel.forward(self.engine, self.loss, x, labels, rows)
+            self._tell("on_loss", step, result.loss)
+            if not isfinite(result.loss):
+                why = self.parallel.explain(why_not_finite(self.net, x))
+                where = f"epoch {epoch + 1}, batch {batch + 1}"
+                raise NotFinite(f"the loss became {result.loss} in {where}: {why}")
+            self.parallel.backward(self.engine, self.loss)
             self.optimizer.step()
 
-            totals = totals.plus(loss, int((logits.argmax(axis=1) == y).sum()), len(labels))
+            totals = totals.plus(*result)
             yield step, totals
 
     def finish_epoch(self, epoch: int) -> None:
         """Look at the validation images after ``train_epoch``; log the epoch and write what it leaves."""
         self._tell("on_validation_begin", epoch)
         heard = partial(self._tell, "on_validation_step")
-        result = evaluate(self.net, self.validation, self.engine, progress=heard)
+        self.parallel.average_statistics()
+        result = evaluate(self.net, self.validation, self.engine, progress=heard, parallel=self.parallel)
         if not isfinite(result.loss):
-            where, why = f"after epoch {epoch + 1}", why_not_finite_on(self.net, self.validation)
+            why = self.parallel.explain(why_not_finite_on(self.net, self.validation))
+            where = f"after epoch {epoch + 1}"
             raise NotFinite(f"the loss is not finite on the validation images {where}: {why}")
         seconds = round(time.perf_counter() - self._began, 3)
         speed = round(self.train.n_samples / (self._trained - self._began), 1)
@@ -193,9 +208,12 @@ class Trainer:
         self.log.append(row)
         is_best = result.accuracy > self.best_accuracy
         self.best_accuracy = max(result.accuracy, self.best_accuracy)
+        self.parallel.on_writer(partial(self._write, is_best))
+        self._tell("on_epoch_end", epoch, row)
+
+    def _write(self, is_best: bool) -> None:
         if self.run is not None:
             self.run.write_epoch(self.net, self.optimizer, self.log, self.best_accuracy, is_best)
-        self._tell("on_epoch_end", epoch, row)
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for observer in self.observers:

@@ -332,3 +332,32 @@ def test_an_epoch_that_begins_at_a_later_batch_has_the_same_batches_from_there_o
         for (x, y), (expected_x, expected_y) in zip(rest, whole[first:], strict=True):
             np.testing.assert_array_equal(x, expected_x)
             np.testing.assert_array_equal(y, expected_y)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_shards_hand_out_together_what_the_loader_does_to_the_bit(ranks):
+    augmentation = Augmentation.named("crop-flip-cutout8")
+    loader = Loader(*numbered(23), 5, shuffle=True, augmentation=augmentation, seed=3)
+    shards = [loader.shard(rank, ranks) for rank in range(ranks)]
+    for whole, *parts in zip(*(some.epoch(2) for some in (loader, *shards)), strict=True):
+        for mine, theirs in zip(whole, zip(*parts, strict=True), strict=True):
+            np.testing.assert_array_equal(mine, np.concatenate(theirs))
+
+
+def test_a_shard_knows_its_rows_and_some_have_none():
+    loader = Loader(*numbered(5), 4, shuffle=False)
+    assert [tuple(loader.shard(rank, 3).rows(1)) for rank in range(3)] == [(0, 1, 1), (1, 1, 1), (1, 1, 1)]
+    assert loader.shard(2, 3).n_samples == 5 and len(loader.shard(2, 3)) == 2
+    with pytest.raises(ValueError, match="ranks"):
+        loader.shard(3, 3)
+
+
+def test_a_subclass_that_augments_in_its_own_way_sees_whole_batches_in_shards_too():
+    class Brighter(Augmentation):
+        def apply(self, images, rng, fill):
+            return images + rng.integers(0, 9, (len(images), 1, 1, 1)).astype(np.uint8)
+
+    loader = Loader(*numbered(6), 4, shuffle=False, augmentation=Brighter())
+    (x, _), _ = loader.epoch(0)
+    (part, _), _ = loader.shard(1, 2).epoch(0)
+    np.testing.assert_array_equal(part, x[2:])

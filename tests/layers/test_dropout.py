@@ -36,3 +36,13 @@ def test_dropout_in_evaluation_is_the_identity_and_draws_nothing():
 def test_dropout_masks_do_not_depend_on_the_dtype():
     masks = [Dropout(0.5).forward(np.ones((20, 20), dtype)) > 0 for dtype in ("float32", "float64")]
     assert (masks[0] == masks[1]).all()
+
+
+def test_of_a_part_of_a_batch_it_drops_what_it_would_of_the_whole():
+    x = np.ones((7, 5), "float32")
+    whole = Dropout(0.5, rng=np.random.default_rng(3))
+    expected = [whole.forward(x), whole.forward(x)]
+    part = Dropout(0.5, rng=np.random.default_rng(3))
+    for y in expected:
+        part.rows = (2, 7)
+        np.testing.assert_array_equal(part.forward(x[2:5]), y[2:5])

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from scratchnet.functional import Across
 from scratchnet.layers import BatchNorm1d, BatchNorm2d, ReLU, Sequential
+from tests.fakes.processes import Meeting
 
 
 def normal(*shape, seed=0, dtype="float32"):
@@ -82,3 +84,42 @@ def test_a_frozen_layer_uses_and_keeps_its_running_statistics_in_training():
 
 def test_a_frozen_layer_takes_one_value_per_channel():
     assert BatchNorm2d(3).freeze().forward(normal(1, 1, 1, 3)).shape == (1, 1, 1, 3)
+
+
+class Parts(Across):
+    """Rank 0 has three rows of five, rank 1 has two."""
+
+    def __init__(self, meeting, rank):
+        self.meeting, self.rank = meeting, rank
+
+    def sum(self, x):
+        return self.meeting.sum(self.rank, x)
+
+    def count(self, M):
+        return M // (3, 2)[self.rank] * 5
+
+
+def test_parts_of_a_batch_that_add_up_their_sums_are_normalised_as_the_whole_forward_and_backward():
+    x, dy = (np.random.default_rng(seed).standard_normal((5, 3, 2, 4)) for seed in (0, 1))
+    rows, meeting = (slice(0, 3), slice(3, 5)), Meeting(2)
+
+    def layer():
+        made = BatchNorm2d(4, dtype="float64")
+        made.weight.data = np.array([1.0, 2.0, -1.0, 0.5])
+        return made
+
+    whole, parts = layer(), [layer(), layer()]
+    y = whole.forward(x)
+    dx = whole.backward(dy)
+
+    def part(rank):
+        parts[rank].across = Parts(meeting, rank)
+        return parts[rank].forward(x[rows[rank]]), parts[rank].backward(dy[rows[rank]])
+
+    for rank, (y_part, dx_part) in enumerate(meeting.run(part)):
+        np.testing.assert_allclose(y_part, y[rows[rank]], rtol=1e-12)
+        np.testing.assert_allclose(dx_part, dx[rows[rank]], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(parts[rank].running_var, whole.running_var, rtol=1e-12)
+    for name in ("weight", "bias"):
+        total = sum(getattr(some, name).grad for some in parts)
+        np.testing.assert_allclose(total, getattr(whole, name).grad, rtol=1e-12)

@@ -85,8 +85,16 @@ class Phase:
     for_input_gradient: bool = False  # whether only the gradient of the network's input needs it
 
 
-def run(phases: Sequence[tuple[int, Phase]], clock: Clock, direction: str) -> None:
-    """Run phases, each of a group with this number, one after the other, each on all workers."""
+def run(
+    phases: Sequence[tuple[int, Phase]],
+    clock: Clock,
+    direction: str,
+    group_done: Callable[[int], None] | None = None,
+) -> None:
+    """Run phases, each of a group with this number, one after the other, each on all workers.
+
+    ``group_done`` is called with a group's number after the last of its phases, while the next ones run.
+    """
     phases = [(group, phase) for group, phase in phases if any(phase.workers)]
     start = perf_counter()
 
@@ -97,6 +105,8 @@ def run(phases: Sequence[tuple[int, Phase]], clock: Clock, direction: str) -> No
         key = group, direction, phase.name
         clock.seconds[key] = clock.seconds.get(key, 0.0) + now - start
         start = now
+        if group_done is not None and (k + 1 == len(phases) or phases[k + 1][0] != group):
+            group_done(group)
 
     workers.run_phases(
         [[worker.run if worker else None for worker in phase.workers] for _, phase in phases], ended

@@ -59,7 +59,7 @@ class Norm(Kernel):
         self.norm, z = self.group.main, self.input
         self.M = z.N * z.H * z.W
         self.of_batch = self.context.training and not self.norm.frozen  # which statistics it uses
-        if self.of_batch and self.M == 1:
+        if self.of_batch and self.M == 1 and self.norm.across is None:
             raise ValueError(
                 f"{self.norm.label}: one value per channel has no variance to train with: {z.shape}"
             )
@@ -168,13 +168,20 @@ class Norm(Kernel):
                 self.epilogue.record_forward(do, worker, region, y.reshape(region.shape))
         return [average, first, variance, second, last] if self.of_batch else [first, last]
 
+    def _of_all(self, sums: np.ndarray) -> tuple[Any, int]:
+        """Return sums over the whole batch, of which this may be a part, and how many values they are of."""
+        across = self.norm.across
+        return (sums, self.M) if across is None else (across.sum(sums), across.count(self.M))
+
     def _finish_mean(self) -> None:
-        self.mean = self.sums.array.sum(axis=0, dtype=np.float64) / self.M
+        total, M = self._of_all(self.sums.array.sum(axis=0, dtype=np.float64))
+        self.mean = total / M
         self._set(mean=self.mean)
 
     def _finish_variance(self) -> None:
-        norm, M = self.norm, self.M
-        var = self.sums.array.sum(axis=0, dtype=np.float64) / M
+        norm = self.norm
+        total, M = self._of_all(self.sums.array.sum(axis=0, dtype=np.float64))
+        var = total / M
         kind = self.context.dtype.type
         norm.running_mean += kind(norm.momentum) * (self.mean.astype(kind) - norm.running_mean)
         norm.running_var += kind(norm.momentum) * ((var * (M / (M - 1))).astype(kind) - norm.running_var)
@@ -230,4 +237,5 @@ class Norm(Kernel):
         dw = centred * self.inv_std
         norm.bias.grad_view[...] = db
         norm.weight.grad_view[...] = dw
-        self._set(mean_dy=db / self.M, slope=self.inv_std * dw / self.M)
+        (db, dw), M = self._of_all(np.stack([db, dw]))
+        self._set(mean_dy=db / M, slope=self.inv_std * dw / M)

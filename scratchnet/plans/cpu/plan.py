@@ -131,7 +131,7 @@ class CpuPlan(Plan):
             lowest = 0 if need_input_gradient else self.lowest
             phases = [(i, p) for i in reversed(range(lowest, len(self.kernels))) for p in self._backward[i]]
             phases = [(i, p) for i, p in phases if need_input_gradient or not p.for_input_gradient]
-            run(phases, self.clock, "backward")
+            run(phases, self.clock, "backward", self._gradients_final)
         return self.maps[0].take_gradient() if need_input_gradient else None
 
     def _record_backward(self, kernel: Kernel) -> list[Phase]:

@@ -115,6 +115,7 @@ class CudaPlan(Plan):
         for i in reversed(range(0 if need_input_gradient else self.lowest, len(self.kernels))):
             with explained(self._where(i, "backward")):
                 self.kernels[i].backward(need_input_gradient or i > self.lowest)
+            self._gradients_final(i)
 
     def _where(self, i: int, direction: str) -> str:
         return f"{self.groups[i].name} ({self.groups[i].title}), {direction}"
@@ -167,7 +168,10 @@ class CudaPlan(Plan):
         last = self.maps[-1]
         last.grad[...] = self.net.backend.asarray(dy, dtype=self.dtype).reshape(last.shape)
         with explained():
-            self._backward[need_input_gradient]()
+            if self._buffer is not None and self._buffer.observer is not None:
+                self.launch_backward(need_input_gradient)  # one by one: a graph would tell nobody in between
+            else:
+                self._backward[need_input_gradient]()
             return self.maps[0].take_gradient() if need_input_gradient else None
 
     def refresh(self) -> None:  # noqa: D102  (see Plan)
