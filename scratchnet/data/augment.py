@@ -299,7 +299,7 @@ class Augmentation:
         return self.change(images, self.draw(N, H, W, rng), fill)
 
     def change(
-        self, images: np.ndarray, changes: np.ndarray, fill: Sequence[int] = (128, 128, 128)
+        self, images: np.ndarray, changes: np.ndarray, fill: float | Sequence[float] = 128
     ) -> np.ndarray:
         """Make the changes, integers (N, 5), that ``draw`` returned, to images (N, H, W, C).
 
