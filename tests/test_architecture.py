@@ -17,6 +17,7 @@ FLOORS = [
         "cuda_errors",
         "pickles",
         "workers",
+        "system",
         "parameters",
         "initialise",
         "checks",
@@ -37,7 +38,7 @@ FLOORS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 # What data/, which stands apart and hands out host arrays, may use.
-BESIDE_DATA = {"backend", "checks", "locks", "pickles", "tables", "untrusted", "workers"}
+BESIDE_DATA = {"backend", "checks", "locks", "pickles", "system", "tables", "untrusted", "workers"}
 PROGRAM = "__main__"  # of a package: starts the command line, and may import cli
 
 

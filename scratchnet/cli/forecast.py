@@ -18,12 +18,12 @@ from math import prod
 from typing import Any
 
 from scratchnet import checks, plans
-from scratchnet.cli.system import available_bytes, resident_bytes
 from scratchnet.data import Loader
 from scratchnet.functional.conv import COLUMNS_ON_CPU
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU, leaves
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
+from scratchnet.system import available_bytes, resident_bytes
 from scratchnet.tables import aligned
 from scratchnet.training.console import duration
 from scratchnet.training.engine import make_engine
@@ -200,7 +200,7 @@ def forecast(
     with_batch = varying(batch_size)
     memory = {name: n for name, n in (flat | with_batch | fixed).items() if n}
     held = resident + own_weights
-    available, largest = available_bytes(net), None
+    available, largest = available_bytes(net.backend), None
     if available is not None:
         own = sum(with_batch.values())
         room = available + held - (sum(memory.values()) - own)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from scratchnet import checks, workers
+from scratchnet import checks, system, workers
 from scratchnet.backend import Array
 from scratchnet.data import web
 from scratchnet.data._common import DataError
@@ -25,6 +27,10 @@ MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at le
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 Name: TypeAlias = str | os.PathLike[str]  # of a file, or an address
 Decoded: TypeAlias = np.ndarray | DataError
+MAX_DECODED_BYTES = 1 << 30  # of images that are being decoded, all threads together
+BYTES_PER_PIXEL = 16  # while an image is decoded, turned upright and converted to RGB
+BYTES_PER_ODD_PIXEL = 40  # with more than 8 bits, or transparency
+_ALWAYS = 16 << 20  # bytes that are there without asking
 
 
 def load_image(path_or_url: Name) -> Image.Image:
@@ -53,6 +59,24 @@ def load_image(path_or_url: Name) -> Image.Image:
     Traceback (most recent call last):
     scratchnet.data._common.DataError: no/such/cat.png does not exist
     """
+    content, name = _content(path_or_url)
+    with ExitStack() as held:
+        return _decode(content, name, held)
+
+
+def load_array(path_or_url: Name, size: int) -> np.ndarray:
+    """Read an image as ``load_image`` does, and resize it as ``image_to_array`` does: uint8 (size, size, 3).
+
+    However many threads do so, together they hold no more decoded pixels than MAX_DECODED_BYTES, or those of
+    one image, and no image that this machine has not the memory for.
+    """
+    content, name = _content(path_or_url)
+    with ExitStack() as held:
+        return image_to_array(_decode(content, name, held), size)
+
+
+def _content(path_or_url: Name) -> tuple[bytes, str]:
+    """Return the bytes of a file or address, and its name as messages show it."""
     name = os.fsdecode(path_or_url)
     scheme, separator, _ = name.partition("://")
     if separator and scheme.lower() in ("http", "https"):
@@ -63,18 +87,26 @@ def load_image(path_or_url: Name) -> Image.Image:
         content = _read(name)
     if not content:
         raise DataError(f"{name} is empty")
+    return content, name
+
+
+def _decode(content: bytes, name: str, held: ExitStack) -> Image.Image:
+    """Return an image in RGB; its memory counts as taken until ``held`` is closed."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's, about things refused or mended below
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    found = f"{width} x {height} pixels"
-                    raise DataError(f"{name} is too large: {found}, where {MAX_PIXELS:,} are allowed")
-                if image.format == "EPS":  # a program rather than an image: Pillow would start Ghostscript
-                    raise DataError(f"{name} is PostScript, not an image: export it as PNG first")
-                image.load()
-                return _to_rgb(_upright(image))
+        with _without_warnings, Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                found = f"{width} x {height} pixels"
+                raise DataError(f"{name} is too large: {found}, where {MAX_PIXELS:,} are allowed")
+            if image.format == "EPS":  # a program rather than an image: Pillow would start Ghostscript
+                raise DataError(f"{name} is PostScript, not an image: export it as PNG first")
+            plain = image.mode in ("RGB", "L", "1", "P", "CMYK", "YCbCr") and "transparency" not in image.info
+            pixels = width * height
+            held.enter_context(
+                _memory.taken(pixels * (BYTES_PER_PIXEL if plain else BYTES_PER_ODD_PIXEL), name)
+            )
+            image.load()
+            return _to_rgb(_upright(image))
     except DataError:
         raise
     except Image.UnidentifiedImageError:
@@ -162,11 +194,16 @@ def _centre_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def images_in(folder: Name) -> list[str]:
-    """Return the files in a folder that Pillow may be able to read, judging by their names, sorted.
+    """Return the files in a folder and its subfolders that may be images, judging by their names.
 
     Parameters
     ----------
     folder : path
+
+    Returns
+    -------
+    list of str
+        Paths that begin with ``folder``, sorted; hidden files are left out.
 
     Examples
     --------
@@ -178,11 +215,38 @@ def images_in(folder: Name) -> list[str]:
     >>> [Path(path).name for path in images_in(folder.name)]
     ['ant.jpg', 'cat.png']
     """
-    kinds = Image.registered_extensions()
-    endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN and kind not in UNREADABLE}
-    names = [name for name in sorted(os.listdir(folder)) if Path(name).suffix.lower() in endings]
-    paths = [os.path.join(os.fspath(folder), name) for name in names if not name.startswith(".")]
-    return [path for path in paths if not os.path.isdir(path)]
+    os.listdir(folder)  # raises OSError, unlike a walk
+    names = ((path, os.path.basename(path)) for path in files_in(folder))
+    return [path for path, name in names if may_be_image(name) and not name.startswith(".")]
+
+
+def may_be_image(name: str) -> bool:
+    """Tell whether a file's name ends as those of images do that Pillow reads.
+
+    >>> may_be_image("cat.JPG"), may_be_image("notes.txt")
+    (True, False)
+    """
+    if not _endings:
+        kinds = Image.registered_extensions()
+        _endings.update(end for end, kind in kinds.items() if kind in Image.OPEN and kind not in UNREADABLE)
+    return os.path.splitext(name)[1].lower() in _endings
+
+
+_endings: set[str] = set()
+
+
+def files_in(folder: Name) -> list[str]:
+    """Return all files in a folder and its subfolders, sorted folder by folder, each folder once."""
+    found, seen = [], set()
+    for where, folders, files in os.walk(os.fspath(folder), followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [os.path.join(where, name) for name in sorted(files)]
+    return [os.fsdecode(path) for path in found]
 
 
 def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple[Name, Decoded]]:
@@ -211,7 +275,7 @@ def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple
 
     def decode(name: Name) -> Decoded:
         try:
-            return image_to_array(load_image(name), size)
+            return load_array(name, size)
         except DataError as error:
             return error
 
@@ -233,6 +297,56 @@ def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple
     finally:  # also where the caller stops midway
         for _, future in waiting:
             future.cancel()
+
+
+class _Memory:
+    """What is being decoded by all threads: each waits until there is room for its image."""
+
+    def __init__(self) -> None:
+        self._changed, self._taken = threading.Condition(), 0
+
+    @contextmanager
+    def taken(self, size: int, name: str) -> Iterator[None]:
+        """Take memory for an image; DataError if this machine has less."""
+        with self._changed:
+            while self._taken and self._taken + size > MAX_DECODED_BYTES:
+                self._changed.wait()
+            available = system.available_bytes() if size > _ALWAYS else None
+            if available is not None and size > available - _ALWAYS:
+                needed = f"decoding it takes {size / 1e9:.1f} GB, of which {available / 1e9:.1f} GB are free"
+                raise DataError(f"{name} is too large for this machine: {needed}")
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+
+class _WithoutWarnings:
+    """A context in which nothing warns, for several threads: ``warnings.catch_warnings`` restores, in the
+    order in which they leave, what each found, and so might leave warnings off for good."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._catch = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._catch = warnings.catch_warnings()
+                self._catch.__enter__()
+                warnings.simplefilter("ignore")  # of Pillow's, about things refused or mended
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._catch.__exit__(None, None, None)
+
+
+_memory, _without_warnings = _Memory(), _WithoutWarnings()
 
 
 def _read(name: str) -> bytes:
@@ -278,8 +392,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow would clip every value above 255 to white. 65535 becomes 255 if divided by 257.
         values: Array = np.asarray(image).astype(np.int64)
+        clear = values == image.info.get("transparency", -1)  # in a PNG, one shade of grey
         if image.mode != "I" or values.max(initial=0) > 255:
             values = (values + 128) // 257
+        values[clear] = 255
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     elif image.mode == "F":
         values = np.nan_to_num(np.asarray(image))

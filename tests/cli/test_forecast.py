@@ -14,12 +14,12 @@ import pytest
 
 from scratchnet import data, plans
 from scratchnet.cli.forecast import Timing, forecast
-from scratchnet.cli.system import _of_container, available_bytes
 from scratchnet.data import Augmentation, Loader
 from scratchnet.layers import Flatten, Layer, Linear, Parameter, Sequential
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg11
 from scratchnet.optim import SGD, Constant
+from scratchnet.system import _of_container, available_bytes
 from scratchnet.training import Trainer
 
 FORECAST = sys.modules["scratchnet.cli.forecast"]
@@ -202,7 +202,7 @@ def test_a_container_may_take_what_its_limit_leaves_besides_files_that_were_read
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not say")
 def test_available_memory_is_part_of_the_machines():
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    assert 0 < available_bytes(small()) < total
+    assert 0 < available_bytes(small().backend) < total
 
 
 # Time

@@ -3,8 +3,12 @@
 import io
 import struct
 import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scratchnet.data import DataError, image_to_array, load_image
+from scratchnet.data import DataError, image_to_array, images_in, load_image
 from scratchnet.data import images as module
 
 
@@ -90,6 +94,12 @@ def test_sixteen_bits_are_scaled_not_clipped(saved, format_):
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
     found = np.asarray(load_image(saved(Image.fromarray(values), format_)))
     assert found[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_the_transparent_shade_of_sixteen_bits_becomes_white(saved):
+    values = np.array([[0, 4660, 65535]], np.uint16)
+    found = np.asarray(load_image(saved(Image.fromarray(values), transparency=4660)))
+    assert found[0, :, 0].tolist() == [0, 255, 255]
 
 
 def test_floats_of_both_habits(saved):
@@ -254,6 +264,56 @@ def test_postscript_is_not_run(tmp_path):
 def test_other_addresses_are_refused():
     for address in ("ftp://127.0.0.1/cat.png", "file:///etc/hostname", "s3://bucket/cat.png"):
         refused(address, "neither a file nor an http or https address")
+
+
+def test_images_in_subfolders_are_found_each_once_and_hidden_files_are_not(tmp_path):
+    for name in ("b/c/2.jpg", "b/1.PNG", "a.webp", "b/notes.txt", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "back").symlink_to(tmp_path)
+    found = [str(Path(path).relative_to(tmp_path)) for path in images_in(tmp_path)]
+    assert found == ["a.webp", "b/1.PNG", "b/c/2.jpg"]
+
+
+# ---- memory ----
+
+
+def test_threads_together_decode_no_more_than_is_allowed(tmp_path, monkeypatch):
+    names = []
+    for k in range(12):
+        names.append(tmp_path / f"{k}.png")
+        Image.new("L", (500, 400), k).save(names[-1])
+    most, taken = 2 * 500 * 400 * module.BYTES_PER_PIXEL, []
+
+    class Watched(module._Memory):
+        @contextmanager
+        def taken(self, size, name):
+            with super().taken(size, name):
+                taken.append(self._taken)
+                yield
+
+    monkeypatch.setattr(module, "_memory", Watched())
+    monkeypatch.setattr(module, "MAX_DECODED_BYTES", most)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda name: module.load_array(name, 8), names))
+    assert [int(pixels[0, 0, 0]) for pixels in found] == list(range(12))
+    assert max(taken) <= most and module._memory._taken == 0
+    monkeypatch.setattr(module, "MAX_DECODED_BYTES", 1)  # each alone, then
+    assert load_image(names[3]).size == (500, 400)
+
+
+def test_an_image_that_needs_more_memory_than_there_is_is_refused_before_it_is_decoded(saved, monkeypatch):
+    path = saved(Image.new("1", (9000, 9000)))
+    monkeypatch.setattr(module.system, "available_bytes", lambda: 500 << 20)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    refused(path, r"too large for this machine: decoding it takes 1.3 GB, of which 0.5 GB are free")
+
+
+def test_warnings_come_back_when_threads_have_decoded(saved):
+    path, before = saved(noise(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load_image, [path] * 100))
+    assert warnings.filters == before
 
 
 # ---- from a server ----

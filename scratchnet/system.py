@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scratchnet.layers import Layer
+from scratchnet.backend import Backend
 
 
 def resident_bytes() -> int:
@@ -17,19 +17,18 @@ def resident_bytes() -> int:
     return _kilobytes(Path("/proc/self/status"), "VmRSS") or 0
 
 
-def available_bytes(net: Layer) -> int | None:
-    """Return how much more memory may be taken where the network computes; None where nobody says.
+def available_bytes(backend: Backend | None = None) -> int | None:
+    """Return how much more memory may be taken on the host, or where a backend computes; None if unknown.
 
     On a CPU it is what Linux counts as available, or what a container may still take where that is less. On a
     GPU it is the free memory.
 
-    >>> from scratchnet.layers import Linear
-    >>> available = available_bytes(Linear(4, 2))
+    >>> available = available_bytes()
     >>> available is None or available > 0
     True
     """
-    if net.backend.name != "numpy":
-        free, _ = net.backend.xp.cuda.runtime.memGetInfo()
+    if backend is not None and backend.name != "numpy":
+        free, _ = backend.xp.cuda.runtime.memGetInfo()
         return int(free)
     limits = [_kilobytes(Path("/proc/meminfo"), "MemAvailable"), *_of_container()]
     return min((limit for limit in limits if limit is not None), default=None)
