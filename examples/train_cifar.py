@@ -22,7 +22,7 @@ def main() -> None:
     """Train, and look at the test images once, at the end."""
     options = parts.parse_training()
     device = backend.get(options.backend)
-    print(f"Device: {device}")
+    print(parts.device_line(device, options.engine, options.precision))
 
     # The data, and the network: VGG("vgg16", num_classes=10, ...), its parameters side by side in one array.
     images = parts.load_data(options.data, options.data_dir, options.dry_run)

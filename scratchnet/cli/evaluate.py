@@ -15,7 +15,7 @@ import numpy as np
 from scratchnet import backend, checkpoint
 from scratchnet.backend import Array
 from scratchnet.cli.datasets import describe_test, load_data
-from scratchnet.cli.program import Parser, complain, positive
+from scratchnet.cli.program import Parser, complain, device_line, positive
 from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, images_in
 from scratchnet.layers import Chain
 from scratchnet.training import confusion_matrix, evaluate, make_engine, predict
@@ -33,7 +33,7 @@ def main() -> int:
     """Name images, or measure accuracy."""
     options = _parse()
     device = backend.get(options.backend)
-    print(f"Device: {device}", file=sys.stderr, flush=True)
+    print(device_line(device, options.engine), file=sys.stderr, flush=True)
     net = checkpoint.load(options.model, device)
     engine = make_engine(net, options.engine)
     normalisation = Normalisation(**{key: net.info.get(key, IMAGENET[key]) for key in IMAGENET})

@@ -96,7 +96,7 @@ def _training_parser() -> Parser:
     where = parser.add_argument_group("where and what")
     add(where, "backend", "array library; only auto may choose", choices=("auto", "numpy", "cupy"))
     add(where, "engine", "a plan (the default), or the layers one by one", choices=ENGINES)
-    add(where, "precision", "in which a GPU multiplies", choices=PRECISIONS)
+    add(where, "precision", "in which a GPU multiplies (default tf32 where it has that)", choices=PRECISIONS)
     add(where, "data", "data set; auto takes CIFAR-10 if it can be had", choices=data_sets)
     add(where, "data-dir", "the folder that holds, or is to hold, cifar-10-batches-bin", **folder)
     add(where, "subset", "train on N images only, of each class alike", **count)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scratchnet import checks, data
-from scratchnet.backend import BackendError
+from scratchnet import checks, cuda_errors, data
+from scratchnet.backend import Backend, BackendError
 from scratchnet.checkpoint import FormatError
 from scratchnet.training import NotFinite, RunError
+from scratchnet.training.engine import choose_engine
 from scratchnet.training.options import DEFAULTS
 from scratchnet.untrusted import printable
 
@@ -60,6 +61,12 @@ def as_options(message: str) -> str:
     return f"--{option[0].replace('_', '-')}{named[option.end() :]}" if option else named
 
 
+def device_line(device: Backend, engine: str | None = None, precision: str | None = None) -> str:
+    """Return what a program prints first: on what it computes, and on a GPU how."""
+    note = choose_engine(device, engine, precision).note
+    return f"Device: {device}{note and f'; {note}'}"
+
+
 def name_of_program() -> str:
     """Return what messages begin with: the script's name, or ``scratchnet train``."""
     return Path(sys.argv[0]).name
@@ -87,7 +94,8 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
         utf = sys.stdout.encoding.lower().startswith("utf")
         sys.stdout.reconfigure(errors="surrogateescape" if utf else "backslashreplace")
     try:
-        sys.exit(main() or 0)
+        with cuda_errors.explained():
+            sys.exit(main() or 0)
     except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
         status, message = 2, as_options(str(error))
     except MemoryError:

@@ -11,7 +11,7 @@ from scratchnet import backend, checkpoint
 from scratchnet.cli.datasets import describe_test, load_data, write_images
 from scratchnet.cli.forecast import forecast
 from scratchnet.cli.options import describe_run, open_run, parse_training
-from scratchnet.cli.program import complain
+from scratchnet.cli.program import complain, device_line
 from scratchnet.data import Augmentation, ImageData, Loader, Normalisation, split_validation, subset
 from scratchnet.doctor import Doctor
 from scratchnet.interop import initialise
@@ -20,6 +20,7 @@ from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
 from scratchnet.training import Console, RunDirectory, Trainer, evaluate, make_engine
 from scratchnet.training.console import Progress, say
+from scratchnet.training.engine import choose_engine
 from scratchnet.untrusted import printable
 
 MEMORY_ADVICE = ": take a smaller --batch-size, --image-size or --width"
@@ -29,7 +30,7 @@ def main() -> None:
     """Train, and look at the test images once, at the end; ``examples/train_cifar.py`` has the loop."""
     options = parse_training()
     device = backend.get(options.backend)
-    say(f"Device: {device}")
+    say(device_line(device, options.engine, options.precision))
     images = load_data(options.data, options.data_dir, options.dry_run)
     net = make_network(options, len(images.class_names)).to(device)
     train, validation, test = make_loaders(images, options)
@@ -114,7 +115,8 @@ def make_trainer(
 ) -> Trainer:
     """Print what the training will cost, where a dry run ends; return a trainer with a run directory."""
     how: dict[str, Any] = {"optimizer": optimizer, "loss": loss, "train": train, "validation": validation}
-    how |= {"engine": options.engine, "precision": options.precision, "epochs": options.epochs}
+    chosen = choose_engine(net.backend, options.engine, options.precision)
+    how |= {"engine": chosen.name, "precision": chosen.precision, "epochs": options.epochs}
     cost = forecast(net, options.batch_size, **how, saves=True, measure=options.dry_run)
     say(str(cost) if options.dry_run else f"Forecast: {cost.line}")
     if cost.warning:
@@ -124,7 +126,7 @@ def make_trainer(
     header: dict[str, Any] = {"data": images.name, "class_names": images.class_names}
     header |= {"mean": train.normalisation.mean, "std": train.normalisation.std}
     run = open_run(options, net, header)
-    engine = make_engine(net, options.engine, options.precision)
+    engine = make_engine(net, chosen.name, chosen.precision)
     observers = [Doctor(), Console()] if options.diagnose else [Console()]
     trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers)
     if options.resume:

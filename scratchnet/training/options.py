@@ -8,7 +8,7 @@ from typing import Any
 from scratchnet.training.rundir import RunDirectory, RunError
 
 DEFAULTS: dict[str, Any] = {
-    **{"backend": "auto", "engine": None, "precision": "fp32", "data": "auto", "data_dir": "data"},
+    **{"backend": "auto", "engine": None, "precision": None, "data": "auto", "data_dir": "data"},
     # The network
     **{"arch": "vgg16", "batch_norm": False, "width": 1.0, "image_size": 32, "head": "flatten"},
     **{"classifier_width": 4096, "dropout": 0.5, "init": "he", "output_scale": 1.0},
@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 
 # If they are not given: None
 UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str, "init_from": str}
-UNSET |= {"freeze": str, "mean": list, "std": list}
+UNSET |= {"freeze": str, "precision": str, "mean": list, "std": list}
 
 
 def read_options(run: RunDirectory) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
+from scratchnet import backend
+from scratchnet.cli.program import device_line
 from scratchnet.layers import Linear, ReLU, Sequential
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import vgg11
 from scratchnet.optim import SGD
+from scratchnet.plans.cuda import selfcheck
 from scratchnet.training import make_engine
-from scratchnet.training.engine import Layers, Plans
+from scratchnet.training.engine import Layers, Plans, choose_engine
+from tests.fakes import cuda_runtime
 
 
 def losses(name, batch_norm):
@@ -91,3 +95,80 @@ def test_precisions_are_refused_where_nothing_has_them(stand_in):
 def test_an_unknown_engine_is_refused():
     with pytest.raises(ValueError, match="'plan' or 'layers'"):
         make_engine(Linear(4, 2), "fast")
+
+
+# What a GPU does by default, and what it is asked for in vain
+
+TOO_OLD = "this GPU has compute capability {}, and plans need 7.5 (Turing) or newer"
+
+
+@pytest.fixture
+def gpu(stand_in, monkeypatch):
+    """A function that gives the stand-in a compute capability, and a verdict of the self-check."""
+
+    def make(capability, verdict=(True, "", False)):
+        monkeypatch.setattr(cuda_runtime.Device, "compute_capability", capability)
+        monkeypatch.setattr(stand_in.cuda.runtime, "runtimeGetVersion", lambda: 12090)
+        monkeypatch.setattr(selfcheck, "verdict", lambda xp, precision: selfcheck.Verdict(*verdict))
+        return backend.get("cupy")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "capability, asked, chosen",
+    [
+        ("61", (), ("layers", "fp32", f"layer by layer, since {TOO_OLD.format('6.1')}")),
+        ("70", (), ("layers", "fp32", f"layer by layer, since {TOO_OLD.format('7.0')}")),
+        ("70", ("layers",), ("layers", "fp32", "")),
+        ("75", (), ("plan", "fp32", "plans in fp32")),
+        ("86", (), ("plan", "tf32", "plans in tf32, --precision fp32 computes in float32")),
+        ("86", (None, "fp32"), ("plan", "fp32", "plans in fp32")),
+        ("90", ("plan",), ("plan", "tf32", "plans in tf32, --precision fp32 computes in float32")),
+        ("90", (None, "bf16"), ("plan", "bf16", "plans in bf16")),
+    ],
+)
+def test_what_a_gpu_does(gpu, capability, asked, chosen):
+    assert choose_engine(gpu(capability), *asked) == chosen
+
+
+@pytest.mark.parametrize(
+    "capability, asked, sentence",
+    [
+        ("61", ("plan",), f"{TOO_OLD.format('6.1')}: use --engine layers"),
+        ("70", (None, "fp32"), f"{TOO_OLD.format('7.0')}: use --engine layers"),
+        (
+            "75",
+            (None, "tf32"),
+            "this GPU has compute capability 7.5, and tf32 needs 8.0 (Ampere) or newer: use --precision fp32",
+        ),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_refused_where_it_was_asked_for(gpu, capability, asked, sentence):
+    with pytest.raises(backend.BackendError) as caught:
+        choose_engine(gpu(capability), *asked)
+    assert str(caught.value) == sentence
+
+
+def test_a_new_verdict_is_told_once_and_one_that_is_known_is_not(gpu):
+    told = choose_engine(gpu("90", (True, "self-check: plans equal the layers (in tf32)", True))).note
+    assert told.endswith("computes in float32; self-check: plans equal the layers (in tf32)")
+
+
+def test_plans_that_fail_the_self_check_are_not_used_unless_asked_for(gpu):
+    device = gpu("90", (False, "self-check: plans do not equal the layers", False))
+    assert choose_engine(device) == (
+        "layers", "fp32", "layer by layer; self-check: plans do not equal the layers",
+    )  # fmt: skip
+    for asked in ("plan",), (None, "tf32"):
+        with pytest.raises(backend.BackendError, match="do not equal the layers: use --engine layers"):
+            choose_engine(device, *asked)
+    with pytest.warns(UserWarning, match="layer by layer; self-check: plans do not equal"):
+        assert isinstance(make_engine(Linear(4, 2).to(device)), Layers)
+
+
+def test_the_first_line_of_a_program_says_so(gpu):
+    line = device_line(gpu("61"))
+    assert line.startswith("Device: cupy on GPU 0 (stand-in, no GPU, sm_61, CUDA ")
+    assert line.endswith(f"); layer by layer, since {TOO_OLD.format('6.1')}")
+    assert device_line(backend.get("numpy")) == f"Device: {backend.get('numpy')}"

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet.backend import Array
+from scratchnet.cuda_errors import explained
 from scratchnet.layers import Layer, assemble
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
@@ -117,7 +118,8 @@ class TrainingSteps:
             self._of_size, self._trained = {}, trained
         if count not in self._of_size:
             self._of_size[count] = _Step(self, (count, *images.shape[1:]))
-        self._of_size[count](x, labels)
+        with explained():
+            self._of_size[count](x, labels)
 
     def plan(self, count: int) -> CudaPlan:
         """Return the plan of steps with ``count`` images, of which there has been one."""
@@ -125,7 +127,8 @@ class TrainingSteps:
 
     def totals(self) -> EpochTotals:
         """Return the totals since ``begin``. Waits for the GPU."""
-        loss, correct, images = self.net.backend.to_numpy(self.totals_on_device)
+        with explained():
+            loss, correct, images = self.net.backend.to_numpy(self.totals_on_device)
         return EpochTotals(float(loss), int(correct), int(images))
 
     def _upload(self, there: Array, here: Array) -> Array:
