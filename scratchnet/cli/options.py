@@ -127,6 +127,8 @@ def _training_parser() -> Parser:
     add(start, "freeze", "do not train these layers: features, or features.0,classifier.0", metavar="PATHS")
     add(start, "body-lr-scale", "multiplies --lr for the convolutions", **share, metavar="S")
     add(start, "init-channels", "what FILE expects; bgr for Caffe's and Keras's VGG", choices=CHANNELS)
+    text = "with --new-head: equal scales in all layers, for weights of 0-255 pixels"
+    add(start, "init-rescale", text, **flag)
     text = "of pixels from 0 to 1 (default that of FILE, else of the training images)"
     add(start, "mean", text, **colours)
     add(start, "std", text, **colours)
@@ -155,6 +157,8 @@ def _mistake(given: dict[str, Any]) -> str:
     lacking = next((name for name in ("new_head", "init_channels") if name in given), "")
     if lacking and not {"init_from", "resume"} & given.keys():
         return f"--{lacking.replace('_', '-')} belongs to --init-from: give a file"
+    if "init_rescale" in given and not {"new_head", "resume"} & given.keys():
+        return "--init-rescale belongs to --new-head: the scale of an old one would no longer fit"
     return ""
 
 

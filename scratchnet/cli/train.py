@@ -14,7 +14,7 @@ from scratchnet.cli.options import describe_run, open_run, parse_training
 from scratchnet.cli.program import complain, device_line
 from scratchnet.data import Augmentation, ImageData, Loader, Normalisation, split_validation, subset
 from scratchnet.doctor import Doctor
-from scratchnet.interop import initialise
+from scratchnet.interop import initialise, rescale_layers
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
@@ -125,6 +125,10 @@ def make_trainer(
         sys.exit(0)
     header: dict[str, Any] = {"data": images.name, "class_names": images.class_names}
     header |= {"mean": train.normalisation.mean, "std": train.normalisation.std}
+    if options.init_rescale and not options.resume:
+        images_of_one_step, _ = next(train.epoch(0))
+        factor = rescale_layers(net, net.backend.asarray(images_of_one_step[:32]), new_head=True)
+        say(f"Rescaled: the new head sees features {factor:.3g} times smaller than those of the file")
     run = open_run(options, net, header)
     engine = make_engine(net, chosen.name, chosen.precision)
     observers = [Doctor(), Console()] if options.diagnose else [Console()]

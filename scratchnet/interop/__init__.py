@@ -7,6 +7,7 @@
 ``onnx_write.py``      networks as ONNX graphs
 ``kinds.py``           which of these a file is
 ``transfer.py``        all weights of a file that fit a network of one's own
+``rescale.py``         its layers brought to one scale, so that body and head learn at one rate
 =====================  =================================================================================
 """
 
@@ -18,11 +19,13 @@ from scratchnet import checkpoint
 from scratchnet.backend import Backend
 from scratchnet.interop import onnx_read, onnx_write, torch_file, torch_names
 from scratchnet.interop.kinds import kind_of
+from scratchnet.interop.rescale import rescale_layers
 from scratchnet.interop.transfer import CHANNELS, Initialised, initialise
 from scratchnet.layers import Chain
 from scratchnet.tensorfile import TensorsInMemory
 
-__all__ = ["CHANNELS", "Initialised", "initialise", "load", "load_onnx", "load_torch", "save_onnx"]
+__all__ = ["CHANNELS", "Initialised", "initialise", "load", "load_onnx", "load_torch"]
+__all__ += ["rescale_layers", "save_onnx"]
 
 save_onnx = onnx_write.save
 

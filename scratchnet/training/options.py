@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     **{
         "init_from": None,
         "init_channels": "rgb",
+        "init_rescale": False,
         "new_head": False,
         "freeze": None,
         "mean": None,

@@ -136,6 +136,7 @@ def test_frozen_layers_that_are_not_from_a_file_bring_a_warning(command):
         ),
         ("--new-head", "--new-head belongs to --init-from: give a file"),
         ("--init-channels bgr", "--init-channels belongs to --init-from: give a file"),
+        ("--init-from a.safetensors --init-rescale", "--init-rescale belongs to --new-head"),
         ("--mean 0.5 0.5 0.5", "--mean and --std go together: give both"),
         ("--mean 123 117 104 --std 1 1 1", "--mean must be of pixels from 0 to 1: divide"),
         ("--mean 0.5 0.5 0.5 --std 1 0 1", "--std must be three numbers above zero"),
