@@ -7,23 +7,31 @@ here knows of layers or of CuPy.
 from scratchnet.data._common import DataError, ImageData, MissingDataError
 from scratchnet.data.augment import Augmentation, Normalisation
 from scratchnet.data.cifar10 import cifar10
+from scratchnet.data.folder import ImageFiles, describe_left_out, image_folder, list_classes
 from scratchnet.data.images import decode_ahead, image_to_array, images_in, load_image
 from scratchnet.data.loader import Loader
+from scratchnet.data.named import load
 from scratchnet.data.shapes10 import shapes10
-from scratchnet.data.split import split_validation, subset
+from scratchnet.data.split import divide, split_validation, subset
 
 __all__ = [
     "Augmentation",
     "DataError",
     "ImageData",
+    "ImageFiles",
     "Loader",
     "MissingDataError",
     "Normalisation",
     "cifar10",
     "decode_ahead",
-    "load_image",
+    "describe_left_out",
+    "divide",
+    "image_folder",
     "image_to_array",
     "images_in",
+    "list_classes",
+    "load",
+    "load_image",
     "shapes10",
     "split_validation",
     "subset",

@@ -45,6 +45,10 @@ class ImageData(NamedTuple):
         ``class_names[label]`` is the name of the class.
     name : str
         The data set's own, which logs and saved models quote.
+    validation : ndarray of int64, optional
+        Which of the training images the data set itself sets aside for validation.
+    left_out : tuple of (path, reason)
+        What was found and is not used.
 
     Examples
     --------
@@ -59,6 +63,8 @@ class ImageData(NamedTuple):
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     name: str = "images"
+    validation: np.ndarray | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:

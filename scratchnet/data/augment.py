@@ -91,7 +91,7 @@ class Normalisation:
         chosen = image_indices(indices, len(images))
         if not len(chosen):
             raise ValueError("normalisation cannot be computed from no images at all")
-        some = _CHUNK_BYTES // max(1, images[:1].nbytes) + 1  # a copy of some images, never of all
+        some = _CHUNK_BYTES // max(1, images.nbytes // len(images)) + 1  # a copy of some images, never of all
         chunks = [chosen[start : start + some] for start in range(0, len(chosen), some)]
         C = images.shape[3]
         if images.dtype == np.uint8:

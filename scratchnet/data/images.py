@@ -65,10 +65,30 @@ def load_image(path_or_url: Name) -> Image.Image:
 
 
 def load_array(path_or_url: Name, size: int) -> np.ndarray:
-    """Read an image as ``load_image`` does, and resize it as ``image_to_array`` does: uint8 (size, size, 3).
+    """Read an image as ``load_image`` does, and resize it as ``image_to_array`` does.
 
     However many threads do so, together they hold no more decoded pixels than MAX_DECODED_BYTES, or those of
     one image, and no image that this machine has not the memory for.
+
+    Parameters
+    ----------
+    path_or_url : str or os.PathLike
+    size : int
+
+    Returns
+    -------
+    ndarray of uint8, shape (size, size, 3)
+
+    Raises
+    ------
+    DataError
+        As ``load_image``.
+
+    Examples
+    --------
+    >>> load_array("no/such/cat.png", 32)
+    Traceback (most recent call last):
+    scratchnet.data._common.DataError: no/such/cat.png does not exist
     """
     content, name = _content(path_or_url)
     with ExitStack() as held:
@@ -223,6 +243,12 @@ def images_in(folder: Name) -> list[str]:
 def may_be_image(name: str) -> bool:
     """Tell whether a file's name ends as those of images do that Pillow reads.
 
+    Parameters
+    ----------
+    name : str
+
+    Examples
+    --------
     >>> may_be_image("cat.JPG"), may_be_image("notes.txt")
     (True, False)
     """
@@ -236,7 +262,17 @@ _endings: set[str] = set()
 
 
 def files_in(folder: Name) -> list[str]:
-    """Return all files in a folder and its subfolders, sorted folder by folder, each folder once."""
+    """Return all files in a folder and its subfolders, sorted folder by folder, each folder once.
+
+    Parameters
+    ----------
+    folder : path
+
+    Examples
+    --------
+    >>> files_in("no/such/folder")
+    []
+    """
     found, seen = [], set()
     for where, folders, files in os.walk(os.fspath(folder), followlinks=True):
         real = os.path.realpath(where)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from scratchnet import checks
 from scratchnet.backend import Array
-from scratchnet.data._common import image_indices
+from scratchnet.data._common import ImageData, image_indices
 
 
 def split_validation(labels: ArrayLike, n_validation: int = 5000, seed: int = 0) -> tuple[Array, Array]:
@@ -50,6 +50,43 @@ def split_validation(labels: ArrayLike, n_validation: int = 5000, seed: int = 0)
     everything = np.arange(len(labels))
     chosen = _draw(labels, everything, n_validation, seed, purpose=0)
     return np.setdiff1d(everything, chosen, assume_unique=True), chosen
+
+
+def divide(
+    images: ImageData, validation: int | None = None, n: int | None = None, seed: int = 0
+) -> tuple[Array, Array]:
+    """Divide a data set's training images as a training does: those to train on, those to validate on.
+
+    Parameters
+    ----------
+    images : ImageData
+    validation : int, optional
+        How many to validate on, by default a tenth. A data set that sets some aside itself has these: all,
+        or so many of them.
+    n : int, optional
+        Train on so many only, each class in proportion.
+    seed : int
+
+    Returns
+    -------
+    train_indices, validation_indices : ndarray of int64
+
+    Examples
+    --------
+    >>> pixels, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
+    >>> learn, validate = divide(ImageData(pixels, labels, pixels, labels, ("cat", "dog")), n=10)
+    >>> len(learn), len(validate)
+    (10, 4)
+    """
+    labels = images.train_labels
+    if images.validation is None:
+        learn, validate = split_validation(labels, validation or max(1, len(labels) // 10), seed)
+    else:
+        validate = images.validation
+        learn = np.setdiff1d(np.arange(len(labels)), validate, assume_unique=True)
+        if validation is not None:
+            validate = subset(labels, validate, validation, seed)
+    return learn if n is None else subset(labels, learn, n, seed), validate
 
 
 def subset(labels: ArrayLike, indices: ArrayLike, n: int, seed: int = 0) -> np.ndarray:
