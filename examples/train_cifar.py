@@ -14,7 +14,6 @@ python examples/train_cifar.py --help shows all options; --demo runs in about a 
 
 from scratchnet import backend, cli
 from scratchnet.cli import train as parts
-from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import schedule
 
 
@@ -25,14 +24,14 @@ def main() -> None:
     print(parts.device_line(device, options.engine, options.precision))
 
     # The data, and the network: VGG("vgg16", num_classes=10, ...), its parameters side by side in one array.
-    images = parts.load_data(options.data, options.data_dir, options.dry_run)
+    images = parts.read_data(options)
     net = parts.make_network(options, len(images.class_names)).to(device)
 
     # Batches. Validation images are drawn from the training images; the test images wait until the end.
     train, validation, test = parts.make_loaders(images, options)
 
     # The loss, and what makes it smaller: SGD(net.parameters(), lr, momentum=0.9, ...).
-    loss, optimizer = SoftmaxCrossEntropy(options.label_smoothing), parts.make_optimizer(options, net)
+    loss, optimizer = parts.make_loss(options, images, train), parts.make_optimizer(options, net)
     learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
 
     # The training. A dry run ends before it; Ctrl-C ends it, and --resume goes on after the last whole epoch.

@@ -9,19 +9,30 @@ from pathlib import Path
 import numpy as np
 
 from scratchnet import data
+from scratchnet.cli.program import complain
+from scratchnet.tables import aligned
 from scratchnet.training.console import Progress
 from scratchnet.untrusted import printable
 
 
-def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) -> data.ImageData:
-    """Return a data set by name: ``cifar10``, ``shapes10``, or ``auto``.
+def load_data(
+    name: str,
+    folder: str | os.PathLike[str],
+    dry_run: bool = False,
+    image_size: int = 224,
+    megabytes: int = 2000,
+) -> data.ImageData:
+    """Return a data set by name, ``auto`` or one of ``data.named.NAMES``, or a folder of images.
 
     Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
     shapes10, which it reports in three lines that cannot be overlooked. CIFAR-10 that is there but damaged
-    is an error all the same: DataError. A dry run downloads nothing: grey images stand in for CIFAR-10.
+    is an error all the same: DataError. A dry run downloads nothing: grey images stand in for CIFAR-10. Of a
+    folder it says what is not used, and why.
     """
     if name == "shapes10":
         return _draw()
+    if name not in ("auto", "cifar10"):
+        return _read(name, folder, not dry_run, image_size, megabytes)
     try:
         return data.cifar10(folder, download=not dry_run)
     except data.MissingDataError as error:
@@ -42,6 +53,38 @@ def load_data(name: str, folder: str | os.PathLike[str], dry_run: bool = False) 
 def _draw() -> data.ImageData:
     with Progress("drawing shapes10", 10_000):  # some seconds
         return data.shapes10()
+
+
+def _read(
+    name: str, folder: str | os.PathLike[str], download: bool, image_size: int, megabytes: int
+) -> data.ImageData:
+    bars: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress(f"reading {os.path.basename(name)}", total))
+        bars[0].update(1)
+
+    try:
+        images = data.load(name, folder, download, image_size, megabytes * 1_000_000, show)
+    finally:
+        for bar in bars:
+            bar.close()
+    for line in data.describe_left_out(images.left_out):
+        complain(line)
+    return images
+
+
+def describe_classes(images: data.ImageData, learn: np.ndarray, validate: np.ndarray) -> str:
+    """Return a table of how many images of each class there are, to train on, to validate, to test."""
+    names, labels = images.class_names, images.train_labels
+    parts = labels[learn], labels[validate], images.test_labels
+    counts = np.stack([np.bincount(part, minlength=len(names)) for part in parts], axis=1)  # (K, 3)
+    if len(names) > 50:
+        least, most = counts[:, 0].min(), counts[:, 0].max()
+        return f"Classes: {len(names):,}, with {least:,} to {most:,} images each to train on"
+    rows = [[printable(name), *map("{:,}".format, row)] for name, row in zip(names, counts, strict=True)]
+    return "\n".join(aligned([["class", "train", "validate", "test"], *rows]))
 
 
 def describe_test(images: data.ImageData) -> str:

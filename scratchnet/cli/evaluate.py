@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from os.path import expanduser, isdir
 from pathlib import Path
@@ -16,7 +16,17 @@ from scratchnet import backend, checkpoint
 from scratchnet.backend import Array
 from scratchnet.cli.datasets import describe_test, load_data
 from scratchnet.cli.program import Parser, complain, device_line, positive
-from scratchnet.data import DataError, Loader, Normalisation, decode_ahead, images_in
+from scratchnet.data import (
+    DataError,
+    Loader,
+    Normalisation,
+    decode_ahead,
+    describe_left_out,
+    images_in,
+    list_classes,
+)
+from scratchnet.data.folder import Listing
+from scratchnet.data.named import NAMES
 from scratchnet.layers import Chain
 from scratchnet.training import confusion_matrix, evaluate, make_engine, predict
 from scratchnet.training.console import Progress, say
@@ -37,8 +47,13 @@ def main() -> int:
     net = checkpoint.load(options.model, device)
     engine = make_engine(net, options.engine)
     normalisation = Normalisation(**{key: net.info.get(key, IMAGENET[key]) for key in IMAGENET})
-    work = measure if options.data else name_images
-    return work(net, engine, normalisation, options)
+    if options.data:
+        return measure(net, engine, normalisation, options)
+    if len(options.images) == 1 and not options.top and isdir(options.images[0]):
+        listing = of_classes(options.images[0], net.info.get("class_names") or [])
+        if listing is not None:
+            return measure_folder(net, engine, normalisation, options, listing)
+    return name_images(net, engine, normalisation, options)
 
 
 def _parse() -> Namespace:
@@ -46,11 +61,11 @@ def _parse() -> Namespace:
     add = parser.add_argument
     model = "a .safetensors file, such as runs/demo/best.safetensors"
     add("model", metavar="MODEL", type=expanduser, help=model)
-    images = "image files, folders of them, or http(s) addresses"
+    images = "image files, folders (measured, if they have one for each class), or http(s) addresses"
     add("images", metavar="IMAGE", nargs="*", default=[], type=expanduser, help=images)
     top = "print the K likeliest classes with probabilities"
     add("--top", type=positive(int), metavar="K", help=top)
-    add("--data", choices=("cifar10", "shapes10"), help="measure on this set's test images")
+    add("--data", choices=NAMES, help="measure on this set's test images")
     folder = "the folder of CIFAR-10 (default data)"
     add("--data-dir", default="data", metavar="DIR", type=expanduser, help=folder)
     add("--backend", choices=("auto", "numpy", "cupy"), default="auto")
@@ -81,6 +96,25 @@ def name_images(net: Chain, engine: Layers | Plans, normalisation: Normalisation
         in_folders.update(found)  # they are told apart by their names
         images += found or [given]
 
+    for image, probabilities in classified(images, net, engine, normalisation, options):
+        if probabilities is None:
+            status = 2
+            continue
+        best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
+        words = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
+        say(printable((f"{image}: " if image in in_folders else "") + ", ".join(words)))
+    return status
+
+
+def classified(
+    images: Sequence[str],
+    net: Chain,
+    engine: Layers | Plans,
+    normalisation: Normalisation,
+    options: Namespace,
+) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Yield each image and its probabilities, (K,); None, after a sentence, if it cannot be read."""
+    size, _ = sizes_of(net, options.model)
     number = batch_size(size)
     decoded = decode_ahead(images, size, ahead=2 * number)
     while batch := take(decoded, number):
@@ -92,13 +126,7 @@ def name_images(net: Chain, engine: Layers | Plans, normalisation: Normalisation
         for image, pixels in batch:
             if isinstance(pixels, DataError):
                 complain(str(pixels))
-                status = 2
-                continue
-            probabilities = next(likely)
-            best = np.argsort(-probabilities, kind="stable")[: options.top or 1]
-            words = [f"{classes[k]} {probabilities[k]:.4f}" if options.top else classes[k] for k in best]
-            say(printable((f"{image}: " if image in in_folders else "") + ", ".join(words)))
-    return status
+            yield str(image), None if isinstance(pixels, DataError) else next(likely)
 
 
 def sizes_of(net: Chain, model: str) -> tuple[int, int]:
@@ -129,6 +157,53 @@ def take(decoded: Iterable[Decoded], count: int) -> list[Decoded]:
 def batch_size(image_size: int) -> int:
     """Return how many images go through the network at a time."""
     return 128 if image_size <= 64 else 8
+
+
+def of_classes(folder: str, class_names: Sequence[str]) -> Listing | None:
+    """Return the images in folders that are named as classes of the model, if there are any such.
+
+    Its labels are the model's. Where there are ``train`` and ``test``, it lists the images of ``test``.
+    """
+    try:
+        found = list_classes(folder)
+    except DataError:
+        return None
+    split = next(split for split in ("test", "val", "train") if found.files.get(split))
+    labels = {name: k for k, name in enumerate(class_names)}
+    files, left_out = [], list(found.left_out)
+    for name, label in found.files[split]:
+        kind = found.class_names[label]
+        if kind in labels:
+            files.append((name, labels[kind]))
+        else:
+            left_out.append((name, f"is no class of the model: {kind}"))
+    return Listing(tuple(class_names), {split: files}, left_out) if files else None
+
+
+def measure_folder(
+    net: Chain, engine: Layers | Plans, normalisation: Normalisation, options: Namespace, listing: Listing
+) -> int:
+    """Print accuracy and a confusion matrix on the images in folders that are named after their classes."""
+    for line in describe_left_out(listing.left_out):
+        complain(line)
+    ((split, files),) = listing.files.items()
+    classes, labels, predictions = listing.class_names, [], []
+    images = classified([name for name, _ in files], net, engine, normalisation, options)
+    with Progress(options.images[0], len(files)) as progress:
+        for (_, probabilities), (_, label) in zip(images, files, strict=True):
+            progress.update(1)
+            if probabilities is not None:
+                labels.append(label)
+                predictions.append(int(probabilities.argmax()))
+    unreadable = len(files) - len(labels)
+    if not labels:
+        raise DataError(f"{options.images[0]} has no image that can be read")
+    share = np.mean(np.equal(labels, predictions))
+    of = printable(options.images[0]) + (f", its {split} images" if split != "train" else "")
+    count = f"{len(labels):,} images" + (f", {unreadable:,} unreadable" if unreadable else "")
+    say(f"Accuracy: {share:.4f} ({of}, {count})")
+    say(confusion_table(confusion_matrix(labels, predictions, len(classes)), list(map(printable, classes))))
+    return 2 if unreadable else 0
 
 
 def measure(net: Chain, engine: Layers | Plans, normalisation: Normalisation, options: Namespace) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 import scratchnet
 from scratchnet.cli.program import Parser, at_least_zero, name_of_program, positive
+from scratchnet.data import named as data_sets
 from scratchnet.initialise import INITIALISATIONS
 from scratchnet.interop import CHANNELS
 from scratchnet.layers import Layer
@@ -51,7 +52,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
-MAY_CHANGE = {"backend", "engine", "data_dir", "epochs", "run_dir", "resume", "dry_run", "diagnose", "views"}
+MAY_CHANGE = {"backend", "engine", "data_dir", "data_memory", "epochs", "run_dir", "resume", "dry_run"}
+MAY_CHANGE |= {"diagnose", "views"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -92,13 +94,16 @@ def _training_parser() -> Parser:
     folder: dict[str, Any] = {"metavar": "DIR", "type": os.path.expanduser}
     count: dict[str, Any] = {"metavar": "N", "type": positive(int)}
     share: dict[str, Any] = {"type": at_least_zero(float)}
-    data_sets = ("auto", "cifar10", "shapes10")
+    data: dict[str, Any] = {"type": data_set, "metavar": "DATA"}
     where = parser.add_argument_group("where and what")
     add(where, "backend", "array library; only auto may choose", choices=("auto", "numpy", "cupy"))
     add(where, "engine", "a plan (the default), or the layers one by one", choices=ENGINES)
     add(where, "precision", "in which a GPU multiplies (default tf32 where it has that)", choices=PRECISIONS)
-    add(where, "data", "data set; auto takes CIFAR-10 if it can be had", choices=data_sets)
-    add(where, "data-dir", "the folder that holds, or is to hold, cifar-10-batches-bin", **folder)
+    names = ", ".join(data_sets.NAMES)
+    add(where, "data", f"{names}, a FOLDER with a folder of images for each class, or auto: CIFAR-10", **data)
+    add(where, "data-dir", "the folder that holds, or is to hold, CIFAR's archives or files", **folder)
+    megabytes = "of resized images to keep; those of a FOLDER that take more are read in each epoch"
+    add(where, "data-memory", megabytes, type=at_least_zero(int), metavar="MB")
     add(where, "subset", "train on N images only, of each class alike", **count)
     add(where, "validation", "validate on N training images (default a tenth of all)", **count)
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", **folder)
@@ -141,9 +146,26 @@ def _training_parser() -> Parser:
     add(training, "weight-decay", "of SGD", **share)
     add(training, "schedule", "of the learning rate", choices=SCHEDULES)
     add(training, "label-smoothing", "how much of the target goes to all classes", **share)
+    text = "balanced: let every class count alike, however few images it has"
+    add(training, "class-weights", text, choices=("balanced",))
     add(training, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
     add(training, "seed", "of everything random", type=at_least_zero(int), metavar="N")
     return parser
+
+
+def data_set(text: str) -> str:
+    """Return the name of a data set, or the whole path of a folder, from the command line.
+
+    >>> data_set("cifar10")
+    'cifar10'
+    """
+    if text in ("auto", *data_sets.NAMES):
+        return text
+    folder = os.path.abspath(os.path.expanduser(text))
+    if not os.path.isdir(folder):
+        names = ", ".join(("auto", *data_sets.NAMES))
+        raise argparse.ArgumentTypeError(f"must be {names}, or a folder of images, not {text!r}")
+    return folder
 
 
 def _mistake(given: dict[str, Any]) -> str:
@@ -226,7 +248,9 @@ def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) 
         command = f"{name_of_program()} {shlex.join(sys.argv[1:])}"
     versions = {"scratchnet": scratchnet.__version__, "numpy": np.__version__}
     versions["python"] = platform.python_version()
-    chosen = header["data"].lower().replace("-", "")  # what auto took: a resumed run takes it again
+    chosen = options.data
+    if chosen == "auto":  # what it took: a resumed run takes it again
+        chosen = header["data"].lower().replace("-", "")
     return {
         "options": vars(options) | {"resume": False, "data": chosen},
         **header,

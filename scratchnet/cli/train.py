@@ -8,14 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from scratchnet import backend, checkpoint
-from scratchnet.cli.datasets import describe_test, load_data, write_images
+from scratchnet.cli.datasets import describe_classes, describe_test, load_data, write_images
 from scratchnet.cli.forecast import forecast
 from scratchnet.cli.options import describe_run, open_run, parse_training
 from scratchnet.cli.program import complain, device_line
-from scratchnet.data import Augmentation, ImageData, Loader, Normalisation, split_validation, subset
+from scratchnet.data import Augmentation, ImageData, ImageFiles, Loader, Normalisation, divide
+from scratchnet.data.named import NAMES
 from scratchnet.doctor import Doctor
 from scratchnet.interop import initialise, rescale_layers
-from scratchnet.losses import SoftmaxCrossEntropy
+from scratchnet.losses import SoftmaxCrossEntropy, balanced_class_weights
 from scratchnet.models import VGG
 from scratchnet.optim import SGD, schedule
 from scratchnet.training import Console, RunDirectory, Trainer, evaluate, make_engine
@@ -31,23 +32,33 @@ def main() -> None:
     options = parse_training()
     device = backend.get(options.backend)
     say(device_line(device, options.engine, options.precision))
-    images = load_data(options.data, options.data_dir, options.dry_run)
+    images = read_data(options)
     net = make_network(options, len(images.class_names)).to(device)
     train, validation, test = make_loaders(images, options)
-    loss, optimizer = SoftmaxCrossEntropy(options.label_smoothing), make_optimizer(options, net)
+    loss, optimizer = make_loss(options, images, train), make_optimizer(options, net)
     rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
     trainer = make_trainer(options, images, net, optimizer, rate, loss, train, validation)
     trainer.fit(options.epochs)
     test_best(options, trainer, images, test)
 
 
+def read_data(options: SimpleNamespace) -> ImageData:
+    """Return the data set that the options name."""
+    where = options.data, options.data_dir, options.dry_run
+    return load_data(*where, options.image_size, options.data_memory)
+
+
 def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, Loader, Loader]:
     """Return loaders for training, validation and test; validation is drawn from the training images."""
     inputs, labels, seed = images.train_images, images.train_labels, options.seed
-    learn, validate = split_validation(labels, options.validation or len(labels) // 10, seed)
-    if options.subset:
-        learn = subset(labels, learn, options.subset, seed)
+    learn, validate = divide(images, options.validation, options.subset, seed)
     say(f"Data: {printable(images.name)}, {len(learn):,} images to train on, {len(validate):,} to validate")
+    if options.data not in ("auto", *NAMES):  # somebody's own
+        say(describe_classes(images, learn, validate))
+        read_again = isinstance(inputs, ImageFiles)
+        how_kept = "read in each epoch" if read_again else "kept in memory"
+        gigabytes = (inputs.nbytes + images.test_images.nbytes) / 1e9
+        say(f"Images: {gigabytes:.2f} GB at {options.image_size} pixels, {how_kept} (--data-memory)")
     known = options.mean is not None
     normalisation = Normalisation(options.mean, options.std) if known else Normalisation.of(inputs, learn)
     how: dict[str, Any] = {"normalisation": normalisation, "seed": seed}
@@ -94,6 +105,16 @@ def begin_with(options: SimpleNamespace, net: VGG) -> None:
         say(f"Frozen: {options.freeze}; {trained:,} parameters are trained")
     if (random := frozen - {*loaded}) and not options.resume:
         complain(f"warning: {len(random)} frozen tensors are not from a file and stay as random as they are")
+
+
+def make_loss(options: SimpleNamespace, images: ImageData, train: Loader) -> SoftmaxCrossEntropy:
+    """Return the loss, with the class weights of the images to train on where that is wanted."""
+    weights = None
+    if options.class_weights:
+        weights = balanced_class_weights(train.labels[train.indices], len(images.class_names))
+        named = zip(images.class_names, weights, strict=True)
+        say("Class weights: " + ", ".join(f"{printable(name)} {weight:.3g}" for name, weight in named))
+    return SoftmaxCrossEntropy(options.label_smoothing, weights)
 
 
 def make_optimizer(options: SimpleNamespace, net: VGG) -> SGD:

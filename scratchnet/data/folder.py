@@ -210,11 +210,8 @@ def image_folder(
         raise DataError(
             f"{os.fsdecode(path)} has images of one class only, {names[0]}: nothing can be learnt"
         )
-    learn, val, test = (files.get(split, []) for split in ("train", "val", "test"))
-    if not test and len(learn) > 1:
-        kept, aside = split_validation([label for _, label in learn], max(1, len(learn) // 10), seed)
-        learn, test = [learn[k] for k in kept], [learn[k] for k in aside]
-    in_order = [*learn, *val, *test]
+    parts = [files.get(split, []) for split in ("train", "val", "test")]
+    in_order = [item for part in parts for item in part]
 
     fits = len(in_order) * image_size**2 * 3 <= memory
     images = np.empty((len(in_order) if fits else 0, image_size, image_size, 3), np.uint8)
@@ -235,19 +232,26 @@ def image_folder(
         if count < 2:
             few = f"{count or 'no'} image{'s' * (count != 1)} that can be read"
             raise DataError(f"class {names[label]} of {os.fsdecode(path)} has {few}: two are the least")
-    first_val, first_test = np.searchsorted(good, [len(learn), len(learn) + len(val)])
-    paths = [in_order[k][0] for k in good]
-    both: list[Any] = [images[:first_test], images[first_test : len(good)]]
-    if not fits:
-        both = [ImageFiles(part, image_size) for part in (paths[:first_test], paths[first_test:])]
+    first_val, first_test = np.searchsorted(good, np.cumsum([len(part) for part in parts[:2]]))
+    learn, test = np.arange(first_test), np.arange(first_test, len(good))
+    if not len(test):
+        learn, test = split_validation(labels[:first_val], max(1, first_val // 10), seed)
+        learn = np.concatenate([learn, np.arange(first_val, first_test)])
+    train_images: Any = ImageFiles([in_order[good[k]][0] for k in learn], image_size)
+    test_images: Any = ImageFiles([in_order[good[k]][0] for k in test], image_size)
+    if fits:
+        test_images = images[test]  # a copy; the others close up to where they are, as they are most
+        for place, k in enumerate(learn):
+            images[place] = images[k]
+        train_images = images[: len(learn)]
     return ImageData(
-        both[0],
-        labels[:first_test],
-        both[1],
-        labels[first_test:],
+        train_images,
+        labels[learn],
+        test_images,
+        labels[test],
         names,
         _text(os.path.basename(os.path.realpath(path))) or "images",
-        np.arange(first_val, first_test) if val else None,
+        np.flatnonzero(learn >= first_val) if parts[1] else None,
         tuple(left_out),
     )
 

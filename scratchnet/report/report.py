@@ -218,8 +218,9 @@ class RunReport:
             return
         self.say("reading the data")
         try:
-            shapes = self.options["data"] == "shapes10"
-            dataset = data.shapes10() if shapes else data.cifar10(self.data_dir, download=False)
+            chosen, size = self.options["data"], self.options["image_size"]
+            memory = self.options["data_memory"] * 1_000_000
+            dataset = data.load(chosen, self.data_dir, download=False, image_size=size, memory=memory)
         except data.DataError as error:
             self.no_images = f"{error}: give the folder of the data with --data-dir"
             self.say(self.no_images)
@@ -237,10 +238,8 @@ class RunImages:
     def __init__(self, dataset: data.ImageData, options: dict[str, Any], normalisation: data.Normalisation):
         self.images, self.labels = dataset.train_images, dataset.train_labels
         self.options, self.normalisation = options, normalisation
-        n_validation, seed = options["validation"] or len(self.labels) // 10, options["seed"]
-        self.training, self.validation = data.split_validation(self.labels, n_validation, seed)
-        if options["subset"]:
-            self.training = data.subset(self.labels, self.training, options["subset"], seed)
+        chosen = options["validation"], options["subset"], options["seed"]
+        self.training, self.validation = data.divide(dataset, *chosen)
 
     def loader(self, indices: np.ndarray) -> data.Loader:
         """Return a loader of these images, neither shuffled nor augmented."""

@@ -9,6 +9,7 @@ from scratchnet.training.rundir import RunDirectory, RunError
 
 DEFAULTS: dict[str, Any] = {
     **{"backend": "auto", "engine": None, "precision": None, "data": "auto", "data_dir": "data"},
+    **{"data_memory": 2000, "class_weights": None},
     # The network
     **{"arch": "vgg16", "batch_norm": False, "width": 1.0, "image_size": 32, "head": "flatten"},
     **{"classifier_width": 4096, "dropout": 0.5, "init": "he", "output_scale": 1.0},
@@ -33,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
 
 # If they are not given: None
 UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str, "init_from": str}
-UNSET |= {"freeze": str, "precision": str, "mean": list, "std": list}
+UNSET |= {"class_weights": str, "freeze": str, "precision": str, "mean": list, "std": list}
 
 
 def read_options(run: RunDirectory) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def _kind_missed(name: str, value: Any) -> str:
         return "" if numbers else "three numbers"
     if kind in (bool, str):
         return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
-    least = 1 if kind is int and name != "seed" else 0
+    least = 1 if kind is int and name not in ("seed", "data_memory") else 0
     kinds = (int,) if kind is int else (int, float)  # a caller of the library may say lr=1
     if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf"):
         return ""
