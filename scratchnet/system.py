@@ -11,6 +11,8 @@ from scratchnet.backend import Backend
 def resident_bytes() -> int:
     """Return how much memory this process holds now; 0 where the system does not say.
 
+    Examples
+    --------
     >>> resident_bytes() > 1_000_000 or not Path("/proc/self/status").exists()
     True
     """
@@ -23,6 +25,12 @@ def available_bytes(backend: Backend | None = None) -> int | None:
     On a CPU it is what Linux counts as available, or what a container may still take where that is less. On a
     GPU it is the free memory.
 
+    Parameters
+    ----------
+    backend : Backend, optional
+
+    Examples
+    --------
     >>> available = available_bytes()
     >>> available is None or available > 0
     True
