@@ -7,6 +7,9 @@ package; they are checked here, both before they are written and after they were
     a list of strings
 ``mean``, ``std``
     a number for each channel of the images: (pixel / 255 - mean) / std
+``crop``
+    the part of the shorter side that is seen, when images are cut square: 1 where it does not say, 0.875
+    where the network was trained on ImageNet
 ``image_size``, ``input_shape``
     the side of square images; [H, W, C] where there are others
 ``data``
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.checks import whole
+from scratchnet.checks import real, whole
 from scratchnet.layers import Conv2d, Layer, Linear, leaves
 
 
@@ -44,6 +47,8 @@ def checked(info: Mapping[str, Any]) -> dict[str, Any]:
             known[key] = list(value)
         elif key in ("mean", "std"):
             known[key] = _per_channel(key, value)
+        elif key == "crop":
+            real(0.1, 1.0, crop=value)
         elif key == "image_size":
             whole(1, image_size=value)
         elif key == "input_shape":

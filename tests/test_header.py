@@ -25,6 +25,8 @@ SMALL = {"num_classes": 2, "width": 0.0625, "classifier_width": 8}
         ({"mean": [0.5, None]}, "mean must be finite"),
         ({"std": [1.0, 0.0]}, "std must be finite numbers above zero"),
         ({"std": "abc"}, "std must be finite"),
+        ({"crop": 0}, "crop must be a number between 0.1 and 1"),
+        ({"crop": "much"}, "crop must be a number between 0.1 and 1"),
         ({"image_size": 0}, "image_size must be a whole number"),
         ({"image_size": "32"}, "image_size must be a whole number"),
         ({"image_size": True}, "image_size must be a whole number"),

@@ -64,7 +64,7 @@ def load_image(path_or_url: Name) -> Image.Image:
         return _decode(content, name, held)
 
 
-def load_array(path_or_url: Name, size: int) -> np.ndarray:
+def load_array(path_or_url: Name, size: int, crop: float = 1.0) -> np.ndarray:
     """Read an image as ``load_image`` does, and resize it as ``image_to_array`` does.
 
     However many threads do so, together they hold no more decoded pixels than MAX_DECODED_BYTES, or those of
@@ -74,6 +74,7 @@ def load_array(path_or_url: Name, size: int) -> np.ndarray:
     ----------
     path_or_url : str or os.PathLike
     size : int
+    crop : float
 
     Returns
     -------
@@ -92,7 +93,7 @@ def load_array(path_or_url: Name, size: int) -> np.ndarray:
     """
     content, name = _content(path_or_url)
     with ExitStack() as held:
-        return image_to_array(_decode(content, name, held), size)
+        return image_to_array(_decode(content, name, held), size, crop)
 
 
 def _content(path_or_url: Name) -> tuple[bytes, str]:
@@ -138,7 +139,7 @@ def _decode(content: bytes, name: str, held: ExitStack) -> Image.Image:
         raise DataError(f"{name} cannot be decoded, it may be truncated: {reason}") from error
 
 
-def image_to_array(image: Image.Image, size: int) -> np.ndarray:
+def image_to_array(image: Image.Image, size: int, crop: float = 1.0) -> np.ndarray:
     """Cut the centre square out of an image and resize it.
 
     The largest centred square is resized (bilinear, with Pillow's smoothing when it shrinks): nothing is
@@ -150,6 +151,9 @@ def image_to_array(image: Image.Image, size: int) -> np.ndarray:
         Any size; modes other than RGB are converted as `load_image` does.
     size : int
         Height and width of the result in pixels.
+    crop : float
+        The part of the shorter side that the square takes. Below 1 the image is resized first, its shorter
+        side to ``size / crop``, and then cut, as torchvision does for its networks, with 224 / 256.
 
     Returns
     -------
@@ -158,7 +162,7 @@ def image_to_array(image: Image.Image, size: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `size` is no whole number of at least 1.
+        If `size` is no whole number of at least 1, or `crop` not between 0.1 and 1.
 
     Examples
     --------
@@ -166,7 +170,18 @@ def image_to_array(image: Image.Image, size: int) -> np.ndarray:
     array([255,   0,   0], dtype=uint8)
     """
     checks.whole(1, size=size)
-    return np.array(_centre_square(_to_rgb(image), size))
+    checks.real(0.1, 1.0, crop=crop)
+    image = _to_rgb(image)
+    if crop == 1:
+        return np.array(_centre_square(image, size))
+    shorter, least = int(size / crop), min(image.size)
+    square = []  # in the image's own pixels, so that nothing is resized that is cut off
+    for side in image.size:
+        resized = int(shorter * side / least)
+        start = round((resized - size) / 2)
+        square.append((start * side / resized, (start + size) * side / resized))
+    (left, right), (top, bottom) = square
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
 
 
 def resize_and_crop(images: np.ndarray, size: int) -> np.ndarray:
@@ -285,7 +300,9 @@ def files_in(folder: Name) -> list[str]:
     return [os.fsdecode(path) for path in found]
 
 
-def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple[Name, Decoded]]:
+def decode_ahead(
+    names: Iterable[Name], size: int, ahead: int, crop: float = 1.0
+) -> Iterator[tuple[Name, Decoded]]:
     """Read images in order, some of them ahead on worker threads, while the caller computes.
 
     Parameters
@@ -295,6 +312,8 @@ def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple
         Height and width of the results, see ``image_to_array``.
     ahead : int
         How many to read ahead.
+    crop : float
+        The part of the shorter side that is seen, see ``image_to_array``.
 
     Yields
     ------
@@ -311,7 +330,7 @@ def decode_ahead(names: Iterable[Name], size: int, ahead: int) -> Iterator[tuple
 
     def decode(name: Name) -> Decoded:
         try:
-            return load_array(name, size)
+            return load_array(name, size, crop)
         except DataError as error:
             return error
 
