@@ -88,10 +88,10 @@ def check_that_it_fits(info: Mapping[str, Any], net: Layer) -> None:
     names, last = info.get("class_names"), layers[-1] if layers else None
     if names is not None and isinstance(last, Linear) and len(names) != last.out_features:
         raise ValueError(f"the network has {last.out_features} classes, and class_names {len(names)}")
-    channels = _channels(net)
+    C = channels(net)
     for key in ("mean", "std"):
-        if channels is not None and key in info and len(info[key]) != channels:
-            numbers = f"{channels} finite number{'s' * (channels > 1)}"
+        if C is not None and key in info and len(info[key]) != C:
+            numbers = f"{C} finite number{'s' * (C > 1)}"
             raise ValueError(f"{key} is not {numbers}, one per channel, but {len(info[key])}")
 
 
@@ -105,11 +105,11 @@ def input_shape(net: Layer) -> tuple[int, int, int] | None:
     info = vars(net).get("info", {})
     size = net.settings().get("image_size", info.get("image_size"))
     if size is not None:
-        return size, size, _channels(net) or 3
+        return size, size, channels(net) or 3
     shape = info.get("input_shape")
     return None if shape is None else (shape[0], shape[1], shape[2])
 
 
-def _channels(net: Layer) -> int | None:
+def channels(net: Layer) -> int | None:
     """Return the channels of the images that a chain takes: those that its first convolution sees."""
     return next((layer.in_channels for _, layer in leaves(net) if isinstance(layer, Conv2d)), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from math import isqrt, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import scaled
@@ -54,24 +54,21 @@ def check_that_it_is_a_vgg(shapes: Shapes) -> None:
             raise ValueError(f"it has no {name} of {ndim} axes")
 
 
-def partial_vgg(shapes: Shapes) -> tuple[Description, str, int]:
+class PartOfVGG(NamedTuple):
+    """What ``partial_vgg`` found."""
+
+    description: Description  # a chain of features and, with a linear layer, pool and classifier
+    linear: str  # the name of that layer in the file, or nothing
+    side: int  # of the map that it sees; 1 if it sees the mean of each channel
+    image_size: int  # the smallest for which the last map is as large as that
+
+
+def partial_vgg(shapes: Shapes) -> PartOfVGG:
     """Describe a network of a VGG's convolutions, and of the linear layer after them if there is just one.
 
-    Returns
-    -------
-    description : dict, see ``rebuild.py``
-        A chain of ``features`` and, with a linear layer, ``pool`` and ``classifier``: ``pool`` takes the mean
-        of each channel if the linear layer has no more inputs.
-    linear : str
-        The name of that layer in the file, or nothing.
-    image_size : int
-        The smallest for which the last map is as large as the linear layer wants.
-
-    Examples
-    --------
     >>> shapes = {"features.0.weight": (8, 3, 3, 3), "features.0.bias": (8,), "fc.weight": (10, 8 * 4)}
-    >>> description, linear, image_size = partial_vgg(shapes)
-    >>> list(description["layers"]), linear, image_size
+    >>> part = partial_vgg(shapes)
+    >>> list(part.description["layers"]), part.linear, part.image_size
     (['features', 'pool', 'classifier'], 'fc', 4)
     """
     layers, batch_norm, channels = _features(shapes)
@@ -95,7 +92,8 @@ def partial_vgg(shapes: Shapes) -> tuple[Description, str, int]:
         chain["pool"] = _layer("Flatten" if side > 1 else "GlobalAvgPool2d")
         bias = f"{linear}.bias" in shapes
         chain["classifier"] = _layer("Linear", in_features=inputs, out_features=outputs, bias=bias)
-    return {"class": "Chain", "layers": chain}, linear, max(1, side) * 2 ** layers.count("M")
+    description = {"class": "Chain", "layers": chain}
+    return PartOfVGG(description, linear, max(1, side), max(1, side) * 2 ** layers.count("M"))
 
 
 def _layer(name: str, **settings: Any) -> Description:

@@ -110,8 +110,13 @@ class TensorFile:
 class TensorsInMemory(TensorFile):
     """Tensors that another kind of file held, as ``TensorFile`` hands them out."""
 
-    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]):
-        self._path, self._tensors, self.metadata = path, tensors, {}
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        tensors: Mapping[str, np.ndarray],
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self._path, self._tensors, self.metadata = path, tensors, dict(metadata or {})
         self.shapes = {name: array.shape for name, array in tensors.items()}
         self.dtypes = {name: dtype_name(array.dtype) for name, array in tensors.items()}
 

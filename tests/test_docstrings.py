@@ -15,7 +15,7 @@ import scratchnet
 INTERNAL = re.compile(
     r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|report)|initialise|state|workers|checks|"
     r"tables|untrusted|pickles|header|rebuild|recognise|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|doctor\.(context|rules)|"
-    r"interop\.(onnx|torch)_.*|"
+    r"interop\.((onnx|torch)_.*|imagenet|foreign)|"
     r"training\.(console|device|engine|evaluation|finite|options)|data\.(download|web|_.*))"
 )
 

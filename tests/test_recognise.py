@@ -43,7 +43,7 @@ def test_features_with_one_linear_layer_or_none(batch_norm, bias, side):
     shapes = {name: s for name, s in shapes_of(net).items() if name.startswith("features.")}
     shapes |= {"head.weight": (5, 32 * side**2)} if side else {"a.weight": (5, 32), "b.weight": (3, 5)}
     shapes |= {"head.bias": (5,)} if side and bias else {}
-    description, linear, image_size = partial_vgg(shapes)
+    description, linear, _, image_size = partial_vgg(shapes)
     assert (linear, image_size) == ("head" if side else "", 64 if side == 2 else 32)
     built = build(description)
     assert built.output_shape((1, image_size, image_size, 3)) == ((1, 5) if side else (1, 1, 1, 32))

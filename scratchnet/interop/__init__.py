@@ -5,6 +5,8 @@
 ``torch_names.py``     the names that torchvision and timm give them
 ``onnx_read.py``       ONNX graphs as networks, by the operators of ``onnx_operators.py``
 ``onnx_write.py``      networks as ONNX graphs
+``foreign.py``         networks, or parts of one, from tensors of others
+``imagenet.py``        ImageNet's classes and preprocessing
 ``kinds.py``           which of these a file is
 ``transfer.py``        all weights of a file that fit a network of one's own
 ``rescale.py``         its layers brought to one scale, so that body and head learn at one rate
@@ -14,15 +16,17 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from scratchnet import checkpoint
 from scratchnet.backend import Backend
-from scratchnet.interop import onnx_read, onnx_write, torch_file, torch_names
+from scratchnet.header import check_that_it_fits, checked
+from scratchnet.interop import foreign, imagenet, onnx_read, onnx_write, torch_file
 from scratchnet.interop.kinds import kind_of
 from scratchnet.interop.rescale import rescale_layers
 from scratchnet.interop.transfer import CHANNELS, Initialised, initialise
 from scratchnet.layers import Chain
-from scratchnet.tensorfile import TensorsInMemory
+from scratchnet.tensorfile import HEADER, open_tensors
 
 __all__ = ["CHANNELS", "Initialised", "initialise", "load", "load_onnx", "load_torch"]
 __all__ += ["rescale_layers", "save_onnx"]
@@ -42,7 +46,9 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
     Returns
     -------
     Chain
-        In evaluation mode, with what the file says besides its weights in ``info``.
+        In evaluation mode. ``info`` has what the file says besides its weights, and as ``left_out`` what of a
+        file of others has no place in the network: of a VGG that has not its three linear layers, but none,
+        or one, the convolutions are loaded, and that one.
 
     Raises
     ------
@@ -62,8 +68,13 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chai
     >>> load(path)[1]
     Linear(in_features=12, out_features=2, bias=True)
     """
-    loaders = {"safetensors": checkpoint.load, "torch": load_torch, "onnx": load_onnx}
-    return loaders[kind_of(path)](path, backend)
+    kind = kind_of(path)
+    if kind != "safetensors":
+        return {"torch": load_torch, "onnx": load_onnx}[kind](path, backend)
+    with open_tensors(path) as file:
+        if HEADER in file.metadata:
+            return checkpoint.network_in(file).to(backend)
+        return foreign.network_of(path, {name: file.read(name) for name in file.shapes}).to(backend)
 
 
 def load_torch(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chain:
@@ -78,8 +89,9 @@ def load_torch(path: str | os.PathLike[str], backend: str | Backend = "numpy") -
 
     Returns
     -------
-    VGG
-        In evaluation mode.
+    Chain
+        In evaluation mode: a ``VGG``, or as much of one as there is, see ``load``. Where it has 1000 classes,
+        ``info`` has ImageNet's class names and preprocessing.
 
     Raises
     ------
@@ -97,8 +109,7 @@ def load_torch(path: str | os.PathLike[str], backend: str | Backend = "numpy") -
     Traceback (most recent call last):
     scratchnet.tensorfile.FormatError: ...vgg16.pth is no file of weights that can be read: ...
     """
-    tensors = torch_names.as_torchvision(torch_file.read(path))
-    return checkpoint.network_in(TensorsInMemory(path, tensors)).to(backend)
+    return foreign.network_of(path, torch_file.read(path)).to(backend)
 
 
 def load_onnx(path: str | os.PathLike[str], backend: str | Backend = "numpy") -> Chain:
@@ -128,6 +139,17 @@ def load_onnx(path: str | os.PathLike[str], backend: str | Backend = "numpy") ->
     """
     read = onnx_read.read(path)
     H, W, _ = read.input_shape
-    read.net.info = read.metadata | {"input_shape": list(read.input_shape), "left_out": read.left_out}
-    read.net.info |= {"image_size": H} if H == W else {}
+    info: dict[str, Any] = {}
+    left_out = [*read.left_out]
+    for key, value in read.metadata.items():
+        try:
+            info |= (known := checked({key: value}))
+            check_that_it_fits(known, read.net)
+        except ValueError as error:  # a word of others, that means something else to them
+            left_out.append(f"metadata: {error}")
+            info.pop(key, None)
+    info |= {"input_shape": list(read.input_shape)} | ({"image_size": H} if H == W else {})
+    if "class_names" not in info and "class_names" in (known := imagenet.header_for(read.net)):
+        info["class_names"] = known["class_names"]  # how to normalise, files of others do not say
+    read.net.info = info | {"left_out": left_out}
     return read.net.to(backend)

@@ -10,6 +10,9 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
+from scratchnet.header import channels
+from scratchnet.layers import Layer, Linear, leaves
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 224 / 256
 CLASSES = 1000
@@ -25,12 +28,15 @@ def class_names() -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-def header(num_classes: int) -> dict[str, Any]:
-    """Return what a header says of a network with ImageNet's classes, of any other nothing.
+def header_for(net: Layer) -> dict[str, Any]:
+    """Return what a header says of a network of 1000 classes, for images of three colours; of others nothing.
 
-    >>> sorted(header(1000)), header(10)
+    >>> from scratchnet.layers import Conv2d, GlobalAvgPool2d, Sequential
+    >>> net, other = (Sequential(Conv2d(3, 4), GlobalAvgPool2d(), Linear(4, n)) for n in (1000, 10))
+    >>> sorted(header_for(net)), header_for(other)
     (['class_names', 'crop', 'mean', 'std'], {})
     """
-    if num_classes != CLASSES:
+    last = leaves(net)[-1][1]
+    if not isinstance(last, Linear) or last.out_features != CLASSES or channels(net) != len(MEAN):
         return {}
     return {"class_names": class_names(), "mean": [*MEAN], "std": [*STD], "crop": CROP}

@@ -116,3 +116,101 @@ def test_other_files_get_a_sentence(tmp_path):
     torch.save({"weight": torch.ones(3)}, tmp_path / "a.pth")
     with pytest.raises(FormatError, match="a.pth holds no VGG"):
         interop.load(tmp_path / "a.pth")
+
+
+# Files that hold less than a VGG, or more
+
+
+def features_of(twin):
+    return OrderedDict((n, t) for n, t in twin.state_dict().items() if n.startswith("features."))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_file_of_the_features_only_gives_their_maps(tmp_path, norm):
+    twin = torchvision_vgg("vgg11", norm)
+    extra = OrderedDict(more=torch.ones(3), other=torch.ones(2, 2))
+    torch.save(features_of(twin) | extra, tmp_path / "a.pth")
+    net = assert_same_logits(tmp_path / "a.pth", first_map := nn.Sequential(twin.features, Last()))
+    assert first_map is not None and net.info["left_out"] == ["more", "other"]
+    assert all(name.startswith("features.") for name in net.parameters())
+
+
+class Last(nn.Module):
+    """Channels last, as here."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", ["classifier", "fc", "classifier.1", "module.head"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_one_linear_layer_after_the_features(tmp_path, pooled, name, bias):
+    twin = torchvision_vgg("vgg11", True)
+    linear = nn.Linear(64 if pooled else 64 * 4, 5, bias=bias)
+    pool = nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity()
+    whole = nn.Sequential(twin.features, pool, nn.Flatten(), linear).eval()
+    prefix = "module." if name.startswith("module.") else ""
+    state = {prefix + n: t for n, t in features_of(twin).items()}
+    state |= {f"{name}.{n}": t for n, t in linear.state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    net = assert_same_logits(tmp_path / "a.pth", whole)
+    assert net.info["left_out"] == [] and net.info["image_size"] == (32 if pooled else 64)
+    checkpoint.save(tmp_path / "b.safetensors", net)
+    assert_same_logits(tmp_path / "b.safetensors", whole)
+
+
+def test_other_layers_after_the_features_are_left_out_and_listed(tmp_path):
+    twin = torchvision_vgg("vgg11", False)
+    state = features_of(twin) | {
+        "classifier.0.weight": torch.ones(9, 64),
+        "classifier.6.weight": torch.ones(2, 9),
+    }
+    torch.save(state, tmp_path / "a.pth")
+    assert interop.load(tmp_path / "a.pth").info["left_out"] == ["classifier.0.weight", "classifier.6.weight"]
+
+
+def test_what_a_whole_vgg_has_no_place_for_is_listed(tmp_path):
+    twin = torchvision_vgg("vgg11", True)
+    torch.save(twin.state_dict() | {"aux.weight": torch.ones(2, 2)}, tmp_path / "a.pth")
+    assert assert_same_logits(tmp_path / "a.pth", twin).info["left_out"] == ["aux.weight"]
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_timms_safetensors_and_a_thousand_classes(tmp_path, kind):
+    twin = torchvision_vgg("vgg11", False, classes=1000)
+    names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+    state = OrderedDict()
+    for name, tensor in twin.state_dict().items():
+        layer, _, part = name.rpartition(".")
+        state[f"{names.get(layer, layer)}.{part}"] = tensor.contiguous()
+    if kind == "pth":
+        torch.save(state, tmp_path / "a")
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, tmp_path / "a", {"format": "pt"})
+    net = assert_same_logits(tmp_path / "a", twin)
+    assert net.info["class_names"][281] == "tabby" and net.info["crop"] == 0.875
+    assert net.info["mean"] == [0.485, 0.456, 0.406]
+    checkpoint.save(tmp_path / "b", net, **{k: v for k, v in net.info.items() if k != "model"})
+    assert interop.load(tmp_path / "b").info["class_names"][0] == "tench"
+
+
+def test_a_thousand_classes_of_grey_images_are_not_imagenets(tmp_path):
+    net = models.vgg11(1000, image_size=32, width=0.125, classifier_width=16, in_channels=1)
+    checkpoint.save(tmp_path / "a", net)
+    from safetensors.numpy import load_file, save_file
+
+    save_file(load_file(tmp_path / "a"), tmp_path / "b")
+    assert "class_names" not in interop.load(tmp_path / "b").info
+
+
+def test_metadata_of_others_that_mean_something_else_are_left_out(tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    net = models.vgg11(num_classes=5, image_size=32, width=0.125, classifier_width=16).eval()
+    facts = {"mean": [10**400, 0, 0], "class_names": "cat,dog", "image_size": -1, "author": "me"}
+    interop.save_onnx(tmp_path / "a.onnx", net, (32, 32, 3), metadata=facts)
+    info = interop.load(tmp_path / "a.onnx").info
+    assert len(info["left_out"]) == 3 and "mean must be" in info["left_out"][0]
+    assert info["author"] == "me" and "mean" not in info and "class_names" not in info
