@@ -7,8 +7,9 @@ here knows of layers or of CuPy.
 from scratchnet.data._common import DataError, ImageData, MissingDataError
 from scratchnet.data.augment import Augmentation, Normalisation
 from scratchnet.data.cifar10 import cifar10
+from scratchnet.data.finding import images_in
 from scratchnet.data.folder import ImageFiles, describe_left_out, image_folder, list_classes
-from scratchnet.data.images import decode_ahead, image_to_array, images_in, load_image
+from scratchnet.data.images import decode_ahead, image_to_array, load_image
 from scratchnet.data.loader import Loader
 from scratchnet.data.named import load
 from scratchnet.data.shapes10 import shapes10

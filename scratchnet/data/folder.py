@@ -11,7 +11,8 @@ import numpy as np
 
 from scratchnet import checks, workers
 from scratchnet.data._common import DataError, ImageData, image_indices
-from scratchnet.data.images import decode_ahead, files_in, may_be_image
+from scratchnet.data.finding import files_in, may_be_image
+from scratchnet.data.images import decode_ahead
 from scratchnet.data.split import split_validation
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -23,8 +23,6 @@ from scratchnet.data._common import DataError
 
 MAX_BYTES = 64 << 20  # of a file from a URL
 MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at least not a photograph
-# Formats that Pillow knows by name but cannot read by itself, and those refused here.
-UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 Name: TypeAlias = str | os.PathLike[str]  # of a file, or an address
 Decoded: TypeAlias = np.ndarray | DataError
 MAX_DECODED_BYTES = 1 << 30  # of images that are being decoded, all threads together
@@ -226,78 +224,6 @@ def _centre_square(image: Image.Image, size: int) -> Image.Image:
     left, top = (width - side) // 2, (height - side) // 2
     square = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=square)
-
-
-def images_in(folder: Name) -> list[str]:
-    """Return the files in a folder and its subfolders that may be images, judging by their names.
-
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    list of str
-        Paths that begin with ``folder``, sorted; hidden files are left out.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for name in ("cat.png", "ant.jpg", "notes.txt"):
-    ...     Path(folder.name, name).touch()
-    >>> [Path(path).name for path in images_in(folder.name)]
-    ['ant.jpg', 'cat.png']
-    """
-    os.listdir(folder)  # raises OSError, unlike a walk
-    names = ((path, os.path.basename(path)) for path in files_in(folder))
-    return [path for path, name in names if may_be_image(name) and not name.startswith(".")]
-
-
-def may_be_image(name: str) -> bool:
-    """Tell whether a file's name ends as those of images do that Pillow reads.
-
-    Parameters
-    ----------
-    name : str
-
-    Examples
-    --------
-    >>> may_be_image("cat.JPG"), may_be_image("notes.txt")
-    (True, False)
-    """
-    if not _endings:
-        kinds = Image.registered_extensions()
-        _endings.update(end for end, kind in kinds.items() if kind in Image.OPEN and kind not in UNREADABLE)
-    return os.path.splitext(name)[1].lower() in _endings
-
-
-_endings: set[str] = set()
-
-
-def files_in(folder: Name) -> list[str]:
-    """Return all files in a folder and its subfolders, sorted folder by folder, each folder once.
-
-    Parameters
-    ----------
-    folder : path
-
-    Examples
-    --------
-    >>> files_in("no/such/folder")
-    []
-    """
-    found, seen = [], set()
-    for where, folders, files in os.walk(os.fspath(folder), followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found += [os.path.join(where, name) for name in sorted(files)]
-    return [os.fsdecode(path) for path in found]
 
 
 def decode_ahead(
