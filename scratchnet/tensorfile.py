@@ -130,8 +130,8 @@ class TensorsInMemory(TensorFile):
 
 
 @contextmanager
-def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
-    """Open a safetensors file to read tensors or parts of them.
+def open_tensors(path: str | os.PathLike[str], check: bool = True) -> Iterator[TensorFile]:
+    """Open a safetensors file to read tensors or parts of them; by default check its digest, if it has one.
 
     Raises FileNotFoundError if there is no such file, and a FormatError if it is no safetensors file, is cut
     short, or holds something that NumPy has no type for.
@@ -150,11 +150,26 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
         for dtype in sorted({*file.dtypes.values()} - DTYPES):
             dtype = dtype.replace("BF16", "bfloat16")
             raise file.error(f"holds numbers that NumPy has no type for ({dtype}): save them as float32")
-        file.check_digest()
+        if check:
+            file.check_digest()
         try:
             yield file
         except SafetensorError as error:
             raise file.error(f"cannot be read to its end: {error}") from error
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the entries of a file's header, without a look at its tensors or at whether its digest holds."""
+    with open_tensors(path, check=False) as file:
+        return file.metadata
+
+
+def digest_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the digest that a file has in its header; None if it has none, or there is no such file."""
+    try:
+        return metadata_of(path).get(DIGEST)
+    except (FileNotFoundError, FormatError):
+        return None
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], header: str) -> None:
@@ -235,7 +250,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         os.umask(mask := os.umask(0))
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp's own are for the owner alone
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:  # of the system's, the reason without the temporary name
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -243,7 +258,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
             os.remove(temporary)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put a folder's names on the disk, where the system can: else a power cut may take a rename back."""
     if os.name == "nt":  # folders cannot be opened there
         return

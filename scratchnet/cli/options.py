@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import scratchnet
-from scratchnet.cli.program import Parser, at_least_zero, name_of_program, positive
+from scratchnet.cli.program import Parser, at_least_zero, command, positive
 from scratchnet.data import named as data_sets
 from scratchnet.initialise import INITIALISATIONS
 from scratchnet.interop import CHANNELS
@@ -193,10 +192,10 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
         run_dir = str(states[-1].parent)
     if not Path(run_dir).is_dir():
         raise RunError(f"there is no run to resume: {run_dir} is no folder")
-    run = RunDirectory(run_dir)
+    run = RunDirectory(run_dir, read_only=True)
     options = read_options(run)
-    if not run.has_state:
-        raise RunError(f"{run_dir} holds no finished epoch to resume from: begin a new run")
+    if not run.has_state and not run.is_begun:
+        raise RunError(f"{run_dir} has no {run.state.name} to resume from: begin a new run in another folder")
     for name, value in given.items():
         chosen = name == "data" and value == "auto"  # what it chose then is what it chooses now
         if name not in MAY_CHANGE and value != options[name] and not chosen:
@@ -223,12 +222,12 @@ def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any]) -> Ru
         options.run_dir = str(run.path)
     else:
         run = RunDirectory(options.run_dir, header=header)
+    run.settings = {name: value for name, value in _kept(options, header).items() if name not in MAY_CHANGE}
+    run.lock()
     run.require_space(net)
-    if options.resume:
-        run.remove_partial()
-    elif options.demo and _holds_demo(run):
+    if not options.resume and options.demo and _holds_demo(run):
         run.clear()
-    elif run.has_results:
+    elif not options.resume and run.has_results:
         advice = "resume it by --resume" if run.has_state else "remove it"
         raise RunError(f"{run.path} holds a run: {advice}, or choose another --run-dir")
     return run
@@ -241,21 +240,26 @@ def _holds_demo(run: RunDirectory) -> bool:
         return False
 
 
-def describe_run(options: SimpleNamespace, device: str, header: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``config.json`` reports of a run: its options, what it ran on, and the command given."""
-    command = shlex.join([Path(sys.executable).name, *sys.argv])
-    if name_of_program().startswith("scratchnet "):  # as dispatched by __main__.py
-        command = f"{name_of_program()} {shlex.join(sys.argv[1:])}"
-    versions = {"scratchnet": scratchnet.__version__, "numpy": np.__version__}
-    versions["python"] = platform.python_version()
+def _kept(options: SimpleNamespace, header: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a run as a resumed run is to have them."""
     chosen = options.data
     if chosen == "auto":  # what it took: a resumed run takes it again
         chosen = header["data"].lower().replace("-", "")
+    return vars(options) | {"resume": False, "data": chosen}
+
+
+def describe_run(
+    options: SimpleNamespace, device: str, header: dict[str, Any], identity: str
+) -> dict[str, Any]:
+    """Return what ``config.json`` reports of a run: its options, what it ran on, and the command given."""
+    versions = {"scratchnet": scratchnet.__version__, "numpy": np.__version__}
+    versions["python"] = platform.python_version()
     return {
-        "options": vars(options) | {"resume": False, "data": chosen},
+        "options": _kept(options, header),
+        "run": identity,
         **header,
         "device": device,
-        "command": command,
+        "command": command(*sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": versions,
     }

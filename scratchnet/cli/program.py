@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from scratchnet.checkpoint import FormatError
 from scratchnet.training import NotFinite, RunError
 from scratchnet.training.engine import choose_engine
 from scratchnet.training.options import DEFAULTS
+from scratchnet.training.stopping import Stopped
 from scratchnet.untrusted import printable
 
 
@@ -72,6 +74,15 @@ def name_of_program() -> str:
     return Path(sys.argv[0]).name
 
 
+def command(*arguments: str) -> str:
+    """Return the command line that starts this program with these arguments."""
+    name = name_of_program()
+    dispatched = name.startswith("scratchnet ")  # by __main__.py
+    return shlex.join(
+        [*(name.split() if dispatched else (Path(sys.executable).name, sys.argv[0])), *arguments]
+    )
+
+
 def complain(sentence: str) -> None:
     """Print a sentence on standard error, on one line, whatever a file in it may be called."""
     print(printable(f"{name_of_program()}: {' '.join(sentence.split())}"), file=sys.stderr, flush=True)
@@ -80,7 +91,9 @@ def complain(sentence: str) -> None:
 def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
     """Call a program's main function and leave, with one sentence on standard error where it fails.
 
-    Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C.
+    Status 2: what it was given cannot be used. Status 1: the run itself failed. Status 130: Ctrl-C, 143:
+    SIGTERM, 129: SIGHUP; what a training has done until then is saved, and the message has the command that
+    goes on.
     Otherwise that which main returns, None for 0. Where there is not enough memory ``memory_advice`` says
     what to do.
     """
@@ -110,5 +123,9 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
         status, message = 2, f"{where}: {error.strerror}" if error.strerror else str(error)
     except KeyboardInterrupt as error:
         status, message = 130, f"stopped {error}".strip()
+        if isinstance(error, Stopped):
+            status, message = 128 + error.signal, f"stopped {error.done}"
+            if error.run is not None:
+                message += f"; go on with: {command('--resume', '--run-dir', str(error.run))}"
     complain(message)
     sys.exit(status)

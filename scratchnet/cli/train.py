@@ -156,7 +156,7 @@ def make_trainer(
     trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers)
     if options.resume:
         trainer.resume(options.epochs)
-    run.write_config(describe_run(options, net.backend.device, header))
+    run.write_config(describe_run(options, net.backend.device, header, trainer.identity))
     return trainer
 
 

@@ -181,7 +181,7 @@ class Doctor(Observer):
     def on_resume(self, trainer: Trainer) -> None:
         """Keep what was found until then, and forget what was found later."""
         if isinstance(trainer.run, RunDirectory):
-            step = len(trainer.log) * len(trainer.train)
+            step = len(trainer.log) * len(trainer.train) + trainer.batch
             self.diagnoses = [found for found in read(trainer.run.path) if found.step <= step]
 
     def on_epoch_begin(self, trainer: Trainer, epoch: int) -> None:

@@ -48,7 +48,8 @@ def duration(seconds: float) -> str:
 class Progress(AbstractContextManager):
     """How far an epoch has come: images, loss, images per second, and the time left.
 
-    ``file`` is standard error unless given; ``clock`` returns seconds.
+    ``file`` is standard error unless given; ``clock`` returns seconds; ``done`` is how many images were met
+    before it began.
 
     >>> import io
     >>> seconds = iter([0.0, 30.0, 90.0])
@@ -61,11 +62,16 @@ class Progress(AbstractContextManager):
     """
 
     def __init__(
-        self, title: str, total: int, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        title: str,
+        total: int,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        done: int = 0,
     ):
         title = printable(title)
         self.title, self.total, self.file, self.clock = title, total, file or sys.stderr, clock
-        self.done = 0
+        self.done = self.done_before = done
         self.start = self.last_line = clock()
         self.bar: tqdm | None = None
         if self.file.isatty():
@@ -74,7 +80,7 @@ class Progress(AbstractContextManager):
             shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}, "
             shown += "{rate_noinv_fmt}, {remaining} left"
             texts = {"desc": title, "bar_format": shown, "unit": " images"}
-            self.bar = tqdm(total=total, file=self.file, leave=False, **size, **texts)
+            self.bar = tqdm(total=total, initial=done, file=self.file, leave=False, **size, **texts)
 
     def update(self, images: int, loss: float | None = None) -> None:
         """Count some more images, and show them where it is time to."""
@@ -87,7 +93,7 @@ class Progress(AbstractContextManager):
         now = self.clock()
         if now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            rate = self.done / (now - self.start)
+            rate = (self.done - self.done_before) / (now - self.start)
             left = f"{duration((self.total - self.done) / rate)} left"
             parts = [f"{self.done:,} of {self.total:,} images", shown, f"{rate:.1f} images/s", left]
             print(f"{self.title}: {', '.join(filter(None, parts))}", file=self.file, flush=True)
@@ -122,11 +128,17 @@ class Console(Observer):
         """Remember how many epochs there are."""
         self._of = f"/{epochs}"
 
+    def on_notice(self, trainer: Trainer, sentence: str) -> None:
+        """Print it on standard error."""
+        with tqdm.external_write_mode(sys.stderr):
+            print(f"note: {sentence}", file=sys.stderr, flush=True)
+
     def on_epoch_begin(self, trainer: Trainer, epoch: int) -> None:
         """Print the epoch's title."""
         say(f"Epoch {epoch + 1}{self._of}")
         say("-----")
-        self._show(Progress(f"epoch {epoch + 1}{self._of}", trainer.train.n_samples))
+        done = trainer.totals.images  # of an epoch that is taken up
+        self._show(Progress(f"epoch {epoch + 1}{self._of}", trainer.train.n_samples, done=done))
 
     def on_step(self, trainer: Trainer, step: int) -> None:
         """Move the bar on."""

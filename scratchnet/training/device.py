@@ -19,7 +19,7 @@ from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
 from scratchnet.training.finite import ADVICE, NotFinite
-from scratchnet.training.observers import EpochTotals
+from scratchnet.training.observers import NOTHING, EpochTotals
 
 READ_EVERY = 50  # steps: reading makes the host wait for the GPU, which then waits for the host
 RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.15 GB of them
@@ -66,8 +66,17 @@ class DeviceEpochs:
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise ValueError(f"label {wrong} is not one of the {classes} classes")
 
-    def run(self, epoch: int, schedule: Callable[[int], float]) -> Iterator[tuple[int, EpochTotals]]:
+    def run(
+        self,
+        epoch: int,
+        schedule: Callable[[int], float],
+        first: int = 0,
+        totals: EpochTotals = NOTHING,
+    ) -> Iterator[tuple[int, EpochTotals]]:
         """Go once through the images, in training mode; ``epoch``, from 0, decides order and augmentation.
+
+        An epoch of which ``first`` batches are done, with these totals, is taken up after them; generators
+        must then be as they were before it.
 
         ``schedule`` leads from the step, counted from 0 over the whole run, to its learning rate. Yields the
         last step that was made and the totals of this epoch so far, every READ_EVERY steps, and at the end.
@@ -75,9 +84,10 @@ class DeviceEpochs:
         """
         loader, steps, count = self.loader, self.steps, len(self.loader)
         rates = np.array([schedule(epoch * count + batch) for batch in range(count)], np.float32)
-        steps.begin(rates, loader.choices(epoch) if self.resident else None)
-        seen = 0
-        for batch, arguments in enumerate(self._batches(epoch), start=1):
+        self.generators_before = {path: g.bit_generator.state for path, g in self.net.generators().items()}
+        steps.begin(rates, loader.choices(epoch) if self.resident else None, first, totals)
+        seen = totals.images
+        for batch, arguments in enumerate(self._batches(epoch, first), start=first + 1):
             steps.step(*arguments)
             if batch % READ_EVERY == 0 or batch == count:
                 totals = EpochTotals(*steps.totals())
@@ -90,11 +100,12 @@ class DeviceEpochs:
                 yield epoch * count + batch - 1, totals
         self.optimizer.lr = schedule((epoch + 1) * count - 1)  # that of the last step
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Any, ...]]:
         """Yield what ``TrainingSteps.step`` takes: how many images, and these unless it has them."""
         if not self.resident:
-            for x, labels in self.loader.epoch(epoch):
+            for x, labels in self.loader.epoch(epoch, first):
                 yield len(labels), x, labels
             return
-        for first in range(0, self.loader.n_samples, self.loader.batch_size):
-            yield (min(self.loader.batch_size, self.loader.n_samples - first),)
+        size = self.loader.batch_size
+        for start in range(first * size, self.loader.n_samples, size):
+            yield (min(size, self.loader.n_samples - start),)

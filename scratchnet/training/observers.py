@@ -38,6 +38,9 @@ class EpochTotals(NamedTuple):
         return self.loss / self.images, self.correct / self.images
 
 
+NOTHING = EpochTotals()
+
+
 class Observer:
     """Base class of observers: every method does nothing until a subclass says otherwise.
 
@@ -58,6 +61,9 @@ class Observer:
 
     def on_resume(self, trainer: Trainer) -> None:
         """Take note that ``trainer.log`` and the weights are now those of an earlier run."""
+
+    def on_notice(self, trainer: Trainer, sentence: str) -> None:
+        """Take note of what a reader of the log should know, such as that other bits may follow."""
 
     def on_epoch_begin(self, trainer: Trainer, epoch: int) -> None:
         """Take note that an epoch begins."""

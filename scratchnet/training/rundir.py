@@ -5,13 +5,17 @@
 ``log.csv``           a row per epoch: losses, accuracies, learning rate, seconds
 ``best.safetensors``  the weights with the best validation accuracy
 ``last.safetensors``  the weights after the last epoch
-``state.safetensors`` everything that resuming needs: weights, momentum, statistics, generators
+``state.safetensors`` everything that resuming needs, see ``snapshot.py``
 ``diagnosis.json``    what the doctor found, a list; only with ``--diagnose``
 ====================  ===============================================================================
 
-Each file is written under a temporary name and then renamed. So after a crash, a full disk or a Ctrl-C each
-is whole: either the new one, or the one before. The state is written last and names the epoch; a resumed run
-begins after it.
+One process has the folder at a time: it holds the lock on the file ``.lock`` (see ``locks.py``). Each file is
+written under a temporary name and then renamed: so it is whole after a crash, a full disk or a power cut.
+
+What an epoch leaves appears as a whole, too. New weights are written as ``.best.safetensors.pending`` and
+``.last.safetensors.pending``; then the state, which has their digests; then they are renamed. A run that is
+killed before the state has its name has not done the epoch; after that, the next one to lock the folder
+renames what the state names (``RunDirectory.settle``).
 """
 
 from __future__ import annotations
@@ -21,15 +25,30 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scratchnet import checkpoint
-from scratchnet.backend import to_numpy
 from scratchnet.layers import Layer
-from scratchnet.optim import SGD
-from scratchnet.tensorfile import PARTIAL, FormatError, open_tensors, read_tensors, replacing, write_tensors
+from scratchnet.locks import LOCK, InUse, Lock
+from scratchnet.tensorfile import (
+    DIGEST,
+    HEADER,
+    PARTIAL,
+    FormatError,
+    digest_of,
+    metadata_of,
+    open_tensors,
+    read_tensors,
+    replacing,
+    sync_folder,
+    write_tensors,
+)
 from scratchnet.untrusted import FileError
 
 DIAGNOSES = "diagnosis.json"
@@ -52,6 +71,8 @@ class RunDirectory:
         Nothing is made or written, and the folder must exist.
     header : dict, optional
         What is saved beside the weights: ``class_names``, ``mean``, ``std``, ``data``.
+    settings : dict, optional
+        What must be the same when the run is resumed: the state holds it, too.
 
     Raises
     ------
@@ -71,21 +92,26 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], read_only: bool = False, header: dict[str, Any] | None = None
+        self,
+        path: str | os.PathLike[str],
+        read_only: bool = False,
+        header: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
     ):
-        self.path, self.header = Path(path).expanduser(), header or {}
+        self.path, self.header, self.settings = Path(path).expanduser(), header or {}, settings or {}
         self.config, self.log = self.path / "config.json", self.path / "log.csv"
         self.best, self.last = self.path / "best.safetensors", self.path / "last.safetensors"
         self.state, self.diagnoses = self.path / "state.safetensors", self.path / DIAGNOSES
+        self._lock: Lock | None = None
         if read_only:
             if not self.path.is_dir():
                 raise RunError(f"there is no run: {self.path} is no folder")
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path / ".writable"):
-                pass
-            (self.path / ".writable").unlink()
+            Lock(self.path / LOCK).release()  # so that a folder without permission is refused here
+        except InUse:  # who only looks may; who writes takes the lock, and is told whose it is
+            pass
         except OSError as error:
             reason = "it is a file" if self.path.is_file() else error.strerror or error
             raise RunError(f"cannot write to the folder {self.path}: {reason}") from error
@@ -105,15 +131,63 @@ class RunDirectory:
             break
         return cls(folder, header=header)
 
+    # Who has the folder, and what it holds
+
+    def lock(self) -> None:
+        """Have the folder from now on, until ``release`` or the end of the process; RunError if another has.
+
+        What a process that was killed left half done is then completed or removed, see ``settle``.
+        """
+        if self._lock is not None:
+            return
+        try:
+            self._lock = Lock(self.path / LOCK, what=str(self.path))
+        except InUse as error:
+            raise RunError(f"{error}: wait until that has ended, or choose another --run-dir") from error
+        except OSError as error:
+            raise RunError(f"cannot write to the folder {self.path}: {error.strerror or error}") from error
+        self.settle()
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have the folder within this context, and afterwards if that was so before."""
+        had_it = self._lock is not None
+        self.lock()
+        try:
+            yield
+        finally:
+            if not had_it:
+                self.release()
+
     @property
     def has_state(self) -> bool:
-        """Whether there is a run here that can be resumed."""
+        """Whether there is a run here that can be resumed after its last saved step."""
         return self.state.exists()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has begun here and saved nothing yet: it may be resumed or begun again."""
+        return self.config.exists() and not self.has_results
 
     @property
     def has_results(self) -> bool:
         """Whether there is anything here that a new run would overwrite."""
         return any(path.exists() for path in (self.state, self.best, self.last, self.log))
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """What tells a state from one that was written before or after it; empty if there is none."""
+        try:
+            found = self.state.stat()
+        except FileNotFoundError:
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -122,21 +196,36 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what an earlier run left, and the unfinished files of one that was killed while writing."""
-        for path in self.files:
+        for path in (self.state, *self.files):  # the state first: what is left of the others is no run
             path.unlink(missing_ok=True)
-        self.remove_partial()
+        self.settle()
 
-    def remove_partial(self) -> None:
-        """Remove the unfinished files of a run that was killed while it wrote them."""
-        for path in self.files:
+    def settle(self) -> None:
+        """Complete what was interrupted after its state was written, and remove what was before that.
+
+        Only for the one that has the folder, since the unfinished files of a run that is alive go, too.
+        """
+        try:
+            named = json.loads(metadata_of(self.state).get(HEADER, "{}")).get("files", {})
+        except FileNotFoundError:
+            named = {}
+        except (FormatError, ValueError, AttributeError, RecursionError):
+            return  # whoever resumes is told
+        for path in (self.best, self.last):
+            pending = _pending(path)
+            if (found := digest_of(pending)) and found == named.get(path.name):
+                os.replace(pending, path)
+            pending.unlink(missing_ok=True)
+        sync_folder(self.path)
+        for path in (*self.files, *map(_pending, (self.best, self.last))):
             for partial in self.path.glob(f".{path.name}.*{PARTIAL}"):
-                partial.unlink()
+                partial.unlink(missing_ok=True)
 
     def require_space(self, net: Layer) -> None:
         """Raise RunError unless the disk has room for what a run of this network writes."""
         bytes_of_weights = sum(p.size * p.dtype.itemsize for p in net.parameters().values())
-        # best, last, state with momentum (2), and the state a second time while it is replaced (2)
-        needed = 6 * bytes_of_weights
+        # best, last, and state with momentum (2), all of them twice until the new ones replace the old
+        needed = 8 * bytes_of_weights
         needed -= sum(path.stat().st_size for path in (self.best, self.last, self.state) if path.exists())
         free = shutil.disk_usage(self.path).free
         if free < needed:
@@ -188,68 +277,95 @@ class RunDirectory:
             raise RunError(f"{self.log} is damaged: {error}") from error
 
     def write_epoch(
-        self, net: Layer, optimizer: SGD, log: list[dict[str, float]], best_accuracy: float, is_best: bool
+        self, net: Layer, tensors: Mapping[str, np.ndarray], header: dict[str, Any], is_best: bool
     ) -> None:
-        """Write what an epoch leaves; the state last, as it is what resuming begins from.
+        """Write what an epoch leaves: weights, state and log, which appear together.
 
-        ``log`` has a row for each epoch that is done, ``best_accuracy`` is that so far, perhaps this epoch's.
+        Parameters
+        ----------
+        net : Layer
+        tensors, header
+            Those of the state, see ``snapshot.py``.
+        is_best : bool
+            Whether its weights are the best so far.
         """
-        info = {**self.header, "epoch": len(log), "val_accuracy": log[-1]["val_accuracy"]}
-        if is_best:
-            checkpoint.save(self.best, net, **info)
-        checkpoint.save(self.last, net, **info)
+        log = header["log"]
+        info = {
+            **self.header,
+            "run": header["run"],
+            "epoch": len(log),
+            "val_accuracy": log[-1]["val_accuracy"],
+        }
+        try:
+            for path in (self.best, self.last) if is_best else (self.last,):
+                checkpoint.save(_pending(path), net, **info)
+            self.write_state(tensors, header)
+        finally:
+            self.settle()
         self.write_log(log)
-        self.write_state(net, optimizer, {"log": log, "best_accuracy": best_accuracy})
 
     def write_diagnoses(self, diagnoses: list[dict[str, Any]]) -> None:
         """Write ``diagnosis.json``, all of it."""
         _write_json(self.diagnoses, diagnoses, allow_nan=False)
 
-    def write_state(self, net: Layer, optimizer: SGD, progress: dict[str, Any]) -> None:
-        """Write ``state.safetensors``; progress holds ``log`` and ``best_accuracy``."""
-        tensors = {f"parameters.{name}": p.data for name, p in net.parameters().items()}
-        tensors |= {f"buffers.{name}": array for name, array in net.buffers().items()}
-        if optimizer.momentum_buffer is not None:
-            tensors["momentum"] = optimizer.momentum_buffer
-        generators = {path: rng.bit_generator.state for path, rng in net.generators().items()}
-        frozen = [name for name, p in net.parameters().items() if not p.trainable]
-        write_tensors(
-            self.state,
-            {name: to_numpy(array) for name, array in tensors.items()},
-            json.dumps({**progress, "generators": generators, "frozen": frozen}),
-        )
+    def write_state(self, tensors: Mapping[str, np.ndarray], header: dict[str, Any]) -> None:
+        """Write ``state.safetensors``, and in it the digests of the weights that belong to it."""
+        files = {path.name: digest_of(_pending(path)) or digest_of(path) for path in (self.best, self.last)}
+        write_tensors(self.state, tensors, json.dumps(header | {"files": files, "settings": self.settings}))
 
-    def read_state(self, net: Layer, optimizer: SGD) -> dict[str, Any]:
-        """Put a network and its optimizer back where they were, bit for bit, and return the progress.
+    def read_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the tensors and the header of the state.
 
-        RunError is raised if there is no state, or it is damaged or of another network; FileNotFoundError or
-        FormatError, if the best weights so far, which the run will need in the end, are missing or damaged.
+        RunError is raised if there is none, if it is damaged, or if the other files are not those that belong
+        to it; FileNotFoundError or FormatError, if the best weights so far, which the run will need in the
+        end, are missing or damaged.
         """
         try:
-            tensors, header = read_tensors(self.state)
-            progress = json.loads(header)
-            backend = net.backend
-            frozen = progress.get("frozen", [])  # which states did not have at first
-            for name, p in net.parameters().items():
-                p.data = backend.asarray(tensors[f"parameters.{name}"])
-                p.trainable = name not in frozen
-            for name, array in net.buffers().items():
-                array[...] = backend.asarray(tensors[f"buffers.{name}"])
-            if "momentum" in tensors:
-                optimizer.momentum_buffer = backend.asarray(tensors["momentum"])
-                have, wanted = optimizer.momentum_buffer, sum(p.size for p in optimizer.trainable().values())
-                if have.shape != (wanted,) or have.dtype != net.dtype:
-                    raise ValueError(f"momentum is {have.dtype} {have.shape}, not {net.dtype} {(wanted,)}")
-            for path, rng in net.generators().items():
-                rng.bit_generator.state = progress["generators"][path]
-            log = [{name: row[name] + 0 for name in COLUMNS} for row in progress["log"]]  # of numbers
-            progress = {"log": log, "best_accuracy": float(progress["best_accuracy"])}
+            tensors, text = read_tensors(self.state)
+            header = json.loads(text)
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run to resume: it has no {self.state.name}") from None
-        except (AttributeError, FormatError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.state} is damaged, or of another network: {error}") from error
-        with open_tensors(self.best):
-            return progress
+        except (FormatError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.state} is damaged: {error}") from error
+        return tensors, header
+
+    def check_files(self, header: dict[str, Any]) -> None:
+        """Raise an error unless config, log and weights are those that belong to a state with this header."""
+        config = self.read_config() if self.config.exists() else {}
+        for key, value in header.get("settings", {}).items():
+            if key in self.settings and self.settings[key] != value:
+                changed = f"its option {key} is {self.settings[key]}, and was {value}"
+                raise RunError(
+                    f"{self.config} does not belong to {self.state.name}: {changed} when the run began"
+                )
+        named, log = header.get("files", {}), header["log"]
+        for path in (self.best, self.last):
+            if not path.exists() and (path == self.last or not log):
+                continue  # the next epoch writes it
+            with open_tensors(path) as file:
+                info = json.loads(file.metadata.get(HEADER, "{}"))
+                if header.get("run") != info.get("run", header.get("run")):
+                    raise RunError(f"{path} is of another run than {self.state.name}")
+                if path.name in named and file.metadata.get(DIGEST) != named[path.name]:
+                    of = f"epoch {info['epoch']}" if "epoch" in info else "another time"
+                    raise RunError(
+                        f"{path} holds the weights of {of}, not those that {self.state.name} names after "
+                        f"{len(log)} epochs"
+                    )
+        if header.get("run") != config.get("run", header.get("run")):
+            raise RunError(f"{self.config} is of another run than {self.state.name}")
+        written = self.read_log()
+        if self.log.exists() and written not in (log, log[:-1]):  # a run may have been killed between the two
+            raise RunError(
+                f"{self.log} has {len(written)} epochs, and they are not the {len(log)} of {self.state.name}"
+            )
+
+
+def _pending(path: Path) -> Path:
+    """Return the name that new weights have until the state that belongs to them is on the disk."""
+    return path.with_name(f".{path.name}.pending")
 
 
 def _write_json(path: Path, value: Any, **how: Any) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from math import isfinite
 from typing import Any
 
+from scratchnet import checks
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
+from scratchnet.training import snapshot
 from scratchnet.training.alone import Alone
 from scratchnet.training.console import Console
 from scratchnet.training.device import DeviceEpochs
@@ -21,7 +24,9 @@ from scratchnet.training.engine import Layers, Plans, make_engine
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.finite import NotFinite, why_not_finite, why_not_finite_on
 from scratchnet.training.observers import EpochTotals, Observer
-from scratchnet.training.rundir import COLUMNS, RunDirectory, RunError
+from scratchnet.training.rundir import COLUMNS, RunDirectory
+from scratchnet.training.saving import Saving
+from scratchnet.training.stopping import Stopped
 
 
 class Trainer:
@@ -44,6 +49,8 @@ class Trainer:
         What is told how it goes; by default a ``Console``, which prints.
     parallel : Alone, optional
         ``distributed.DataParallel`` divides each batch among processes; by default there is one.
+    save_minutes : float
+        How often the state is saved within an epoch.
 
     Attributes
     ----------
@@ -51,8 +58,8 @@ class Trainer:
         A row for each epoch that is done.
     best_accuracy : float
         On the validation images, over the epochs that are done.
-    totals : EpochTotals
-        Of the epoch so far.
+    batch, totals : int, EpochTotals
+        Of the epoch so far: how many batches are done, and what they added up to.
 
     Examples
     --------
@@ -82,7 +89,9 @@ class Trainer:
         engine: str | Layers | Plans | None = None,
         observers: Sequence[Observer] | None = None,
         parallel: Alone | None = None,
+        save_minutes: float = 10.0,
     ):
+        checks.real(0.0, save_minutes=save_minutes)
         self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.train, self.validation, self.loss = train, validation, loss or SoftmaxCrossEntropy()
         self.run = run if run is None or isinstance(run, RunDirectory) else RunDirectory(run)
@@ -95,27 +104,27 @@ class Trainer:
             self.device_epochs = DeviceEpochs(net, optimizer, self.loss, train, self.engine.precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
-        self.totals = EpochTotals()
+        # Where it is in the epoch after those in the log: batches that are done, what they added up to, and
+        # the seconds that they took.
+        self.batch, self.totals, self.seconds = 0, EpochTotals(), 0.0
+        self.rate_factor, self.rollbacks = 1.0, 0
+        self.saving = Saving(self, save_minutes)
         self.parallel = parallel or Alone()
         self.parallel.join(self)
 
     def resume(self, epochs: int | None = None) -> None:
         """Go back to where the run in the run directory stopped, bit for bit; it is to have so many epochs.
 
-        RunError is raised if there is nothing there that fits, or more epochs are done already;
-        FileNotFoundError or FormatError, if the best weights so far are missing or damaged.
+        If it stopped before it had saved anything, this is the beginning. RunError is raised if there is
+        nothing there that fits, or more epochs are done already; FileNotFoundError or FormatError, if the
+        best weights so far are missing or damaged. Nothing has been changed then.
         """
-        progress = self.parallel.on_writer(partial(self._read_state, epochs))
-        self.log, self.best_accuracy = progress["log"], progress["best_accuracy"]
+        header, sentences = self.parallel.on_writer(partial(self.saving.resume, epochs))
+        if header:
+            snapshot.place(header, self)
+        for sentence in sentences:
+            self.notice(sentence)
         self._tell("on_resume")
-
-    def _read_state(self, epochs: int | None) -> dict[str, Any]:
-        if self.run is None:
-            raise RunError("this trainer has no run directory to resume from: give it one as run")
-        progress = self.run.read_state(self.net, self.optimizer)
-        if epochs is not None and (done := len(progress["log"])) > epochs:
-            raise RunError(f"{self.run.path} has done {done} epochs already, more than {epochs}")
-        return progress
 
     def fit(self, epochs: int) -> None:
         """Train until so many epochs are done, those before a resume included.
@@ -129,21 +138,24 @@ class Trainer:
 
     @contextmanager
     def running(self, epochs: int) -> Iterator[range]:
-        """Yield the epochs that remain of so many. Ctrl-C becomes one that says what is on disk."""
-        try:
-            self.parallel.begin(self)
-            self._tell("on_begin", epochs)
-            yield range(len(self.log), epochs)
-        except BaseException as error:
-            self._tell("on_error", error)
-            if not isinstance(error, KeyboardInterrupt):
+        """Yield the epochs that remain of so many, and have the run directory meanwhile.
+
+        Ctrl-C, SIGTERM and SIGHUP end it after the step that is being made, and what is done is saved: they
+        become a ``Stopped`` (a KeyboardInterrupt) that says what is on disk. ``fit`` goes on from there.
+        """
+        with self.saving.running(epochs):
+            try:
+                self.parallel.begin(self)
+                self._tell("on_begin", epochs)
+                yield range(len(self.log), epochs)
+                self.saving.stop_if_asked()
+            except BaseException as error:
+                self._tell("on_error", error)
+                if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
+                    raise self.saving.stopped(signal.SIGINT) from None
                 raise
-            done = f"after {len(self.log)} of {epochs} epochs"
-            if self.run is not None and self.run.has_state:
-                done += f"; --resume --run-dir {self.run.path} goes on from there"
-            raise KeyboardInterrupt(done) from None
-        finally:
-            self.parallel.end(self)
+            finally:
+                self.parallel.end(self)
         self._tell("on_end")
 
     def train_epoch(self, epoch: int) -> tuple[float, float]:
@@ -159,25 +171,32 @@ class Trainer:
                 optimizer.step()
 
         ``epoch`` counts from 0: it decides the order of the images, their augmentation and the learning rate.
+        An epoch of which some batches are done is taken up after them.
         """
-        self._began = time.perf_counter()
+        if epoch != len(self.log):
+            self.batch = 0
+        if not self.batch:
+            self.totals, self.seconds = EpochTotals(), 0.0
+        began, before = time.perf_counter(), self.seconds
         self.net.train()
         self._tell("on_epoch_begin", epoch)
-        for step, totals in self._steps(epoch):
-            self.totals = totals
+        self.saving.stop_if_asked()
+        for step, totals in self.saving.steps(self._steps(epoch)):
+            self.totals, self.batch = totals, step + 1 - epoch * len(self.train)
+            self.seconds = before + time.perf_counter() - began
             self._tell("on_step", step)
-        self._trained = time.perf_counter()
         return self.totals.means
 
     def _steps(self, epoch: int) -> Iterator[tuple[int, EpochTotals]]:
         """Make the steps of an epoch; yield each, and what has been added up; on a GPU once in a while."""
         if self.device_epochs is not None:
-            yield from self.device_epochs.run(epoch, self.schedule)
+            yield from self.device_epochs.run(epoch, self._rate, self.batch, self.totals)
             return
-        totals, asarray = EpochTotals(), self.net.backend.asarray
-        for batch, (images, labels) in enumerate(self.train.epoch(epoch)):
+        totals, asarray = self.totals, self.net.backend.asarray
+        batches = self.train.epoch(epoch, self.batch) if self.batch else self.train.epoch(epoch)
+        for batch, (images, labels) in enumerate(batches, start=self.batch):
             step = epoch * len(self.train) + batch
-            self.optimizer.lr = self.schedule(step)
+            self.optimizer.lr = self._rate(step)
             x, rows = asarray(images), self.train.rows(batch)
             result = self.parallel.forward(self.engine, self.loss, x, labels, rows)
             self._tell("on_loss", step, result.loss)
@@ -191,29 +210,43 @@ class Trainer:
             totals = totals.plus(*result)
             yield step, totals
 
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step: the schedule's, less what NaNs have cost."""
+        return self.schedule(step) * self.rate_factor
+
     def finish_epoch(self, epoch: int) -> None:
         """Look at the validation images after ``train_epoch``; log the epoch and write what it leaves."""
+        began = time.perf_counter()
         self._tell("on_validation_begin", epoch)
-        heard = partial(self._tell, "on_validation_step")
         self.parallel.average_statistics()
-        result = evaluate(self.net, self.validation, self.engine, progress=heard, parallel=self.parallel)
+        heard, parallel = self._validated, self.parallel
+        result = evaluate(self.net, self.validation, self.engine, progress=heard, parallel=parallel)
         if not isfinite(result.loss):
             why = self.parallel.explain(why_not_finite_on(self.net, self.validation))
             where = f"after epoch {epoch + 1}"
             raise NotFinite(f"the loss is not finite on the validation images {where}: {why}")
-        seconds = round(time.perf_counter() - self._began, 3)
-        speed = round(self.train.n_samples / (self._trained - self._began), 1)
+        seconds = round(self.seconds + time.perf_counter() - began, 3)
+        speed = round(self.train.n_samples / self.seconds, 1)
         measured = *self.totals.means, result.loss, result.accuracy, self.optimizer.lr, seconds, speed
         row = dict(zip(COLUMNS, (epoch + 1, *measured), strict=True))
-        self.log.append(row)
         is_best = result.accuracy > self.best_accuracy
+        self.log, self.batch = [*self.log, row], 0
         self.best_accuracy = max(result.accuracy, self.best_accuracy)
-        self.parallel.on_writer(partial(self._write, is_best))
+        self.parallel.on_writer(partial(self.saving.after_epoch, is_best))
         self._tell("on_epoch_end", epoch, row)
 
-    def _write(self, is_best: bool) -> None:
-        if self.run is not None:
-            self.run.write_epoch(self.net, self.optimizer, self.log, self.best_accuracy, is_best)
+    def _validated(self, images: int) -> None:
+        self._tell("on_validation_step", images)
+        self.saving.stop_if_asked()
+
+    @cached_property
+    def identity(self) -> str:
+        """The identity of the run, which all of its files have."""
+        return snapshot.identity_of(self)
+
+    def notice(self, sentence: str) -> None:
+        """Tell the observers what a reader of the log should know."""
+        self._tell("on_notice", sentence)
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for observer in self.observers:

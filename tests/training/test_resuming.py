@@ -1,7 +1,10 @@
 """Same seed, same bits; and a resumed run equals one without interruption."""
 
+import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchnet import checkpoint
 from scratchnet.checkpoint import FormatError, load
 from scratchnet.tensorfile import read_tensors, write_tensors
 from scratchnet.training import (
@@ -18,6 +20,7 @@ from scratchnet.training import (
     predict,
 )
 from tests.fakes.runs import FILES, bits, fit, prepare
+from tests.fakes.writes import in_child, watched
 
 # Same seed, same bits; and going on
 
@@ -70,34 +73,33 @@ def test_going_on_with_a_finished_run_changes_nothing_and_says_the_result(uninte
     assert "Epoch" not in out and out.startswith("Training complete in")
 
 
-class Killed(BaseException):
-    """What stands for a kill -9 here: nothing catches it."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_run_that_is_killed_at_a_rename_goes_on_bit_for_bit(uninterrupted, tmp_path, epochs):
+    """As its first epoch or a later one is saved; at every other call: ``tests/attack``."""
+    fit(tmp_path / "before", epochs)
+    for moment in itertools.count():
+        run = tmp_path / str(moment)
+        shutil.copytree(tmp_path / "before", run)
 
+        def train(run=run, moment=moment):
+            renames = itertools.count()
 
-@pytest.mark.parametrize("moment", ["best", "last", "log", "state"])
-def test_a_run_that_was_killed_while_writing_goes_on_bit_for_bit(
-    uninterrupted, tmp_path, monkeypatch, moment
-):
-    """In epoch 3, before each of the files: those before it are of epoch 3, those after it of epoch 2."""
-    trainer = prepare(tmp_path / "run")
-    trainer.run.write_config({})
-    trainer.fit(2)
-    trainer.best_accuracy = min(trainer.best_accuracy, 0.0) if moment == "best" else trainer.best_accuracy
+            def hook(call, *paths):
+                if call in ("replace", "unlink") and next(renames) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-    def kill(*arguments, **keywords):
-        raise Killed
+            with watched(hook):
+                fit(run, epochs + 1, resume=epochs > 0)
 
-    save = checkpoint.save
-    with monkeypatch.context() as patch:
-        if moment in ("best", "last"):
-            wanted = getattr(trainer.run, moment)
-            patch.setattr(checkpoint, "save", lambda p, *a, **k: kill() if p == wanted else save(p, *a, **k))
-        else:
-            patch.setattr(trainer.run, f"write_{moment}", kill)
-        with pytest.raises(Killed):
-            trainer.fit(3)
-    fit(tmp_path / "run", 4, resume=True)
-    assert bits(tmp_path / "run") == bits(uninterrupted)
+        status, told = in_child(train)
+        assert status in (0, -signal.SIGKILL), told
+        fit(run, 4, resume=True)
+        assert bits(run) == bits(uninterrupted)
+        assert set(os.listdir(run)) == FILES
+        if status == 0:
+            break
+    assert moment >= 6
 
 
 CHILD = """
@@ -111,7 +113,7 @@ step = trainer.optimizer.step
 def stop_in_the_middle():
     step()
     print("in the middle", flush=True)
-    time.sleep(60)
+    time.sleep(float(sys.argv[3]))
 trainer.optimizer.step = stop_in_the_middle
 trainer.fit(4)
 """
@@ -121,7 +123,8 @@ trainer.fit(4)
 def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(uninterrupted, tmp_path, how):
     if os.name == "nt":
         pytest.skip("needs POSIX signals")
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), str(tmp_path / "run")]
+    seconds = "60" if how == "SIGKILL" else "0.5"  # a step that is being made is finished
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), str(tmp_path / "run"), seconds]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         for line in child.stdout:
             if line.startswith("in the middle"):
@@ -130,7 +133,8 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(uninterrupte
         _, errors = child.communicate(timeout=30)
     assert child.returncode != 0
     if how == "SIGINT":
-        assert f"after 2 of 4 epochs; --resume --run-dir {tmp_path / 'run'} goes on from there" in errors
+        done = r"after 2 of 4 epochs and \d of 3 steps; --resume --run-dir .*run goes on from there"
+        assert re.search(done, errors)
     fit(tmp_path / "run", 4, resume=True)
     assert bits(tmp_path / "run") == bits(uninterrupted)
 
@@ -149,22 +153,13 @@ def test_a_state_that_is_missing_damaged_or_of_another_network_is_named(tmp_path
         fit(run, 2, resume=True)
     fit(tmp_path / "other", 1)
     tensors, header = read_tensors(tmp_path / "other" / "state.safetensors")
-    for momentum in (tensors["momentum"][:5], tensors["momentum"].astype("int32")):
-        write_tensors(run / "state.safetensors", {**tensors, "momentum": momentum}, header)
-        with pytest.raises(RunError, match="state.safetensors is damaged.*momentum is"):
+    for momentum in (tensors["optimizer.momentum"][:5], tensors["optimizer.momentum"].astype("int32")):
+        write_tensors(run / "state.safetensors", {**tensors, "optimizer.momentum": momentum}, header)
+        with pytest.raises(RunError, match="state.safetensors is damaged.*optimizer.momentum is"):
             fit(run, 2, resume=True)
     (run / "state.safetensors").unlink()
     with pytest.raises(RunError, match="holds no run to resume: it has no state.safetensors"):
         fit(run, 2, resume=True)
-
-
-def test_a_state_that_does_not_say_what_is_frozen_is_one_in_which_everything_learns(uninterrupted, tmp_path):
-    fit(tmp_path / "run", 2)
-    state = tmp_path / "run" / "state.safetensors"
-    tensors, header = read_tensors(state)
-    write_tensors(state, tensors, json.dumps({k: v for k, v in json.loads(header).items() if k != "frozen"}))
-    fit(tmp_path / "run", 4, resume=True)
-    assert bits(tmp_path / "run") == bits(uninterrupted)
 
 
 def test_a_run_whose_best_weights_are_gone_is_refused_before_it_trains(tmp_path):

@@ -68,14 +68,14 @@ def test_a_damaged_log_is_named(tmp_path, text):
 
 def test_a_disk_without_room_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
-    with pytest.raises(RunError, match=r"has 0 MB left and a run of this network needs 1 MB: free some, or"):
+    with pytest.raises(RunError, match=r"has 0 MB left and a run of this network needs 2 MB: free some, or"):
         RunDirectory(tmp_path).require_space(prepare().net)
 
 
 def test_going_on_needs_only_the_room_that_the_run_does_not_take_already(tmp_path, monkeypatch):
     trainer = fit(tmp_path, 1)
     weights = sum(p.size * 4 for p in trainer.net.parameters().values())
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2 * weights))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4 * weights))
     trainer.run.require_space(trainer.net)
     with pytest.raises(RunError, match="MB left and a run of this network needs"):
         RunDirectory(tmp_path / "another").require_space(trainer.net)
@@ -89,7 +89,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_epoch_before(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensorfile, "_write", full)
-    with pytest.raises(OSError, match="safetensors cannot be written: No space left on device"):
+    with pytest.raises(OSError, match="last.safetensors.pending cannot be written: No space left on device"):
         trainer.fit(2)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
     assert set(os.listdir(tmp_path)) == FILES
@@ -97,9 +97,11 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_epoch_before(tmp_path, mon
 
 def test_what_a_killed_run_left_unfinished_can_be_removed(tmp_path):
     run = RunDirectory(tmp_path)
-    for name in (".best.safetensors.x1.partial", ".config.json.x2.partial", "notes.txt", ".mine.partial"):
+    ours = (".best.safetensors.x1.partial", ".config.json.x2.partial", ".last.safetensors.pending")
+    for name in (*ours, "..last.safetensors.pending.x3.partial", "notes.txt", ".mine.partial", ".lock"):
         (tmp_path / name).write_text("")
-    run.remove_partial()
+    with run.locked():
+        assert set(os.listdir(tmp_path)) == {"notes.txt", ".mine.partial", ".lock"}
     assert set(os.listdir(tmp_path)) == {"notes.txt", ".mine.partial"}
     assert not run.has_results
     fit(tmp_path, 1)
@@ -113,3 +115,37 @@ def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(RunError, match="config.json is damaged"):
         RunDirectory(tmp_path).read_config()
+
+
+# One process has it at a time
+
+
+def test_a_folder_that_another_has_is_refused_with_whose_it_is(tmp_path):
+    run, other = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    words = r"run is in use by process \d+ on .* since .*: wait until that has ended, or choose another"
+    with run.locked():
+        with pytest.raises(RunError, match=words):
+            other.lock()
+        with run.locked():  # has it already
+            pass
+        with pytest.raises(RunError, match=words):
+            prepare(tmp_path / "run").fit(1)
+    other.lock()
+    other.release()
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_trainer_does_not_write_over_a_run_that_it_has_not_resumed(tmp_path):
+    fit(tmp_path, 1)
+    before = {name: (tmp_path / name).read_bytes() for name in FILES}
+    other = prepare(tmp_path)
+    with pytest.raises(RunError, match="holds another run than this trainer's: call resume"):
+        other.fit(1)
+    other.resume()
+    fit(tmp_path, 2, resume=True)
+    with pytest.raises(RunError, match="holds another run than this trainer's: call resume"):
+        other.fit(3)  # another has gone on with it meanwhile
+    (tmp_path / "state.safetensors").unlink()
+    with pytest.raises(RunError, match="holds another run than this trainer's: remove it"):
+        prepare(tmp_path).fit(1)
+    assert before.keys() - {"state.safetensors"} == set(os.listdir(tmp_path))

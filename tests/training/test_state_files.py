@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
-from scratchnet import checkpoint
-from scratchnet.layers import BatchNorm1d, Dropout, Layer, Linear, ReLU, Sequential
-from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.optim import SGD
-from scratchnet.training import RunDirectory
-
-PROGRESS = {"log": [], "best_accuracy": 0.0}
+from scratchnet.data import Loader
+from scratchnet.layers import BatchNorm1d, Dropout, Flatten, Layer, Linear, ReLU, Sequential
+from scratchnet.optim import SGD, Constant
+from scratchnet.training import Trainer
 
 
 class Noise(Layer):
@@ -28,49 +25,50 @@ class Noise(Layer):
 
 
 def network():
-    return Sequential(
-        Linear(6, 5), BatchNorm1d(5), Noise(np.random.default_rng(4)), ReLU(), Dropout(0.5), Linear(5, 3)
-    )
+    noise, size = Noise(np.random.default_rng(4)), 6
+    layers = Linear(size, 5), BatchNorm1d(5), noise, ReLU(), Dropout(0.5), Linear(5, 3)
+    return Sequential(Flatten(), *layers)
 
 
-def train(net, optimizer, steps):
-    loss, rng = SoftmaxCrossEntropy(), np.random.default_rng(1)
-    for _ in range(steps):
-        loss.forward(net.forward(rng.standard_normal((8, 6)).astype("float32")), rng.integers(0, 3, 8))
-        net.backward(loss.backward(), need_input_gradient=False)
-        optimizer.step()
-
-
-@pytest.mark.parametrize("frozen", [(), ("0",), ("0", "1"), ("5.bias",)])
-def test_resuming_goes_on_bit_for_bit(tmp_path, frozen):
-    run, net = RunDirectory(tmp_path / "run"), network()
-    checkpoint.save(run.best, Sequential(Linear(1, 1)))
+def prepare(folder, frozen=(), of=None):
+    net, rng = network(), np.random.default_rng(1)
     for path in frozen:
         net.freeze(path)
-    optimizer = SGD(net.parameters(), 0.1, momentum=0.9)
-    train(net, optimizer, 2)
-    run.write_state(net, optimizer, PROGRESS)
-    train(net, optimizer, 2)
-
-    twin = network()
-    other = SGD(twin.parameters(), 0.1, momentum=0.9)
-    run.read_state(twin, other)
-    assert list(other.trainable()) == list(optimizer.trainable())
-    train(twin, other, 2)
-    for name, p in net.parameters().items():
-        assert (p.data == twin.parameters()[name].data).all()
-    for name, array in net.buffers().items():
-        assert (array == twin.buffers()[name]).all()
-    assert (optimizer.momentum_buffer == other.momentum_buffer).all()
+    parameters = net.parameters()
+    optimizer = SGD({name: parameters[name] for name in of or parameters}, 0.1, momentum=0.9)
+    images = rng.standard_normal((24, 1, 2, 3)).astype("float32")
+    loader = Loader(images, rng.integers(0, 3, 24), 8, shuffle=True)
+    how = {"engine": "layers", "observers": ()}
+    return Trainer(net, optimizer, Constant(0.1), loader, loader, folder, **how)
 
 
-def test_an_optimizer_of_some_parameters_resumes(tmp_path):
-    run, net = RunDirectory(tmp_path / "run"), network()
-    checkpoint.save(run.best, Sequential(Linear(1, 1)))
-    optimizer = SGD({"5.weight": net[5].weight}, 0.1, momentum=0.9)
-    train(net, optimizer, 2)
-    run.write_state(net, optimizer, PROGRESS)
-    twin = network()
-    other = SGD({"5.weight": twin[5].weight}, 0.1, momentum=0.9)
-    run.read_state(twin, other)
-    assert (other.momentum_buffer == optimizer.momentum_buffer).all()
+def assert_equal(ours, theirs):
+    for name, p in ours.net.parameters().items():
+        assert (p.data == theirs.net.parameters()[name].data).all()
+    for name, array in ours.net.buffers().items():
+        assert (array == theirs.net.buffers()[name]).all()
+    assert (ours.optimizer.momentum_buffer == theirs.optimizer.momentum_buffer).all()
+
+
+@pytest.mark.parametrize("frozen", [(), ("1",), ("1", "2"), ("6.bias",)])
+def test_resuming_goes_on_bit_for_bit(tmp_path, frozen):
+    trainer = prepare(tmp_path, frozen)
+    trainer.fit(1)
+    twin = prepare(tmp_path)
+    twin.resume()
+    assert list(twin.optimizer.trainable()) == list(trainer.optimizer.trainable())
+    twin.fit(2)
+    whole = prepare(None, frozen)
+    whole.fit(2)
+    assert_equal(twin, whole)
+
+
+@pytest.mark.parametrize("of", [["6.weight"], ["6.weight", "6.bias"], ["1.weight", "6.weight"]])
+def test_an_optimizer_of_some_parameters_resumes(tmp_path, of):
+    prepare(tmp_path, of=of).fit(1)
+    twin = prepare(tmp_path, of=of)
+    twin.resume()
+    twin.fit(2)
+    whole = prepare(None, of=of)
+    whole.fit(2)
+    assert_equal(twin, whole)

@@ -91,8 +91,14 @@ class TrainingSteps:
         self._of_size: dict[int, _Step] = {}
         self._trained: list[str] = []  # when they were made
 
-    def begin(self, rates: ArrayLike, choices: ArrayLike | None = None) -> None:
-        """Begin an epoch: with the learning rate of each step, and for ``data`` with ``Loader.choices``."""
+    def begin(
+        self, rates: ArrayLike, choices: ArrayLike | None = None, first: int = 0,
+        totals: tuple[float, int, int] = (0.0, 0, 0),
+    ) -> None:  # fmt: skip
+        """Begin an epoch: with the learning rate of each step, and for ``data`` with ``Loader.choices``.
+
+        If ``first`` steps of it are done already, ``totals`` are those of them.
+        """
         self.scales = sorted({self.optimizer.lr_scale(name) for name in self.optimizer.parameters})
         rows = np.outer(self.scales, np.asarray(rates, np.float32)).astype(np.float32)
         self.rates = self._upload(self.rates, rows)  # (scales, steps)
@@ -101,8 +107,8 @@ class TrainingSteps:
         # Each dropout begins with a random number and counts on from there. The number comes from its
         # generator, which a checkpoint saves.
         dropouts = [layer.rng.integers(2**62) for layer in dropping_layers(self.net)]
-        self.counters = self._upload(self.counters, np.array([0, *dropouts], np.int64))
-        self.totals_on_device.fill(0)
+        self.counters = self._upload(self.counters, np.array([0, *dropouts], np.int64) + first)
+        self.totals_on_device = self._upload(self.totals_on_device, np.array(totals, np.float64))
 
     def step(self, count: int, x: Array | None = None, labels: Array | None = None) -> None:
         """Make a step with the next ``count`` images, and do not wait for it.

@@ -1,0 +1,138 @@
+"""What a trainer saves and when, how it stops, and how it goes on: beside ``trainer.py``, which is the loop.
+
+After every epoch, every so many minutes within one, and when it is asked to stop, a snapshot is written; the
+trainer is then where ``resume`` would put it. In the middle of a step it is nowhere: ``whole`` is False.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from scratchnet.training import snapshot
+from scratchnet.training.rundir import RunError
+from scratchnet.training.stopping import Stop, Stopped
+
+if TYPE_CHECKING:
+    from scratchnet.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class Saving:
+    """Saves a trainer's state into its run directory, if it has one, and stops it there."""
+
+    def __init__(self, trainer: Trainer, minutes: float):
+        self.trainer, self.minutes = trainer, minutes
+        self.epochs = 0  # that the run is to have
+        self.whole = True
+        self._stop = Stop()
+        self._version: tuple[int, ...] = ()  # of the state that this trainer wrote or resumed
+        self._last = time.monotonic()
+        self._saved: tuple[int, int] | None = None  # what is on disk: epochs, and batches of the next
+
+    # Going on
+
+    def resume(self, epochs: int | None) -> tuple[dict[str, Any], list[str]]:
+        """Put the trainer where its run stopped; return where that is, and what its reader should know."""
+        trainer, run = self.trainer, self.trainer.run
+        if run is None:
+            raise RunError("this trainer has no run directory to resume from: give it one as run")
+        with run.locked():
+            if not run.has_state and run.is_begun:
+                return {}, [f"{run.path} has saved nothing yet: it begins at epoch 1"]
+            taken = snapshot.Snapshot(*run.read_state())
+            sentences = snapshot.check(taken, trainer, run.state)
+            run.check_files(taken.header)
+            done = len(taken.header["log"])
+            if epochs is not None and done > epochs:
+                raise RunError(f"{run.path} has done {done} epochs already, more than {epochs}")
+            snapshot.put(taken, trainer)
+            run.write_log(trainer.log)  # which may be one row behind
+            self._version, self._saved, self.whole = run.version, (done, trainer.batch), True
+        return taken.header, sentences
+
+    @contextmanager
+    def running(self, epochs: int) -> Iterator[None]:
+        """Have the run directory and heed signals within this context."""
+        trainer, run, self.epochs = self.trainer, self.trainer.run, epochs
+        if not self.whole:
+            self._tell_of_half_a_step()
+        if run is None:
+            with self._stop.heeded():
+                yield
+            return
+        with run.locked():
+            if run.has_results and (not run.has_state or run.version != self._version):
+                advice = "call resume() to go on with it" if run.has_state else "remove it"
+                raise RunError(
+                    f"{run.path} holds another run than this trainer's: {advice}, or choose another folder"
+                )
+            trainer.identity  # noqa: B018  (it follows from the weights before the first step)
+            self._last = time.monotonic()
+            with self._stop.heeded():
+                yield
+
+    def _tell_of_half_a_step(self) -> None:
+        run = self.trainer.run
+        if run is not None and run.has_state:
+            raise RunError(
+                "training stopped in the middle of a step, and weights or statistics may be half changed: "
+                f"call resume() to go back to what {run.state} has"
+            )
+        self.trainer.notice(
+            "training stopped in the middle of a step: weights or statistics may be half changed"
+        )
+
+    # Between steps
+
+    def steps(self, steps: Iterator[T]) -> Iterator[T]:
+        """Yield what steps yield; after each save if it is time to, and stop if that was asked."""
+        self.whole = False
+        for made in steps:
+            self.whole = True
+            yield made
+            if time.monotonic() - self._last >= 60 * self.minutes:
+                self.save()
+            self.stop_if_asked()
+            self.whole = False
+        self.whole = True
+
+    def save(self) -> None:
+        """Write the state as it is between two steps, unless it is on disk."""
+        trainer, run = self.trainer, self.trainer.run
+        if run is not None and self._saved != (now := (len(trainer.log), trainer.batch)):
+            run.write_state(*snapshot.take(trainer))
+            self._version, self._saved = run.version, now
+        self._last = time.monotonic()
+
+    def after_epoch(self, is_best: bool) -> None:
+        """Write what an epoch leaves."""
+        trainer, run = self.trainer, self.trainer.run
+        if run is not None:
+            self.whole = False
+            run.write_epoch(trainer.net, *snapshot.take(trainer), is_best)
+            self._version, self._saved, self.whole = run.version, (len(trainer.log), 0), True
+        self._last = time.monotonic()
+
+    # Stopping
+
+    def stop_if_asked(self) -> None:
+        """Save and raise ``Stopped`` if a signal has asked for it."""
+        if self._stop.signal is not None:
+            number, self._stop.signal = self._stop.signal, None
+            self.save()
+            raise self.stopped(number)
+
+    def stopped(self, number: int) -> Stopped:
+        """Return the exception that says what is done."""
+        trainer, run = self.trainer, self.trainer.run
+        epochs, batch = self._saved or (0, 0)
+        if run is None:
+            epochs, batch = len(trainer.log), trainer.batch
+        done = f"after {epochs} of {self.epochs} epochs"
+        if batch:
+            done += f" and {batch} of {len(trainer.train)} steps"
+        return Stopped(done, number, run.path if run is not None and run.has_state else None)
