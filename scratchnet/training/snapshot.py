@@ -159,8 +159,8 @@ def check(snapshot: Snapshot, trainer: Trainer, where: object) -> list[str]:
     """
     tensors, header = snapshot
     try:
-        _check_header(header, trainer)
         _check_tensors(tensors, header, trainer)
+        _check_header(header, trainer)
         return _what_differs(header, trainer)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error

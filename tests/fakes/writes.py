@@ -126,7 +126,7 @@ def within(folder, hook):
 
 
 def dying_at(moment):
-    """Return a hook that kills this process at the moment-th event, counted from 0: before or after a call."""
+    """Return a hook that kills this process at this event, counted from 0: before or after a call."""
     count = -1
 
     def hook(call, *more):
