@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import platform
 import sys
 import warnings
@@ -18,6 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from scratchnet.cores import usable_cores
 
 Array: TypeAlias = NDArray[Any]
 """An array of either library, in annotations: CuPy's arrays have the same methods, and CuPy has no types.
@@ -175,7 +176,7 @@ def _cpu() -> str:
             model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         pass  # not Linux, or an architecture that does not say
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return f"CPU ({model}, {cores} core{'s' if cores > 1 else ''}, NumPy {np.__version__})"
 
 

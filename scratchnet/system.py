@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scratchnet.backend import Backend
+from scratchnet.cores import control_groups
 
 
 def resident_bytes() -> int:
@@ -42,21 +43,22 @@ def available_bytes(backend: Backend | None = None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _of_container(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Yield what a control group leaves, by either version of the interface; files read are no burden."""
-    for folder, limit, used, cached in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = (folder / limit).read_text().strip()
-            now = int((folder / used).read_text())
-            lines = (folder / "memory.stat").read_text().splitlines()
-            files = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
-        except (OSError, ValueError):
-            continue
-        if most.isdecimal():
-            yield max(0, int(most) - now + files)
+def _of_container() -> Iterator[int]:
+    """Yield what control groups leave, by either version of the interface; files read are no burden."""
+    for group in control_groups("memory"):
+        for limit, used, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            try:
+                most = (group / limit).read_text().strip()
+                now = int((group / used).read_text())
+                lines = (group / "memory.stat").read_text().splitlines()
+                files = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
+            except (OSError, ValueError):
+                continue
+            if most.isdecimal():
+                yield max(0, int(most) - now + files)
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

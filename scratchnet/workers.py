@@ -31,6 +31,8 @@ from typing import Any, TypeAlias
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
+from scratchnet.cores import usable_cores
+
 Task: TypeAlias = Callable[[], Any]
 
 _pool: ThreadPoolExecutor | None = None
@@ -46,17 +48,14 @@ _blas_before: list[tuple[Any, int]] = []  # the libraries that are limited now, 
 def size() -> int:
     """Return how many threads the process computes with; the pool keeps the value of its first use.
 
-    That is ``SCRATCHNET_THREADS``, or else the cores that this process may use (its affinity mask, not the
-    machine's total).
+    That is ``SCRATCHNET_THREADS``, or else the cores that this process may use, see ``usable_cores``.
     """
     wanted = os.environ.get("SCRATCHNET_THREADS")
     if wanted:
         if not wanted.isdecimal() or int(wanted) < 1:
             raise ValueError(f"SCRATCHNET_THREADS must be a whole number above zero, not {wanted!r}")
         return int(wanted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()
 
 
 def submit(function: Callable[..., Any], *arguments: Any) -> Future:

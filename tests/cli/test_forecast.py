@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchnet import data, plans
+from scratchnet import cores, data, plans
 from scratchnet.cli.forecast import Timing, forecast
 from scratchnet.data import Augmentation, Loader
 from scratchnet.layers import Flatten, Layer, Linear, Parameter, Sequential
@@ -180,8 +180,10 @@ def test_without_a_word_from_the_system_everything_fits(monkeypatch):
     assert f.fits and f.largest_batch is None and "available" not in str(f)
 
 
-def test_a_container_may_take_what_its_limit_leaves_besides_files_that_were_read(tmp_path):
-    assert list(_of_container(tmp_path)) == []
+def test_a_container_may_take_what_its_limit_leaves_besides_files_that_were_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "none")
+    assert list(_of_container()) == []
     files = {
         "memory.max": "1000\n",
         "memory.current": "700\n",
@@ -189,14 +191,14 @@ def test_a_container_may_take_what_its_limit_leaves_besides_files_that_were_read
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert list(_of_container(tmp_path)) == [450]
+    assert list(_of_container()) == [450]
     (tmp_path / "memory.max").write_text("max\n")
-    assert list(_of_container(tmp_path)) == []
+    assert list(_of_container()) == []
     (tmp_path / "memory").mkdir()
     old = {"limit_in_bytes": "2000\n", "usage_in_bytes": "500\n", "stat": "total_inactive_file 100\n"}
     for name, text in old.items():
         (tmp_path / "memory" / f"memory.{name}").write_text(text)
-    assert list(_of_container(tmp_path)) == [1600]
+    assert list(_of_container()) == [1600]
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not say")
