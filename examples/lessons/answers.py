@@ -313,7 +313,7 @@ saving = dict(
     },
 )
 
-_BT, _G, _AT = winograd.matrices(winograd.POINTS)
+_BT, _G, _AT = winograd.matrices(winograd.POINTS[4])
 
 
 def _winograd(tiles, U, BT, AT):

@@ -18,14 +18,14 @@ def walk(page: Page, size: int, backward: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = rng.integers(-3, 4, (6, 6)).astype(float)
     g = small_integers(rng, 3, 3, largest=2)
-    BT, G, AT = matrices(POINTS)
+    BT, G, AT = matrices(POINTS[TILE])
 
     page.heading("The input, the kernel and three matrices")
     page.say(f"""One tile, one channel: 6 x 6 pixels of the input give 4 x 4 of the output, with a 3 x 3
         kernel. Directly that takes 16 * 9 = {16 * 9} multiplications.""")
     page.show(page.matrix("x", x), page.matrix("g", g))
     page.say(f"""Polynomials of degree five are known by their values at six points: here
-        {", ".join(number(p) for p in POINTS)} and infinity. From the points follow three matrices.""")
+        {", ".join(number(p) for p in POINTS[TILE])} and infinity. From the points follow three matrices.""")
     page.show(page.matrix("B^T", BT))
     page.show(page.matrix("G", G), page.matrix("A^T", AT))
 

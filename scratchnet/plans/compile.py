@@ -34,7 +34,8 @@ def compile(
     algorithm : str
         The name of a kernel, used wherever there is one of that name that can compute the layer; elsewhere,
         as with ``"auto"``, the kernel that suits best. ``"im2col"`` is the numerically plainest one for
-        convolutions.
+        convolutions; ``"winograd4"`` holds Winograd's algorithm to tiles of 4 x 4 pixels, which round less
+        than those of 6 x 6, ``"winograd6"`` to the latter, and ``"winograd"`` leaves the choice to the plan.
 
     Returns
     -------

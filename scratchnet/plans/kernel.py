@@ -119,6 +119,7 @@ class Registrable(ABC):
     """What can be registered for a class of layers: it says which groups it computes, and makes kernels."""
 
     algorithm: str = ""  # its name, for ``compile(algorithm=...)`` and ``describe``
+    family: ClassVar[str] = ""  # a name that it has in common with others: of these, the one that suits best
     takes: ClassVar[tuple[str, ...]] = ()  # which ROLES it computes along with its layer, if they follow it
     role: ClassVar[str] = ""  # which of ROLES its own layer has in a group that takes it along
     computes_role: ClassVar[str] = ""  # the role in which other kernels call it

@@ -101,7 +101,8 @@ def keeps_shape(layer: Layer) -> bool:
 
 def algorithms(device: str) -> list[str]:
     """Return the names of all registered kernels of a device."""
-    return sorted({kernel.algorithm for known in _registered[device].values() for kernel in known})
+    kernels = [kernel for known in _registered[device].values() for kernel in known]
+    return sorted({name for kernel in kernels for name in (kernel.algorithm, kernel.family) if name})
 
 
 def kernel_for(groups: list[Group], i: int, context: PlanContext) -> type[Registrable] | None:
@@ -114,9 +115,9 @@ def kernel_for(groups: list[Group], i: int, context: PlanContext) -> type[Regist
         return group.activation_kernel
     taken = {role for role in ROLES if getattr(group, role) not in (None, group.main)}
     able = [k for k in group.kernels if taken <= set(k.takes) and k.supports(groups, i, context)]
-    named = (kernel for kernel in able if kernel.algorithm == context.algorithm)
-    suited = (kernel for kernel in able if kernel.suits(groups, i, context))
-    chosen = next(named, None) or next(suited, None)
+    named = [kernel for kernel in able if context.algorithm in (kernel.algorithm, kernel.family)]
+    suited = [kernel for kernel in named or able if kernel.suits(groups, i, context)]
+    chosen = next(iter(suited or named), None)
     if chosen is None and taken:
         names = ", ".join(kernel.__name__ for kernel in group.kernels)
         raise ValueError(f"{group.name} ({group.title}): none of {names} supports all of it")

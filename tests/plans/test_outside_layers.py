@@ -152,8 +152,11 @@ def test_a_kernel_can_be_forced_by_its_name():
         found[algorithm] = [kernel.algorithm for kernel in plan.kernels]
         np.testing.assert_allclose(plan.forward(x), net.forward(x), rtol=1e-3, atol=1e-5)
     assert found["auto"] == found["im2col"] == found["average"] == ["im2col", "im2col", "average"]
-    assert found["winograd"] == ["winograd", "winograd", "average"]
-    with pytest.raises(ValueError, match="algorithm must be one of auto, average, .*winograd, not 'fft'"):
+    assert found["winograd"] == ["winograd4", "winograd4", "average"]
+    with pytest.raises(
+        ValueError,
+        match="algorithm must be one of auto, average, .*winograd, winograd4, winograd6, not 'fft'",
+    ):
         plans.compile(net, x.shape, algorithm="fft")
 
 

@@ -1,7 +1,7 @@
 """The first convolution: three channels in, too few for Winograd's algorithm and for im2col's copies as well.
 
-Symbols as in ``layouts.py``. A vector has L = 4 * TW * n neighbouring numbers: one channel of all columns of
-a row of pixels, of all images of a chunk.
+Symbols as in ``layouts.py``, S the size of a tile. A vector has L = S * TW * n neighbouring numbers: one
+channel of all columns of a row of pixels, of all images of a chunk.
 
 im2col would copy every pixel nine times, three numbers at a time. Here each is copied three times, in long
 vectors, because images come last and only the shifts along the row are made. The shifts along the column are
@@ -32,7 +32,7 @@ from scratchnet.plans.cpu import padding
 from scratchnet.plans.cpu.calls import CACHE_ELEMENTS, Calls, Phase, split_evenly
 from scratchnet.plans.cpu.convolution import Convolution, is_padded_3x3
 from scratchnet.plans.cpu.kernel import sum_over_workers
-from scratchnet.plans.cpu.layouts import Tiles
+from scratchnet.plans.cpu.layouts import TILES, Tiles
 from scratchnet.plans.kernel import Group, PlanContext
 from scratchnet.plans.memory import Arena
 from scratchnet.plans.registry import kernel_for
@@ -64,7 +64,7 @@ class FirstConv(Convolution):
         if i > 0 or len(groups) == 1 or groups[0].pool is not None or not is_padded_3x3(groups[0], context):
             return False
         following: Any = kernel_for(groups, 1, context)
-        return following is not None and following.input_layout in ("tiles", None)
+        return following is not None and following.input_layout in (None, *TILES)
 
     @classmethod
     def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
@@ -86,10 +86,10 @@ class FirstConv(Convolution):
         self.weight = np.zeros((3, self.depth, self.O), self.context.dtype)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
-        TW, kind = self.output.TW, self.context.dtype
+        S, TW, kind = self.output.size, self.output.TW, self.context.dtype
         n = max(map(len, self.chunks))
-        self.padded = self.per_worker(arena, "padded", (self.C, self.tallest + 2, 4 * TW + 2, n), forward)
-        shape = (self.rows_of_all, self.depth, 4 * TW)  # of each part (rows + 2, depth, L)
+        self.padded = self.per_worker(arena, "padded", (self.C, self.tallest + 2, S * TW + 2, n), forward)
+        shape = (self.rows_of_all, self.depth, S * TW)  # of each part (rows + 2, depth, L)
         self.rows = arena.reserve("shifted rows", shape, kind, forward, backward or forward)
         if backward is not None:
             self.dweight = self.per_worker(arena, "dW", (2, 3 * self.depth, self.O), backward)
@@ -111,10 +111,10 @@ class FirstConv(Convolution):
         return [[self.parts[k] for k in some] for some in split_evenly(len(self.parts), self.context.workers)]
 
     def _rows(self, part: Part) -> np.ndarray:
-        """Return the shifted rows of a part, (rows + 2, depth, 4, TW, n)."""
+        """Return the shifted rows of a part, (rows + 2, depth, S, TW, n)."""
         n, height = len(self.chunks[part.chunk]), len(part.rows) + 2
         rows = self.rows.array[part.start : part.start + n * height]
-        return rows.reshape(height, self.depth, 4, self.output.TW, n)
+        return rows.reshape(height, self.depth, self.output.size, self.output.TW, n)
 
     def _windows(self, part: Part) -> np.ndarray:
         """Return the windows of three rows, (rows, 9*C + 3, L), a view."""
@@ -132,8 +132,8 @@ class FirstConv(Convolution):
                 self._shift(do, worker, part)
                 windows = self._windows(part).transpose(0, 2, 1)  # (rows, L, 9*C + 3)
                 last = part.rows.stop == self.H  # it has the rows beyond the image as well
-                stop = 4 * self.output.TH if last else part.rows.stop
-                rows = self.output.chunk(part.chunk)[1 + part.rows.start : 1 + stop]  # [.., 4, TW, n, O]
+                stop = self.output.size * self.output.TH if last else part.rows.stop
+                rows = self.output.chunk(part.chunk)[1 + part.rows.start : 1 + stop]  # [.., S, TW, n, O]
                 y = rows[: len(part.rows)].reshape(len(part.rows), -1, self.O)  # (rows, L, O)
                 step = max(1, CACHE_ELEMENTS // y[0].size)
                 for h in range(0, len(y), step):
@@ -145,17 +145,17 @@ class FirstConv(Convolution):
 
     def _shift(self, do: Calls, worker: int, part: Part) -> None:
         """Record the shifted rows of a part."""
-        H, W, C, TW = self.H, self.W, self.C, self.output.TW
+        H, W, C, S, TW = self.H, self.W, self.C, self.output.size, self.output.TW
         images, rows = self.chunks[part.chunk], self._rows(part)
         n, height = len(images), len(rows)
-        padded = self.padded[worker].array.reshape(-1)[: C * height * (4 * TW + 2) * n]
-        padded = padded.reshape(C, height, 4 * TW + 2, n)
+        padded = self.padded[worker].array.reshape(-1)[: C * height * (S * TW + 2) * n]
+        padded = padded.reshape(C, height, S * TW + 2, n)
         do.copy(0, out=padded)
         first, stop = max(0, part.rows.start - 1), min(H, part.rows.stop + 1)  # of the image, not beyond
         inside = padded[:, first + 1 - part.rows.start : stop + 1 - part.rows.start, 1 : W + 1]
         do.copy(self.input.data[images.start : images.stop, first:stop].transpose(3, 1, 2, 0), out=inside)
         for j in range(3):
-            shifted = padded[:, :, j : j + 4 * TW].reshape(C, height, TW, 4, n)  # columns as (tile, position)
+            shifted = padded[:, :, j : j + S * TW].reshape(C, height, TW, S, n)  # columns as (tile, position)
             do.copy(shifted.transpose(1, 0, 3, 2, 4), out=rows[:, j * C : (j + 1) * C])
         do.copy(1, out=rows[:, 3 * C])
 

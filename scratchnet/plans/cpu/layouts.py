@@ -4,11 +4,11 @@ Symbols, here and in all files of this folder:
 
     N  images in the batch      H W  height and width      C  channels of the input     O  of the output
     n  images in a chunk of the batch (work is divided by chunks)
-    TH TW  tiles of 4 x 4 pixels that cover the height and the width
+    TH TW  tiles that cover the height and the width
 
 ``Plain`` is (N, H, W, C), as everywhere else in scratchnet. ``Pixels`` is (H, W, N, C): for maps of few
 pixels, where all images' values of one pixel make one matrix (N, C). ``Tiles`` is for Winograd's algorithm,
-which works on tiles of 4 x 4 pixels::
+which works on tiles of 4 x 4 or of 6 x 6 pixels. With 4::
 
     one chunk:  [ 4*TH + 2 rows,  4 columns of a tile,  TW tiles,  n images,  C channels ]
 
@@ -20,7 +20,7 @@ So "column 1 of every tile of this row, of all images and channels" is a vector 
 numbers, about 4000 of them at every level of VGG, and a transform that combines the columns of a tile is a
 product of a tiny matrix with a few such vectors. Above and below stands a row of zeros, the padding of a
 3 x 3 convolution; left and right need none, see ``winograd/``. Which kernel writes these zeros, and those
-beyond the image where H or W are no multiples of 4, is the subject of ``padding.py``.
+beyond the image where H or W are no multiples of 4 (or 6), is the subject of ``padding.py``.
 
 A gradient lies like the map that it belongs to, without the rows above and below. It is masked where it is
 written, see ``masking.py``.
@@ -29,15 +29,15 @@ Kernels that write a map need not know its layout. They hold a region of pixels,
 
     region [R, S, S, T, n, C]       region[r, i, j, t] is the pixel in row  row + S*r + i  and column  S*t + j
 
-where S is 4 for tiles, 2 for pooled tiles, otherwise 1: R rows of squares of S x S pixels, T in each row.
-They ask ``pairs`` for views of equal shapes, of the map and of the region, to copy between.
+where S is 4 or 6 for tiles, 2 or 3 for pooled tiles, otherwise 1: R rows of squares of S x S pixels, T in
+each row. They ask ``pairs`` for views of equal shapes, of the map and of the region, to copy between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
-from typing import Any
+from math import lcm, prod
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -134,34 +134,34 @@ class Pixels(Map):
 
 
 class Tiles(Map):
-    """One array [4*TH + 2, 4, TW, n, C] for each chunk of the batch, one after the other in one buffer."""
+    """One array [size*TH + 2, size, TW, n, C] for each chunk of the batch, all of them in one buffer."""
 
-    layout = "tiles"
+    size: ClassVar[int]  # of a tile, in either direction
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self.TH, self.TW = -(-self.H // 4), -(-self.W // 4)
+        self.TH, self.TW = -(-self.H // self.size), -(-self.W // self.size)
 
     def memory_shape(self, *, grad: bool = False) -> tuple[int, ...]:  # noqa: D102
         # Only the size counts: n images' worth of this memory is one chunk, in the chunk's own order.
-        return (self.N, 4 * self.TH + (0 if grad else 2), 4, self.TW, self.C)
+        return (self.N, self.size * self.TH + (0 if grad else 2), self.size, self.TW, self.C)
 
     def chunk(self, c: int) -> np.ndarray:
-        """Return chunk c of the map, [4*TH + 2, 4, TW, n, C]."""
+        """Return chunk c of the map, [size*TH + 2, size, TW, n, C]."""
         return self._chunk(self.data, c)
 
     def grad_chunk(self, c: int) -> np.ndarray:
-        """Return chunk c of the gradient, [4*TH, 4, TW, n, C]."""
+        """Return chunk c of the gradient, [size*TH, size, TW, n, C]."""
         return self._chunk(self.grad, c)
 
     def _chunk(self, memory: np.ndarray, c: int) -> np.ndarray:
         images = self.chunks[c]
         _, rows, _, TW, C = memory.shape
-        return memory[images.start : images.stop].reshape(rows, 4, TW, len(images), C)
+        return memory[images.start : images.stop].reshape(rows, self.size, TW, len(images), C)
 
     def pairs(self, images: range, row: int, region: np.ndarray, *, grad: bool = False) -> Iterator[Pair]:  # noqa: D102
         R, S, _, T = region.shape[:4]
-        per_tile = 4 // S  # how many columns of the region fall into one tile
+        per_tile, period = self.size // S, lcm(self.size, S)  # squares of a row in one tile; in pixels
         for c, chunk in enumerate(self.chunks):
             both = range(max(chunk.start, images.start), min(chunk.stop, images.stop))
             if not both:
@@ -169,8 +169,8 @@ class Tiles(Map):
             rows = self.grad_chunk(c) if grad else self.chunk(c)[1:]
             rows = rows[: self.H, :, :, both.start - chunk.start : both.stop - chunk.start]
             part = region[:, :, :, :, both.start - images.start : both.stop - images.start]
-            inside = row + S * R <= self.H and 4 * self.TW == self.W and per_tile * self.TW == T
-            if inside:  # then one pair has it all: column j of square q of each tile
+            inside = row + S * R <= self.H and self.size * self.TW == self.W == S * T
+            if inside and period == self.size:  # then one pair has it all: column j of square q of each tile
                 own = rows[row : row + S * R]
                 yield (
                     own.reshape(R, S, per_tile, S, self.TW, *own.shape[-2:]),  # [R, i, q, j, tile, n, C]
@@ -178,14 +178,27 @@ class Tiles(Map):
                 )
                 continue
             for i in range(S):
-                for column in range(4):  # of a tile
-                    q, j = divmod(column, S)  # 4*tile + column = S * (per_tile * tile + q) + j
-                    tiles = min(len(range(q, T, per_tile)), len(range(column, self.W, 4)))
-                    own = rows[row + i :: S, column, :tiles][:R]  # (R, tiles, n, C)
-                    yield own, part[: own.shape[0], i, j, q::per_tile][:, :tiles]
+                for column in range(period):  # column + k * period = size * tile + c = S * q + j
+                    (tile, c), (q, j) = divmod(column, self.size), divmod(column, S)
+                    count = min(len(range(q, T, period // S)), len(range(column, self.W, period)))
+                    own = rows[row + i :: S, c, tile :: period // self.size][:R, :count]  # (R, count, n, C)
+                    yield own, part[: own.shape[0], i, j, q :: period // S][:, :count]
 
 
-LAYOUTS = {kind.layout: kind for kind in (Plain, Pixels, Tiles)}
+class Tiles4(Tiles):
+    """With tiles of 4 x 4 pixels."""
+
+    layout, size = "tiles4", 4
+
+
+class Tiles6(Tiles):
+    """With tiles of 6 x 6 pixels."""
+
+    layout, size = "tiles6", 6
+
+
+LAYOUTS = {kind.layout: kind for kind in (Plain, Pixels, Tiles4, Tiles6)}
+TILES = {kind.layout: kind.size for kind in (Tiles4, Tiles6)}
 
 
 def as_region(x: np.ndarray) -> np.ndarray:

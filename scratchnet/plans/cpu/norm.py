@@ -65,7 +65,7 @@ class Norm(Kernel):
             )
         self.epilogue = Epilogue(self)
         # Direct: y lies as z does, so y is computed, and dy is read, where it belongs.
-        self.direct = isinstance(z, Tiles) and isinstance(self.output, Tiles) and self.group.pool is None
+        self.direct = isinstance(z, Tiles) and type(self.output) is type(z) and self.group.pool is None
         self.writes_whole_tiles = self.direct
         workers = self.context.workers
         images = z.chunks if isinstance(z, Tiles) else [some for some in split_evenly(z.N, workers) if some]
@@ -89,8 +89,11 @@ class Norm(Kernel):
         z, n = self.input, len(images)
         if isinstance(z, Tiles):
             L = z.TW * n * z.C
-            R = max(1, CACHE_ELEMENTS // (16 * L))
-            return [Region("tiles", images, (min(R, z.TH - r), 4, 4, L), r, z.TW) for r in range(0, z.TH, R)]
+            R = max(1, CACHE_ELEMENTS // (z.size**2 * L))
+            return [
+                Region("tiles", images, (len(rows), z.size, z.size, L), rows.start, z.TW)
+                for rows in in_steps(range(z.TH), R)
+            ]
         if z.layout == "pixels":
             return [Region("pixels", images, (1, z.H, z.W, n * z.C))]
         chunks = in_steps(images, max(1, CACHE_ELEMENTS // (z.H * z.W * z.C)))
@@ -107,7 +110,7 @@ class Norm(Kernel):
         if isinstance(z, Tiles):
             c = z.chunks.index(images)
             rows = z.grad_chunk(c) if grad else z.chunk(c)[1:]
-            part = rows[4 * region.row : 4 * (region.row + region.shape[0])]
+            part = rows[z.size * region.row : z.size * (region.row + region.shape[0])]
         elif region.form == "pixels":
             part = (z.grad if grad else z.data)[:, :, images.start : images.stop]
         else:
@@ -117,8 +120,9 @@ class Norm(Kernel):
     def _clear(self, do: Calls, region: Region, x: np.ndarray) -> None:
         """Record zeros where a region of tiles has no pixels: there nothing may be counted."""
         if isinstance(self.input, Tiles):
-            rows = reshaped(x, 4 * region.shape[0], 4, self.input.TW, -1)
-            padding.clear_beyond(do, self.input, rows, 4 * region.row)
+            size = self.input.size
+            rows = reshaped(x, size * region.shape[0], size, self.input.TW, -1)
+            padding.clear_beyond(do, self.input, rows, size * region.row)
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         size = max(region.size for _, region in self.regions)

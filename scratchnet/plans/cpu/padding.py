@@ -1,8 +1,8 @@
 """Padding: what a map of tiles holds where the image has no pixels, and who writes it.
 
 A map of tiles (``layouts.py``) is larger than its image: a row above and a row below, and, where height or
-width are no multiples of 4, the rest of the last tiles. All of that has to be zero when it is read, in the
-map as in its gradient, and the memory has served other buffers before::
+width are no multiples of the tile's size, the rest of the last tiles. All of that has to be zero when it is
+read, in the map as in its gradient, and the memory has served other buffers before::
 
     0 0 0 0 0 0 0 0      the border above: zero before the forward pass, if its reader ``reads_border``
     x x x x x x . .
@@ -33,7 +33,7 @@ def record_borders(tiles: Any, writer: Any, reader: Any) -> Phase | None:
     """Return the zeros around a map's pixels that its writer (None for the input's) leaves out, if any."""
     if not isinstance(tiles, Tiles):
         return None
-    whole = tiles.H % 4 == tiles.W % 4 == 0
+    whole = tiles.H % tiles.size == tiles.W % tiles.size == 0
     beyond = not whole and not (writer is not None and writer.writes_whole_tiles)
     if not beyond and not reader.reads_border:
         return None
@@ -50,15 +50,15 @@ def record_borders(tiles: Any, writer: Any, reader: Any) -> Phase | None:
 
 
 def clear_beyond(calls: Calls, tiles: Tiles, rows: Array, first: int = 0) -> None:
-    """Record zeros where some rows of a chunk, [k, 4, TW, n, C], have no pixels.
+    """Record zeros where some rows of a chunk, [k, size, TW, n, C], have no pixels.
 
     ``first`` is the row of the image that the first of them is.
     """
     inside = min(len(rows), tiles.H - first)
     if inside < len(rows):
         calls.copy(0, out=rows[inside:])
-    if tiles.W % 4:
-        calls.copy(0, out=rows[:inside, tiles.W % 4 :, -1])
+    if tiles.W % tiles.size:
+        calls.copy(0, out=rows[:inside, tiles.W % tiles.size :, -1])
 
 
 def clear_gradient_beyond(calls: Calls, tiles: Tiles, rows: Array, first: int = 0) -> None:

@@ -14,19 +14,19 @@ from scratchnet.plans.cpu.elementwise import ReLU
 from scratchnet.plans.cpu.first_conv import FirstConv
 from scratchnet.plans.cpu.im2col import Im2col
 from scratchnet.plans.cpu.kernel import Kernel, PlanContext
-from scratchnet.plans.cpu.layouts import LAYOUTS, Map, Plain
+from scratchnet.plans.cpu.layouts import LAYOUTS, TILES, Map, Plain
 from scratchnet.plans.cpu.linear import Linear
 from scratchnet.plans.cpu.masking import Mask
 from scratchnet.plans.cpu.norm import Norm
 from scratchnet.plans.cpu.toeplitz import Toeplitz
 from scratchnet.plans.cpu.windows import MaxPool
-from scratchnet.plans.cpu.winograd import Winograd
+from scratchnet.plans.cpu.winograd import Winograd4, Winograd6
 from scratchnet.plans.kernel import Group
 from scratchnet.plans.plan import Plan
 from scratchnet.plans.registry import kernel_for, register
 
 _KERNELS: dict[type[layers.Layer], list[Any]] = {
-    layers.Conv2d: [Im2col, Winograd, FirstConv, Toeplitz],  # the most special last
+    layers.Conv2d: [Im2col, Winograd6, Winograd4, FirstConv, Toeplitz],  # the most special last
     layers.BatchNorm2d: [Norm],
     layers.BatchNorm1d: [Norm],
     layers.Linear: [Linear],
@@ -54,9 +54,13 @@ class CpuPlan(Plan):
         kernels = (kernel_for(self.groups, i, context) for i in range(len(self.groups)))
         classes: list[Any] = [kernel or misc_kernels.Fallback for kernel in kernels]
         layouts = choosing.layouts(classes)
-        tiled = [g.input_shape for g, layout in zip(self.groups, layouts, strict=False) if layout == "tiles"]
-        width, channels = tiled[0][2:] if tiled else (1, 1)
-        chunks = choosing.images_per_chunk(self.input_shape[0], width, channels, count)
+        tiled = [
+            (-(-g.input_shape[2] // TILES[layout]), g.input_shape[3])
+            for g, layout in zip(self.groups, layouts, strict=False)
+            if layout in TILES
+        ]
+        tiles, channels = tiled[0] if tiled else (1, 1)
+        chunks = choosing.images_per_chunk(self.input_shape[0], tiles, channels, count)
         self.maps: list[Map] = [LAYOUTS[layouts[0]](self.input_shape, chunks, self.dtype)]
         for i, g in enumerate(self.groups):
             before, kernel = self.maps[-1], classes[i]

@@ -14,8 +14,8 @@ from tests.fakes.one_layer import assert_plan_equals_layers
     [
         ("first_conv", 3, 8),
         ("im2col", 3, 8),
-        ("winograd by rows", 8, 8),
-        ("winograd by phases", 160, 8),
+        ("winograd4 by rows", 8, 8),
+        ("winograd4 by phases", 160, 8),
         ("toeplitz", 8, 2),
     ],
 )

@@ -16,4 +16,4 @@ def test_first_layer_with_few_channels(channels, size, images, workers, training
     net = layers.Sequential(layers.Conv2d(channels, 20), layers.ReLU(), layers.Conv2d(20, 8))
     plan = assert_plan_equals_layers(net, (images, *size, channels), workers, training)
     if training or images > 1:  # otherwise there are too few tiles for Winograd's algorithm to follow
-        assert [kernel.algorithm for kernel in plan.kernels] == ["first_conv", "winograd"]
+        assert [kernel.algorithm for kernel in plan.kernels] == ["first_conv", "winograd4"]

@@ -10,7 +10,7 @@ from scratchnet.plans.cpu.calls import split_evenly
 from scratchnet.plans.memory import Arena
 
 
-@pytest.mark.parametrize("layout", ["plain", "pixels", "tiles"])
+@pytest.mark.parametrize("layout", ["plain", "pixels", "tiles4", "tiles6"])
 @pytest.mark.parametrize("shape", [(5, 8, 8, 3), (3, 9, 6, 2), (4, 2, 2, 5), (1, 13, 15, 1)])
 def test_every_layout_takes_and_returns_a_map(layout, shape):
     chunks = [r for r in split_evenly(shape[0], 3) if r]
@@ -30,8 +30,8 @@ def test_every_layout_takes_and_returns_a_map(layout, shape):
     np.testing.assert_array_equal(grid.take_gradient(), x)
 
 
-@pytest.mark.parametrize("S", [1, 2, 4])
-@pytest.mark.parametrize("layout", ["plain", "pixels", "tiles"])
+@pytest.mark.parametrize("S", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("layout", ["plain", "pixels", "tiles4", "tiles6"])
 def test_blocks_of_tiles_find_their_pixels(layout, S):
     N, H, W, C = 4, 11, 9, 2
     grid, arena = layouts.LAYOUTS[layout]((N, H, W, C), [range(0, 3), range(3, 4)], "float32"), Arena()

@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 from scratchnet import layers, models, plans
 from scratchnet.plans.cpu import blocks, winograd
 from scratchnet.plans.cpu.calls import Calls
-from scratchnet.plans.cpu.winograd import transforms
 from scratchnet.plans.cpu.winograd.base import WinogradBase, own_columns
+from scratchnet.plans.cpu.winograd.transforms import TRANSFORMS
 from tests.fakes.one_layer import EPSILON, assert_accurate, assert_plan_equals_layers, error, one_layer
 
 
+sizes_of_tiles = st.sampled_from([4, 6])
+sizes = pytest.mark.parametrize("size", [4, 6])
+
+
+@sizes
 @pytest.mark.parametrize(
     "channels, outputs, shape, order",
     [
@@ -27,27 +32,43 @@ from tests.fakes.one_layer import EPSILON, assert_accurate, assert_plan_equals_l
         (4, 4, (17, 6, 7), "rows"),
     ],
 )
-def test_winograd_is_accurate_forward_and_backward(channels, outputs, shape, order):
-    plan, *results = one_layer(layers.Conv2d(channels, outputs), (*shape, channels))
-    assert plan.kernels[0].algorithm == "winograd" and plan.kernels[0].describe().startswith(f"by {order}")
+def test_winograd_is_accurate_forward_and_backward(channels, outputs, shape, order, size):
+    name = f"winograd{size}"
+    plan, *results = one_layer(layers.Conv2d(channels, outputs), (*shape, channels), algorithm=name)
+    assert plan.kernels[0].algorithm == name and plan.kernels[0].describe().startswith(f"by {order}")
     assert_accurate(*results)
 
 
-@given(*[st.integers(1, 9)] * 5, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans())
+@sizes
+def test_the_error_that_is_told_is_the_error(size):
+    shape = 2, 6 * size, 6 * size, 256
+    plan, got, expected = one_layer(layers.Conv2d(256, 256), shape, algorithm=f"winograd{size}")
+    told = float(plan.kernels[0].describe().split("error ")[1])
+    assert 0.7 * told < error(got["dx"], expected["dx"]) < 1.1 * told < EPSILON
+    assert error(got["y"], expected["y"]) < told
+
+
+@given(
+    *[st.integers(1, 9)] * 5, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans(), sizes_of_tiles
+)
 @settings(max_examples=100, deadline=None)
-def test_any_image_in_either_order_on_any_number_of_workers(N, H, W, C, O, workers, training, pool, rows):
+def test_any_image_in_either_order_on_any_number_of_workers(
+    N, H, W, C, O, workers, training, pool, rows, size
+):
     pooled = pool and min(H, W) >= 2
     net = layers.Sequential(layers.Conv2d(C, O), layers.ReLU(), *[layers.MaxPool2d(2)] * pooled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scratchnet.plans.cpu.winograd.LARGEST_WEIGHTS", 1 << 20 if rows else 0)
-        plan = assert_plan_equals_layers(net, (N, H, W, C), workers, training, algorithm="winograd")
+        plan = assert_plan_equals_layers(net, (N, H, W, C), workers, training, algorithm=f"winograd{size}")
     assert plan.kernels[0].describe().startswith("by rows" if rows else "by phases")
 
 
-@pytest.mark.parametrize("size", [(8, 8), (10, 6), (9, 11)])
-def test_winograd_with_relu_and_pooling(size):
-    plan, *results = one_layer(layers.Conv2d(16, 24), (3, *size, 16), relu=True, pool=True)
-    assert plan.kernels[0].algorithm == "winograd" and len(plan.kernels) == 1
+@sizes
+@pytest.mark.parametrize("shape", [(8, 8), (10, 6), (9, 11)])
+def test_winograd_with_relu_and_pooling(shape, size):
+    conv, name = layers.Conv2d(16, 24), f"winograd{size}"
+    plan, *results = one_layer(conv, (3, *shape, 16), relu=True, pool=True, algorithm=name)
+    assert plan.kernels[0].algorithm == name and len(plan.kernels) == 1
     assert_accurate(*results)
 
 
@@ -61,16 +82,16 @@ def test_a_single_image_gives_all_workers_the_same_work(monkeypatch, workers):
     monkeypatch.setenv("SCRATCHNET_THREADS", str(workers))
     net = models.vgg16(2, image_size=64).eval()
     plan = plans.compile(net, (1, 64, 64, 3))
-    assert [kernel.algorithm for kernel in plan.kernels[:6]] == ["first_conv"] + 5 * ["winograd"]
+    assert [kernel.algorithm for kernel in plan.kernels[:6]] == ["first_conv"] + 5 * ["winograd4"]
     for kernel in plan.kernels[:6]:
         calls = [len(worker) for worker in kernel.record_forward()[0].workers]
         assert min(calls) > 0
-        if kernel.algorithm == "winograd":
+        if kernel.algorithm == "winograd4":
             rows = [sum(part.R for part in parts) for parts in kernel.parts_evenly()]
             assert max(rows) - min(rows) <= 1
 
 
-@pytest.mark.parametrize("points", [(0, 1, -1), winograd.POINTS, (0, 1, -1, 2, -2, 0.5, -0.5)])
+@pytest.mark.parametrize("points", [(0, 1, -1), *winograd.POINTS.values()])
 def test_matrices_of_any_points_compute_a_convolution_of_one_dimension(points):
     rng = np.random.default_rng(0)
     d, g = rng.standard_normal(len(points) + 1), rng.standard_normal(3)
@@ -89,47 +110,49 @@ def scratch():
     return np.full(100_000, np.nan, np.float32)
 
 
+@sizes
 @pytest.mark.parametrize("TW", [1, 2, 3])
-def test_transforms_are_those_of_the_definition(TW):
-    R, n, C = 2, 2, 3
+def test_transforms_are_those_of_the_definition(TW, size):
+    R, n, C, m, P, of = 2, 2, 3, size, size + 2, TRANSFORMS[size]
     rng = np.random.default_rng(0)
     L = TW * n * C
-    image = np.zeros((4 * R + 2, 4 * TW + 2, n, C), np.float32)  # with a border of zeros
-    image[1:-1, 1:-1] = rng.standard_normal((4 * R, 4 * TW, n, C))
-    x = np.ascontiguousarray(image[:, 1:-1].reshape(-1, TW, 4, n, C).swapaxes(1, 2))  # (rows, 4, TW, n, C)
-    windows = np.lib.stride_tricks.sliding_window_view(image, (6, 6), axis=(0, 1))[::4, ::4]
-    V, expected = np.empty((6, 6, R, L), np.float32), transforms.BT @ windows @ transforms.BT.T
-    recorded(transforms.input_transform, x, scratch(), V, clear=True)
-    np.testing.assert_allclose(V, expected.transpose(4, 5, 0, 1, 2, 3).reshape(V.shape), rtol=1e-4, atol=1e-5)
+    image = np.zeros((m * R + 2, m * TW + 2, n, C), np.float32)  # with a border of zeros
+    image[1:-1, 1:-1] = rng.standard_normal((m * R, m * TW, n, C))
+    x = np.ascontiguousarray(image[:, 1:-1].reshape(-1, TW, m, n, C).swapaxes(1, 2))  # (rows, m, TW, n, C)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (P, P), axis=(0, 1))[::m, ::m]
+    V, expected = np.empty((P, P, R, L), np.float32), of.BT @ windows @ of.BT.T
+    recorded(of.input_transform, x, scratch(), V, clear=True)
+    np.testing.assert_allclose(V, expected.transpose(4, 5, 0, 1, 2, 3).reshape(V.shape), rtol=1e-4, atol=1e-4)
 
-    M, y = rng.standard_normal((6, 6, R, L)).astype(np.float32), np.empty((R, 4, 4, L), np.float32)
-    recorded(transforms.output_transform, M, scratch(), y)
-    expected = np.einsum("ip,jq,pqrl->rijl", transforms.AT, transforms.AT, M)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    M, y = rng.standard_normal((P, P, R, L)).astype(np.float32), np.empty((R, m, m, L), np.float32)
+    recorded(of.output_transform, M, scratch(), y)
+    expected = np.einsum("ip,jq,pqrl->rijl", of.AT, of.AT, M)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
 
 
+@sizes
 @pytest.mark.parametrize("TW", [1, 2, 3])
-def test_backward_transforms_are_adjoint(TW):
-    R, n, C = 2, 2, 3
+def test_backward_transforms_are_adjoint(TW, size):
+    R, n, C, m, P, of = 2, 2, 3, size, size + 2, TRANSFORMS[size]
     rng = np.random.default_rng(0)
     L = TW * n * C
 
     def draw(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    M, y, dy, dM = draw(6, 6, R, L), draw(R, 4, 4, L), draw(R, 4, 4, L), draw(6, 6, R, L)
-    recorded(transforms.output_transform, M, scratch(), y)
-    recorded(transforms.dy_transform, dy, scratch(), dM)
+    M, y, dy, dM = draw(P, P, R, L), draw(R, m, m, L), draw(R, m, m, L), draw(P, P, R, L)
+    recorded(of.output_transform, M, scratch(), y)
+    recorded(of.dy_transform, dy, scratch(), dM)
     assert np.vdot(y, dy) == pytest.approx(np.vdot(M, dM), rel=1e-4)
 
-    x, V = np.zeros((4 * R + 2, 4, TW, n, C), np.float32), draw(6, 6, R, L)
-    x[1:-1] = draw(4 * R, 4, TW, n, C)
-    recorded(transforms.input_transform, x, scratch(), V, clear=True)
-    dV = draw(6, 6 if TW == 1 else 8, R, L)
+    x, V = np.zeros((m * R + 2, m, TW, n, C), np.float32), draw(P, P, R, L)
+    x[1:-1] = draw(m * R, m, TW, n, C)
+    recorded(of.input_transform, x, scratch(), V, clear=True)
+    dV = draw(P, P if TW == 1 else P + 2, R, L)
     inner = own_columns(dV).copy()
-    half_dx, dx = np.zeros((6 * R + 2, 4, L), np.float32), draw(4 * R, 4, TW, n, C)
-    recorded(transforms.dV_columns, dV, TW, half_dx[1:-1], clear=True)
-    recorded(transforms.dV_rows, half_dx, dx)
+    half_dx, dx = np.zeros((P * R + 2, m, L), np.float32), draw(m * R, m, TW, n, C)
+    recorded(of.dV_columns, dV, TW, half_dx[1:-1], clear=True)
+    recorded(of.dV_rows, half_dx, dx)
     assert np.vdot(x[1:-1], dx) == pytest.approx(np.vdot(V, inner), rel=1e-4)
 
 
@@ -147,7 +170,7 @@ def test_winograds_points_lose_less_than_half_of_what_the_usual_ones_lose():
         assert y.dtype == np.float32
         return error(y, expected)
 
-    assert lost(winograd.POINTS) < 0.5 * lost((0, 1, -1, 2, -2))
+    assert lost(winograd.POINTS[4]) < 0.5 * lost((0, 1, -1, 2, -2))
 
 
 def test_kept_weights_are_read_once_for_a_single_image(monkeypatch):

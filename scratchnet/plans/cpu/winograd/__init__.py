@@ -1,4 +1,4 @@
-r"""Winograd's algorithm F(4x4, 3x3): a 3 x 3 convolution with 36 multiplications for 16 outputs, not 144.
+r"""Winograd's algorithm: a 3 x 3 convolution with 36 multiplications for 16 outputs, not 144.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sec. 4.1 and 4.3. In the
 order in which to read it:
@@ -32,6 +32,11 @@ tiles. The 36 matrices do not lie one straight after the other, see ``planes.py`
 
 (Lavin and Gray convolve dy with the rotated weights instead. Here both gradients share dM.)
 
+**Size of tiles.** F(6x6, 3x3) is the same with tiles of 6 x 6 outputs and windows of 8 x 8: 64
+multiplications for 36 outputs, a fifth fewer for each. Its error is larger, the last tiles of a row reach
+further beyond the image (at 224 px by 4 %, at 32 px by as much as is saved), and the weights, 64 for each
+nine, are moved more. So ``cheapest`` counts all that, and small maps keep tiles of four.
+
 **Order of work.** A batch is divided into chunks (of n images), a chunk into parts (of R rows of tiles), and
 the 36 products into blocks of columns of U. Either each part goes through all steps, or each step is made for
 all parts. Which of the two, and where the algorithm is used at all, is said here.
@@ -42,30 +47,37 @@ length of a vector.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase
+from scratchnet.plans.cpu.winograd.base import WinogradBase
 from scratchnet.plans.cpu.winograd.by_phases import ByPhases
 from scratchnet.plans.cpu.winograd.by_rows import ByRows
-from scratchnet.plans.cpu.winograd.derivation import POINTS, TILE, WINDOW, matrices
+from scratchnet.plans.cpu.winograd.derivation import POINTS, matrices
 from scratchnet.plans.kernel import Group, PlanContext
 
-__all__ = ["POINTS", "Winograd", "matrices"]
+__all__ = ["POINTS", "Winograd4", "Winograd6", "matrices"]
 
 # In images smaller than FEWEST_PIXELS most of a tile's outputs are not in the image; with fewer channels than
 # FEWEST_CHANNELS the transforms are most of the work. And with fewer tiles than FEWEST_TILES reading the
 # weights is most of the work: for inference Winograd's algorithm makes them four times as large, where
 # training has to transform them at each step in any case.
 FEWEST_PIXELS, FEWEST_CHANNELS, FEWEST_TILES = 3, 4, 9
+# Tiles of six have to save this share; transforming and reading the weights, forward and backward, takes as
+# long as the products of about so many tiles.
+LEAST_SAVED, WEIGHTS_IN_TILES = 0.05, 50
 # By rows, transformed weights may have this many bytes, so that they stay in the caches from part to part.
-LARGEST_WEIGHTS = 3 << 20
+LARGEST_WEIGHTS = 3 << 19
 # By phases, dV (6 x 8 numbers per tile and channel) and dM (6 x 6) of the whole batch may have this many
-# bytes; in training V (6 x 6) is kept besides. (Twice the batch would take twice the memory.)
-LARGEST_BATCH = 160 << 20
+# bytes; in training V (6 x 6) is kept besides. (Twice the batch would take twice the memory.) With tiles of
+# six it is 8 x 10 and 8 x 8 numbers, of half as many tiles.
+LARGEST_BATCH = 256 << 20
 
 
 class Winograd(WinogradBase):
     """3 x 3 convolution with stride 1 and padding 1, by rows or by phases."""
+
+    family = "winograd"
+    size: ClassVar[int]  # of a tile
 
     @classmethod
     def suits(cls, groups: list[Group], i: int, context: PlanContext) -> bool:  # noqa: D102
@@ -74,20 +86,40 @@ class Winograd(WinogradBase):
             cls.supports(groups, i, context)
             and min(group.input_shape[1:3]) >= FEWEST_PIXELS
             and min(group.input_shape[3], group.output_shape[3]) >= FEWEST_CHANNELS
-            and (context.training or _tiles(group) >= FEWEST_TILES)
+            and (context.training or _tiles(group, 4) >= FEWEST_TILES)
+            and cls.size == cheapest(group)
         )
 
     @classmethod
     def build(cls, group: Group, *arguments: Any, **settings: Any) -> WinogradBase:
         """Return the kernel: by rows while the weights stay in the cache, or where V would be too large."""
         C, O = group.input_shape[3], group.output_shape[3]
-        weights = 4 * PLANES * C * O
-        batch = 4 * _tiles(group) * (WINDOW * (WINDOW + 2) * C + PLANES * O)
+        window = cls.size + 2
+        weights = 4 * window**2 * C * O
+        batch = 4 * _tiles(group, cls.size) * (window * (window + 2) * C + window**2 * O)
         order = ByRows if weights <= LARGEST_WEIGHTS or batch > LARGEST_BATCH else ByPhases
         return order(group, *arguments, **settings)
 
 
-def _tiles(group: Group) -> int:
-    """Return how many tiles cover all images."""
+class Winograd4(Winograd):
+    """With tiles of 4 x 4 pixels."""
+
+    algorithm, input_layout, size = "winograd4", "tiles4", 4
+
+
+class Winograd6(Winograd):
+    """With tiles of 6 x 6 pixels."""
+
+    algorithm, input_layout, size = "winograd6", "tiles6", 6
+
+
+def cheapest(group: Group) -> int:
+    """Return the size of the tiles that take the least time: 6 only where they save LEAST_SAVED."""
+    cost = {size: (size + 2) ** 2 * (_tiles(group, size) + WEIGHTS_IN_TILES) for size in POINTS}
+    return 6 if cost[6] <= (1 - LEAST_SAVED) * cost[4] else 4
+
+
+def _tiles(group: Group, size: int) -> int:
+    """Return how many tiles of this size cover all images."""
     N, H, W, _ = group.input_shape
-    return N * -(-H // TILE) * -(-W // TILE)
+    return N * -(-H // size) * -(-W // size)

@@ -1,4 +1,7 @@
-"""What both orders of work share: a convolution divided into parts, their transforms, and their scratch."""
+"""What both orders of work share: a convolution divided into parts, their transforms, and their scratch.
+
+All shapes are those for tiles of 4 pixels; for tiles of 6 read 6 for 4, 8 for 6 and 10 for 8.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,10 @@ from scratchnet.plans.cpu.epilogue import Epilogue, Region
 from scratchnet.plans.cpu.kernel import first_of
 from scratchnet.plans.cpu.layouts import Tiles
 from scratchnet.plans.cpu.planes import room_for
-from scratchnet.plans.cpu.winograd import transforms
-from scratchnet.plans.cpu.winograd.derivation import TILE, WINDOW
+from scratchnet.plans.cpu.winograd.derivation import ERROR
+from scratchnet.plans.cpu.winograd.transforms import TRANSFORMS
 from scratchnet.plans.memory import Arena, Buffer
 
-PLANES = WINDOW * WINDOW  # 36 products of matrices, and multiplications for each tile and pair of channels
 # V and M of the rows of tiles that go together have about this many bytes, so that they stay in the caches,
 # and there are not too many calls.
 PART_BYTES = 9 << 18
@@ -59,27 +61,31 @@ class Part:
 class WinogradBase(Transformed):
     """3 x 3 convolution, stride 1, padding 1 [+ norm] [+ activation] [+ 2 x 2 max pooling], from tiles."""
 
-    algorithm = "winograd"
-    input_layout = "tiles"
     reads_border = True
     input: Tiles
-    P, matrix = WINDOW, transforms.G2
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
+        self.tile = self.input.size
+        self.algorithm = f"winograd{self.tile}"
+        self.transforms = TRANSFORMS[self.tile]
+        self.P, self.matrix = self.transforms.window, self.transforms.G2
         self.parts = self._divide()
         self.T, self.largest = self.parts[-1].tiles.stop, max(part.T for part in self.parts)  # in tiles
         self.columns = column_blocks(self.O, self._columns_at_once())
         # Columns that dV has for each row of windows: its own six, and one from either neighbour.
-        self.dV_width = WINDOW if self.input.TW == 1 else WINDOW + 2
+        self.dV_width = self.P if self.input.TW == 1 else self.P + 2
         # Where the output has tiles, too, and nothing is pooled, the output transform writes into the map,
         # and the gradient is read from it. Otherwise an epilogue stores the output.
         y = self.output
-        self.tiles_out = y if isinstance(y, Tiles) and self.group.pool is None else None
+        self.tiles_out = y if type(y) is type(self.input) and self.group.pool is None else None
         self.writes_whole_tiles = self.tiles_out is not None
         longest = max(part.T // part.R for part in self.parts) * self.O
         self.bias = None if self.fold.bias is None else np.zeros(longest, np.float32)  # of a whole vector
         self.epilogue = Epilogue(self, self.bias)
+
+    def describe(self) -> str:  # noqa: D102
+        return f"error {ERROR[self.tile]:.1e}"
 
     def _divide(self) -> list[Part]:
         """Divide each chunk into parts, as many for each worker."""
@@ -89,12 +95,12 @@ class WinogradBase(Transformed):
         for c, images in enumerate(x.chunks):
             per_row = x.TW * len(images)
             per_worker = x.TH * len(x.chunks) // workers  # rows of tiles
-            fitting = PART_BYTES // (4 * PLANES * (self.C + self.O)) // per_row
+            fitting = PART_BYTES // (4 * self.P**2 * (self.C + self.O)) // per_row
             count = -(-x.TH // max(1, min(x.TH, per_worker, fitting)))
             while count < x.TH and count * len(x.chunks) % workers:
                 count += 1
             for rows in split_evenly(x.TH, count):
-                shape = (len(rows), TILE, TILE, per_row * self.O)
+                shape = (len(rows), self.tile, self.tile, per_row * self.O)
                 region = Region("tiles", images, shape, rows.start, x.TW)
                 parts.append(Part(len(parts), c, region, slice(T, T + len(rows) * per_row)))
                 T += len(rows) * per_row
@@ -121,24 +127,26 @@ class WinogradBase(Transformed):
         C, O, T = self.C, self.O, self.largest
         # Of each worker, for one part.
         self.half_V = self._reserve_half_V(arena, forward)
-        self.half_y = self.per_worker(arena, "half y", (self._room(TILE, WINDOW, O),), forward)  # A^T M
-        self.y = self.per_worker(arena, "y", (TILE * TILE * T * O,), forward)  # (R, 4, 4, L)
+        self.half_y = self.per_worker(arena, "half y", (self._room(self.tile, self.P, O),), forward)  # A^T M
+        self.y = self.per_worker(arena, "y", (self.tile * self.tile * T * O,), forward)  # (R, 4, 4, L)
         self.reserve_weights(arena, forward, backward)
         self.epilogue.reserve(arena, [part.region for part in self.parts], forward, backward)
         if backward is None:
             return
-        self.half_dM = self.per_worker(arena, "half dM", (self._room(WINDOW, TILE, O),), backward)  # A dy
-        self.dy = self.per_worker(arena, "dy", (TILE * TILE * T * O,), backward)  # (R, 4, 4, L)
+        self.half_dM = self.per_worker(
+            arena, "half dM", (self._room(self.P, self.tile, O),), backward
+        )  # A dy
+        self.dy = self.per_worker(arena, "dy", (self.tile * self.tile * T * O,), backward)  # (R, 4, 4, L)
         self.db = arena.reserve("db", (len(self.parts), O), np.float32, backward, backward)
         # dV B^T of a whole chunk, with a row of zeros above and below: (6*TH + 2, 4, L).
         longest = max(self.input.TW * len(images) * C for images in self.input.chunks)
-        shape = (WINDOW * self.input.TH + 2, TILE * longest)
+        shape = (self.P * self.input.TH + 2, self.tile * longest)
         self.half_dx = self.per_worker(arena, "half dx", shape, backward)
         self.reserve_mask(arena, backward)
 
     def _reserve_half_V(self, arena: Arena, step: int) -> list[Buffer]:
         """Ask for B^T x, transformed along the rows of pixels: for each worker and part (R, 6, 6, L)."""
-        return self.per_worker(arena, "half V", (self._room(WINDOW, WINDOW, self.C),), step)
+        return self.per_worker(arena, "half V", (self._room(self.P, self.P, self.C),), step)
 
     def _room(self, rows: int, columns: int, channels: int) -> int:
         """Return the size of scratch for any part's (R, rows, columns, L)."""
@@ -148,34 +156,36 @@ class WinogradBase(Transformed):
 
     def transform_input(self, do: Calls, part: Part, V: np.ndarray, half_V: Buffer, *, clear: bool) -> None:
         """Record V = B^T x B; V has the axes (6, 6, R, L)."""
-        rows = self.input.chunk(part.chunk)[TILE * part.row : TILE * (part.row + part.R) + 2]
-        transforms.input_transform(do, rows, half_V.array, V, clear=clear)
+        rows = self.input.chunk(part.chunk)[self.tile * part.row : self.tile * (part.row + part.R) + 2]
+        self.transforms.input_transform(do, rows, half_V.array, V, clear=clear)
 
     def transform_output(self, do: Calls, worker: int, part: Part, M: np.ndarray) -> None:
         """Record y = A^T M A, and what follows; M has the axes (6, 6, R, L)."""
-        shape = part.R, TILE, TILE, M.shape[-1]
+        shape = part.R, self.tile, self.tile, M.shape[-1]
         if self.tiles_out is None:
             y = first_of(self.y[worker], *shape)
-            transforms.output_transform(do, M, self.half_y[worker].array, y)
+            self.transforms.output_transform(do, M, self.half_y[worker].array, y)
             self.epilogue.record_forward(do, worker, part.region, y)
             return
-        rows = self.tiles_out.chunk(part.chunk)[1 + TILE * part.row : 1 + TILE * (part.row + part.R)]
+        rows = self.tiles_out.chunk(part.chunk)[
+            1 + self.tile * part.row : 1 + self.tile * (part.row + part.R)
+        ]
         y = reshaped(rows, *shape)
-        transforms.output_transform(do, M, self.half_y[worker].array, y)
+        self.transforms.output_transform(do, M, self.half_y[worker].array, y)
         self.epilogue.record_activation(do, y)
-        padding.clear_beyond(do, self.tiles_out, rows, TILE * part.row)
+        padding.clear_beyond(do, self.tiles_out, rows, self.tile * part.row)
 
     def transform_dy(self, do: Calls, worker: int, part: Part, dM: np.ndarray) -> None:
         """Record dM = A dy A^T, and db = sum of dy; dM has the axes (6, 6, R, L)."""
         if self.tiles_out is not None:
-            dy = self.tiles_out.grad_chunk(part.chunk)[TILE * part.row : TILE * (part.row + part.R)]
+            dy = self.tiles_out.grad_chunk(part.chunk)[self.tile * part.row : self.tile * (part.row + part.R)]
         else:
             dy = first_of(self.dy[worker], *part.region.shape)
             self.epilogue.record_backward(do, worker, part.region, dy)
         if self.trained_bias is not None:
             pixels = reshaped(dy, -1, self.O)  # (16*T, O)
             do(np.matmul, np.ones(len(pixels), np.float32), pixels, out=self.db.array[part.index])
-        transforms.dy_transform(do, dy, self.half_dM[worker].array, dM)
+        self.transforms.dy_transform(do, dy, self.half_dM[worker].array, dM)
 
     def sum_db(self, do: Calls) -> None:
         """Record db = its sum over parts."""
@@ -194,21 +204,21 @@ class WinogradBase(Transformed):
                                      [-----------------]          tile row 1 these
         """
         L, TH = dV.shape[-1], self.input.TH
-        half_dx = first_of(self.half_dx[worker], WINDOW * TH + 2, TILE, L)
+        half_dx = first_of(self.half_dx[worker], self.P * TH + 2, self.tile, L)
         if part.row == 0:
             do.copy(0, out=half_dx[0])
             do.copy(0, out=half_dx[-1])
-        own = half_dx[1 + WINDOW * part.row : 1 + WINDOW * (part.row + part.R)]
-        transforms.dV_columns(do, dV, self.input.TW, own, clear=clear)
+        own = half_dx[1 + self.P * part.row : 1 + self.P * (part.row + part.R)]
+        self.transforms.dV_columns(do, dV, self.input.TW, own, clear=clear)
 
         first = max(0, part.row - 1)
         stop = TH if part.row + part.R == TH else part.row + part.R - 1
         if first >= stop:
             return
-        dx = self.input.grad_chunk(part.chunk)[TILE * first : TILE * stop]
-        x = self.input.chunk(part.chunk)[1 + TILE * first : 1 + TILE * stop]
-        transforms.dV_rows(do, half_dx[WINDOW * first : WINDOW * stop + 2], dx)
-        flat = reshaped(dx, -1, TILE * L), reshaped(x, -1, TILE * L)
+        dx = self.input.grad_chunk(part.chunk)[self.tile * first : self.tile * stop]
+        x = self.input.chunk(part.chunk)[1 + self.tile * first : 1 + self.tile * stop]
+        self.transforms.dV_rows(do, half_dx[self.P * first : self.P * stop + 2], dx)
+        flat = reshaped(dx, -1, self.tile * L), reshaped(x, -1, self.tile * L)
         self.mask_gradient(do, worker, *flat)
         if stop == TH:
             padding.clear_gradient_beyond(do, self.input, self.input.grad_chunk(part.chunk))
@@ -233,7 +243,7 @@ class WinogradBase(Transformed):
 
 def own_columns(dV: np.ndarray) -> np.ndarray:
     """Return the six columns of dV (6, dV_width, T, C) that are a window's own."""
-    return dV[:, 1:-1] if dV.shape[1] > WINDOW else dV
+    return dV[:, 1:-1] if dV.shape[1] > dV.shape[0] else dV
 
 
 def with_clear(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:

@@ -13,9 +13,7 @@ import numpy as np
 from scratchnet.plans.cpu.calls import Phase, reshaped
 from scratchnet.plans.cpu.kernel import sum_over_workers
 from scratchnet.plans.cpu.planes import in_planes, room_for
-from scratchnet.plans.cpu.winograd import transforms
-from scratchnet.plans.cpu.winograd.base import PLANES, WinogradBase, own_columns, with_clear
-from scratchnet.plans.cpu.winograd.derivation import WINDOW
+from scratchnet.plans.cpu.winograd.base import WinogradBase, own_columns, with_clear
 from scratchnet.plans.memory import Arena
 
 
@@ -23,7 +21,7 @@ class ByRows(WinogradBase):
     """A part at a time, through all steps."""
 
     def describe(self) -> str:  # noqa: D102
-        return f"by rows, {self.largest} of {self.T} tiles at a time"
+        return f"by rows, {self.largest} of {self.T} tiles at a time, {super().describe()}"
 
     @property
     def tiles_at_once(self) -> int:  # noqa: D102
@@ -33,20 +31,20 @@ class ByRows(WinogradBase):
         super().reserve(arena, forward, backward)
         C, O, T = self.C, self.O, self.largest
         # Of each worker, for one part: V (6, 6, T, C) and M (6, 6, T, O).
-        self.V = self.per_worker(arena, "V", (room_for(PLANES, T * C),), forward)
-        self.M = self.per_worker(arena, "M", (room_for(PLANES, T * O),), forward)
+        self.V = self.per_worker(arena, "V", (room_for(self.P**2, T * C),), forward)
+        self.M = self.per_worker(arena, "M", (room_for(self.P**2, T * O),), forward)
         if not self.keeps_weights:  # all of U, in blocks of columns (6, 6, C, k)
             self.all_U = arena.reserve("U", (self.weight_bytes // 4,), np.float32, forward, forward)
         if backward is None:
             return
         # Of each worker, for one part: V, later dV over it, (6, dV_width, T, C), and dM (6, 6, T, O).
         self.back_half_V = self._reserve_half_V(arena, backward)
-        self.dV = self.per_worker(arena, "dV", (room_for(WINDOW * self.dV_width, T * C),), backward)
-        self.dM = self.per_worker(arena, "dM", (room_for(PLANES, T * O),), backward)
+        self.dV = self.per_worker(arena, "dV", (room_for(self.P * self.dV_width, T * C),), backward)
+        self.dM = self.per_worker(arena, "dM", (room_for(self.P**2, T * O),), backward)
         # Of each worker: the sum of dU (6, 6, C, O) over its parts, and the dU of one part.
-        self.dU = self.per_worker(arena, "dU", (2, room_for(PLANES, C * O)), backward)
+        self.dU = self.per_worker(arena, "dU", (2, room_for(self.P**2, C * O)), backward)
         # All of U transposed, in blocks of columns (6, 6, O, k).
-        room = sum(room_for(PLANES, O * (b.stop - b.start)) for b in self.back_columns)
+        room = sum(room_for(self.P**2, O * (b.stop - b.start)) for b in self.back_columns)
         self.all_UT = arena.reserve("UT", (room,), np.float32, backward, backward)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
@@ -58,8 +56,8 @@ class ByRows(WinogradBase):
         for worker, parts in enumerate(self.parts_evenly()):
             do = phase.workers[worker]
             for part, clear in with_clear(parts):
-                V = in_planes(self.V[worker].array, WINDOW, WINDOW, part.T, self.C)
-                M = in_planes(self.M[worker].array, WINDOW, WINDOW, part.T, self.O)
+                V = in_planes(self.V[worker].array, self.P, self.P, part.T, self.C)
+                M = in_planes(self.M[worker].array, self.P, self.P, part.T, self.O)
                 self.transform_input(do, part, part.by_vectors(V), self.half_V[worker], clear=clear)
                 for columns, U_block in zip(self.columns, U, strict=True):
                     self.product(do, V, U_block, out=M[..., columns])
@@ -74,13 +72,13 @@ class ByRows(WinogradBase):
             self.transform(weights.workers[worker], w, self.back_w[worker].array, UT[b])
         for worker, parts in enumerate(self.parts_by_chunk()):
             do = main.workers[worker]
-            total, one = (in_planes(dU, WINDOW, WINDOW, self.C, self.O) for dU in self.dU[worker].array)
+            total, one = (in_planes(dU, self.P, self.P, self.C, self.O) for dU in self.dU[worker].array)
             if not parts:
                 do.copy(0, out=total)
             for k, (part, clear) in enumerate(with_clear(parts)):
-                dV = in_planes(self.dV[worker].array, WINDOW, self.dV_width, part.T, self.C)
+                dV = in_planes(self.dV[worker].array, self.P, self.dV_width, part.T, self.C)
                 V = own_columns(dV)
-                dM = in_planes(self.dM[worker].array, WINDOW, WINDOW, part.T, self.O)
+                dM = in_planes(self.dM[worker].array, self.P, self.P, part.T, self.O)
                 self.transform_dy(do, worker, part, part.by_vectors(dM))
                 if self.trained_weight is not None:
                     self.transform_input(do, part, part.by_vectors(V), self.back_half_V[worker], clear=clear)
@@ -93,9 +91,9 @@ class ByRows(WinogradBase):
                 self.transform_dV(do, worker, part, part.by_vectors(dV), clear=clear)
         self.sum_db(last.workers[0])
         for worker, some in self.shares(self.C * self.O) if self.trained_weight is not None else ():
-            totals = (in_planes(dU.array[0], WINDOW, WINDOW, self.C * self.O) for dU in self.dU)
+            totals = (in_planes(dU.array[0], self.P, self.P, self.C * self.O) for dU in self.dU)
             do, dUs = last.workers[worker], [total[..., some] for total in totals]
             sum_over_workers(do, dUs, out=dUs[0])
             dweight = self.conv.weight.grad_view.reshape(9, -1)[:, some]
-            transforms.dU_transform(do, reshaped(dUs[0], PLANES, -1), dweight)
+            self.transforms.dU_transform(do, reshaped(dUs[0], self.P**2, -1), dweight)
         return [weights, main, last]
