@@ -6,21 +6,30 @@ the batch, w and b scale and shift, s = sqrt(var + eps). The mathematics is in `
     y  = (z - mu) * w / s + b
     dz = w / s * (dy - db / M - h * dw / M)    h = (z - mu) / s    db = sum of dy    dw = sum of dy * h
 
-Forward that is three passes over z, since each needs a result of the one before over the whole batch: the
-mean, the variance (the mean of squared differences; a difference of squares would cancel), and y, which is
-activated, pooled and stored as after a convolution. Backward it is two: the sums, then dz.
+Forward that is two passes over z, the statistics and y, which is activated, pooled and stored as after a
+convolution. Each goes region by region, see ``epilogue.py``. While region k, of n_k values per channel, is in
+the cache, its mean is taken and then its squared deviations from this mean (a difference of squares would
+cancel). Merged over all regions, in float64, they are those of the batch (Chan, Golub and LeVeque 1979,
+"Updating formulae and a pairwise algorithm for computing sample variances")::
 
-Each pass goes region by region, see ``epilogue.py``. A region is seen in two ways, without a copy (but for
-the mean of a map of pixels)::
+    mu = sum of n_k mu_k / M        M var = sum of (squares_k + n_k (mu_k - mu)^2)
 
-    long   (rows, L)  L = some pixels times C        for z - mu, with mu repeated to (L,): a loop over only
-                                                     C channels would be too short for NumPy to be fast
+Backward it is two passes as well, the sums, then dz. Both y and dz are linear in z and dy, with numbers that
+belong to the channel::
+
+    y = z * scale + shift                       scale = w / s             shift = b - mu * scale
+    dz = (dy - (z * slope + offset)) * scale    slope = dw / (M * s)      offset = db / M - mu * slope
+
+(That mu comes off last costs no more than z has lost already: where mu is large next to s, z is rounded.)
+
+A region is seen in two ways, without a copy (but for the statistics of a map of pixels)::
+
+    long   (rows, L)  L = some pixels times C        for z * scale, with scale repeated to (L,): a loop over
+                                                     only C channels would be too short for NumPy to be fast
     tall   (Q, C)     Q = all of its pixels          for sums: ones (Q,) times (Q, C) is a matrix product
 
 A normalisation that is frozen uses its running statistics in training, too. They are constants then, and
 dz = dy * w / s is all there is to do backward.
-
-The sums of regions are short, and are added up in float64.
 """
 
 from __future__ import annotations
@@ -76,13 +85,20 @@ class Norm(Kernel):
             for region in self._divide(images[k])
         ]
         longest = max(self._long(region)[1] for _, region in self.regions)
-        # What belongs to a channel, repeated to (L,): mu, w / s and b; backward, dw / (M * s) and db / M.
-        names = "mean", "scale", "shift", "slope", "mean_dy"
+        # What belongs to a channel, repeated to (L,).
+        names = "mean", "scale", "shift", "slope", "offset"
         self.vectors = dict(zip(names, np.zeros((5, longest), self.context.dtype), strict=True))
 
     def _set(self, **by_channel: np.ndarray) -> None:
         for name, values in by_channel.items():
             self.vectors[name].reshape(-1, self.input.C)[...] = values
+
+    def _values(self, region: Region) -> int:
+        """Return how many values of each channel a region has, without those beyond the image."""
+        z, (a, rows, columns, _) = self.input, region.shape
+        if region.form == "tiles":
+            a, rows, columns = 1, min(a * rows, z.H - rows * region.row), z.W
+        return (1 if region.form == "plain" else len(region.images)) * a * rows * columns
 
     def _divide(self, images: range) -> list[Region]:
         """Divide some images into regions that stay in the cache."""
@@ -128,7 +144,10 @@ class Norm(Kernel):
         size = max(region.size for _, region in self.regions)
         C, regions, dtype = self.input.C, len(self.regions), self.context.dtype
         self.x = self.per_worker(arena, "region", (size,), forward)
-        self.sums = arena.reserve("sums", (regions, C), dtype, forward, forward)
+        self.sums = arena.reserve("sums", (2, regions, C), dtype, forward, forward)
+        self.means = self.per_worker(
+            arena, "mean", self.vectors["mean"].shape, forward
+        )  # of one region, (L,)
         if backward is not None:
             self.dy = self.per_worker(arena, "dy", (size,), backward)
             self.h = self.per_worker(arena, "h", (size,), backward)
@@ -136,70 +155,69 @@ class Norm(Kernel):
             self.reserve_mask(arena, backward)
         self.epilogue.reserve(arena, [region for _, region in self.regions], forward, backward)
 
-    def _add_up(self, do: Calls, x: np.ndarray, out: np.ndarray) -> None:
-        """Record the sum of a region (contiguous) over its pixels."""
+    def _add_up(self, do: Calls, x: np.ndarray, out: np.ndarray, factor: float = 1) -> None:
+        """Record the sum of a region (contiguous) over its pixels, times ``factor``."""
         tall = reshaped(x, -1, self.input.C)  # (Q, C)
-        do(np.matmul, np.ones(len(tall), x.dtype), tall, out=out)
+        do(np.matmul, np.full(len(tall), factor, x.dtype), tall, out=out)
+
+    def _record_statistics(self, do: Calls, worker: int, k: int, z: np.ndarray) -> None:
+        """Record mean and squared deviations of region k."""
+        x, region = first_of(self.x[worker], *z.shape), self.regions[k][1]
+        mean, squares = self.sums.array[:, k]
+        if not z.flags.c_contiguous:
+            do.copy(z, out=x)
+        self._add_up(do, z if z.flags.c_contiguous else x, mean, 1 / self._values(region))
+        long = self.means[worker].array[: z.shape[1]]
+        do.copy(mean, out=long.reshape(-1, self.input.C))
+        do(np.subtract, z, long, out=x)
+        self._clear(do, region, x)
+        do(np.multiply, x, x, out=x)
+        self._add_up(do, x, squares)
 
     def record_forward(self) -> list[Phase]:  # noqa: D102
-        average, variance, last = self.phase("mean"), self.phase("variance"), self.phase("normalise")
-        first, second = self.phase("finish"), self.phase("finish")
-        first.workers[0].call(self._finish_mean if self.of_batch else self._use_running_statistics)
-        second.workers[0].call(self._finish_variance)
+        statistics, finish, last = self.phase("statistics"), self.phase("finish"), self.phase("normalise")
+        finish.workers[0].call(self._merge if self.of_batch else self._use_running_statistics)
         for k, (worker, region) in enumerate(self.regions):
             z = self._view(self.input, region)
-            x = first_of(self.x[worker], *z.shape)
-            mean, scale, shift = (self.vectors[name][: z.shape[1]] for name in ("mean", "scale", "shift"))
             if self.of_batch:
-                do = average.workers[worker]
-                if not z.flags.c_contiguous:
-                    do.copy(z, out=x)
-                self._add_up(do, z if z.flags.c_contiguous else x, out=self.sums.array[k])
-                do = variance.workers[worker]
-                do(np.subtract, z, mean, out=x)
-                self._clear(do, region, x)
-                do(np.multiply, x, x, out=x)
-                self._add_up(do, x, out=self.sums.array[k])
+                self._record_statistics(statistics.workers[worker], worker, k, z)
             do = last.workers[worker]
-            do(np.subtract, z, mean, out=x)
-            do(np.multiply, x, scale, out=x)
-            y = self._view(self.output, region) if self.direct else x
-            do(np.add, x, shift, out=y)
+            y = self._view(self.output, region) if self.direct else first_of(self.x[worker], *z.shape)
+            do(np.multiply, z, self.vectors["scale"][: z.shape[1]], out=y)
+            do(np.add, y, self.vectors["shift"][: z.shape[1]], out=y)
             if self.direct:
                 self.epilogue.record_activation(do, y)
                 self._clear(do, region, y)
             else:
                 self.epilogue.record_forward(do, worker, region, y.reshape(region.shape))
-        return [average, first, variance, second, last] if self.of_batch else [first, last]
+        return [statistics, finish, last]
 
     def _of_all(self, sums: np.ndarray) -> tuple[Any, int]:
         """Return sums over the whole batch, of which this may be a part, and how many values they are of."""
         across = self.norm.across
         return (sums, self.M) if across is None else (across.sum(sums), across.count(self.M))
 
-    def _finish_mean(self) -> None:
-        total, M = self._of_all(self.sums.array.sum(axis=0, dtype=np.float64))
-        self.mean = total / M
-        self._set(mean=self.mean)
-
-    def _finish_variance(self) -> None:
-        norm = self.norm
-        total, M = self._of_all(self.sums.array.sum(axis=0, dtype=np.float64))
+    def _merge(self) -> None:
+        """Merge what regions have, and set what follows from mean and variance of the batch."""
+        norm, kind = self.norm, self.context.dtype.type
+        n = np.array([self._values(region) for _, region in self.regions], np.float64)
+        means, squares = self.sums.array.astype(np.float64)
+        total, M = self._of_all(n @ means)
+        mean = total / M
+        total, _ = self._of_all(squares.sum(axis=0) + n @ (means - mean) ** 2)
         var = total / M
-        kind = self.context.dtype.type
-        norm.running_mean += kind(norm.momentum) * (self.mean.astype(kind) - norm.running_mean)
+        norm.running_mean += kind(norm.momentum) * (mean.astype(kind) - norm.running_mean)
         norm.running_var += kind(norm.momentum) * ((var * (M / (M - 1))).astype(kind) - norm.running_var)
         norm.weight.buffer.version += 1  # plans that fold the statistics into weights do it again
-        self._scale(var)
+        self._use(mean, var)
 
     def _use_running_statistics(self) -> None:
-        self.mean = self.norm.running_mean.astype(np.float64)
-        self._set(mean=self.mean)
-        self._scale(self.norm.running_var.astype(np.float64))
+        self._use(self.norm.running_mean.astype(np.float64), self.norm.running_var.astype(np.float64))
 
-    def _scale(self, var: np.ndarray) -> None:
-        self.inv_std = 1.0 / np.sqrt(var + self.norm.eps)
-        self._set(scale=self.norm.weight.data * self.inv_std, shift=self.norm.bias.data)
+    def _use(self, mean: np.ndarray, var: np.ndarray) -> None:
+        self.mean, self.inv_std = mean, 1.0 / np.sqrt(var + self.norm.eps)
+        scale = self.norm.weight.data * self.inv_std
+        self._set(mean=mean, scale=scale, shift=self.norm.bias.data - mean * scale)
 
     def record_backward(self) -> list[Phase]:  # noqa: D102
         sums, finish = self.phase("dw, db"), self.phase("finish")
@@ -207,17 +225,17 @@ class Norm(Kernel):
         finish.workers[0].call(self._finish_sums)
         for k, (worker, region) in enumerate(self.regions):
             z, dz = self._view(self.input, region), self._view(self.input, region, grad=True)
-            names = "mean", "scale", "slope", "mean_dy"
-            mean, scale, slope, mean_dy = (self.vectors[name][: z.shape[1]] for name in names)
+            names = "mean", "scale", "slope", "offset"
+            mean, scale, slope, offset = (self.vectors[name][: z.shape[1]] for name in names)
             do = (sums if self.of_batch else last).workers[worker]
             if self.direct:
                 dy = self._view(self.output, region, grad=True)
             else:
-                dy = first_of(self.dy[worker], *z.shape)
+                dy = dz if dz.flags.c_contiguous else first_of(self.dy[worker], *z.shape)
                 self.epilogue.record_backward(do, worker, region, dy.reshape(region.shape))
             if self.of_batch:
                 h = first_of(self.h[worker], *z.shape)
-                if not self.direct:
+                if not (self.direct or dy is dz):
                     do.copy(dy, out=dz)  # it is kept there for the last phase
                 self._add_up(do, dy, out=self.back_sums.array[0, k])
                 do(np.subtract, z, mean, out=h)
@@ -225,10 +243,9 @@ class Norm(Kernel):
                 self._add_up(do, h, out=self.back_sums.array[1, k])
 
                 do = last.workers[worker]
-                do(np.subtract, z, mean, out=h)
-                do(np.multiply, h, slope, out=h)
+                do(np.multiply, z, slope, out=h)
+                do(np.add, h, offset, out=h)
                 do(np.subtract, dy if self.direct else dz, h, out=dz)
-                do(np.subtract, dz, mean_dy, out=dz)
                 dy = dz
             do(np.multiply, dy, scale, out=dz)
             self._clear(do, region, dz)
@@ -242,4 +259,5 @@ class Norm(Kernel):
         norm.bias.grad_view[...] = db
         norm.weight.grad_view[...] = dw
         (db, dw), M = self._of_all(np.stack([db, dw]))
-        self._set(mean_dy=db / M, slope=self.inv_std * dw / M)
+        slope = self.inv_std * dw / M
+        self._set(slope=slope, offset=db / M - self.mean * slope)

@@ -14,7 +14,6 @@ from scratchnet.plans.cpu.winograd.base import WinogradBase, own_columns
 from scratchnet.plans.cpu.winograd.transforms import TRANSFORMS
 from tests.fakes.one_layer import EPSILON, assert_accurate, assert_plan_equals_layers, error, one_layer
 
-
 sizes_of_tiles = st.sampled_from([4, 6])
 sizes = pytest.mark.parametrize("size", [4, 6])
 
