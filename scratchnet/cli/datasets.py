@@ -26,22 +26,23 @@ def load_data(
 
     Only ``auto`` may choose: CIFAR-10 where it lies in the folder or can be downloaded, and otherwise
     shapes10, which it reports in three lines that cannot be overlooked. CIFAR-10 that is there but damaged
-    is an error all the same: DataError. A dry run downloads nothing: grey images stand in for CIFAR-10. Of a
+    is an error all the same: DataError. A dry run downloads nothing: grey images stand in for CIFAR. Of a
     folder it says what is not used, and why.
     """
     if name == "shapes10":
         return _draw()
-    if name not in ("auto", "cifar10"):
+    if name not in ("auto", "cifar10", "cifar100"):
         return _read(name, folder, not dry_run, image_size, megabytes)
     try:
-        return data.cifar10(folder, download=not dry_run)
+        return (data.cifar100 if name == "cifar100" else data.cifar10)(folder, download=not dry_run)
     except data.MissingDataError as error:
         if dry_run:
-            print("CIFAR-10 is not here: as many grey images stand in for it.", file=sys.stderr, flush=True)
-            grey, labels = np.full((60_000, 32, 32, 3), 128, np.uint8), np.arange(60_000) % 10
+            K = 100 if name == "cifar100" else 10
+            print(f"CIFAR-{K} is not here: as many grey images stand in for it.", file=sys.stderr, flush=True)
+            grey, labels = np.full((60_000, 32, 32, 3), 128, np.uint8), np.arange(60_000) % K
             train, test = slice(50_000), slice(50_000, None)
-            names = tuple(str(k) for k in range(10))
-            return data.ImageData(grey[train], labels[train], grey[test], labels[test], names, "CIFAR-10")
+            names = tuple(str(k) for k in range(K))
+            return data.ImageData(grey[train], labels[train], grey[test], labels[test], names, f"CIFAR-{K}")
         if name != "auto":
             raise
         first = "*** CIFAR-10 IS NOT HERE: this trains on the built-in set shapes10 INSTEAD."
@@ -89,7 +90,7 @@ def describe_classes(images: data.ImageData, learn: np.ndarray, validate: np.nda
 
 def describe_test(images: data.ImageData) -> str:
     """Say which test images an accuracy is of, and how many."""
-    official = "official " if images.name == "CIFAR-10" else ""
+    official = "official " if images.name in ("CIFAR-10", "CIFAR-100") else ""
     return f"{printable(images.name)}, {len(images.test_labels):,} {official}test images"
 
 

@@ -6,7 +6,7 @@ here knows of layers or of CuPy.
 
 from scratchnet.data._common import DataError, ImageData, MissingDataError
 from scratchnet.data.augment import Augmentation, Normalisation
-from scratchnet.data.cifar10 import cifar10
+from scratchnet.data.cifar import cifar10, cifar100
 from scratchnet.data.finding import images_in
 from scratchnet.data.folder import ImageFiles, describe_left_out, image_folder, list_classes
 from scratchnet.data.images import decode_ahead, image_to_array, load_image
@@ -24,6 +24,7 @@ __all__ = [
     "MissingDataError",
     "Normalisation",
     "cifar10",
+    "cifar100",
     "decode_ahead",
     "describe_left_out",
     "divide",

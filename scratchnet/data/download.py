@@ -20,6 +20,8 @@ from scratchnet.data._common import DataError, MissingDataError
 ATTEMPTS = 3
 PAUSE = 2.0  # seconds between the first two attempts; then twice as long
 MAX_BYTES = 4 << 30  # of a file: a server may send without end
+MAX_MEMBER = 400 << 20  # bytes of a file in an archive whose size is not known beforehand
+SUMS = "SHA256SUMS"  # of the files that were unpacked
 _BLOCK = 1 << 18  # bytes read at once
 _BAR: dict[str, Any] = {"unit": "B", "unit_scale": True}  # tqdm's, on stderr
 
@@ -49,11 +51,25 @@ def download(url: str, path: Path, md5: str, advice: str = "") -> None:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+    return _digest(path, hashlib.md5(usedforsecurity=False))
+
+
+def recorded_digest(path: Path) -> str | None:
+    """Return the SHA-256 that a file had when it was unpacked, None if that was not recorded."""
+    try:
+        lines = (path.parent / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = (line.partition("  ") for line in lines)
+    return next((digest for digest, _, name in found if name == path.name), None)
+
+
+def _digest(path: Path, digest: Any = None) -> str:
+    digest = digest or hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _transfer(url: str, path: Path) -> None:
@@ -93,12 +109,13 @@ def _transfer(url: str, path: Path) -> None:
         raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
-def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
+def unpack(archive: Path, folder: Path, sizes: dict[str, int | None], most: int = 1 << 20) -> None:
     """Unpack the wanted files of a gzipped tar archive, which is not trusted: all of them, or nothing.
 
     The folder is created at once, by renaming a temporary one beside it. Only members ``<name of
-    folder>/<file>`` that are regular files and are named in `sizes` (in bytes; None: up to a megabyte) are
-    written; paths that lead elsewhere, links and devices are never looked at.
+    folder>/<file>`` that are regular files and are named in `sizes` (in bytes; None: up to ``most``) are
+    written; paths that lead elsewhere, links and devices are never looked at. Beside them lies their SHA-256,
+    as ``sha256sum`` writes it, which ``recorded_digest`` returns.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -110,7 +127,7 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
                     if parent != folder.name or name not in missing or not member.isfile():
                         continue
                     size = missing.pop(name)
-                    if member.size != size if size is not None else member.size > 1 << 20:
+                    if member.size != size if size is not None else member.size > most:
                         found = f"{member.name} has {member.size:,} bytes"
                         raise DataError(f"{archive}: {found}, not {size or 'a few'}")
                     source = tar.extractfile(member)  # not None, since it is a regular file
@@ -121,6 +138,8 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None]) -> None:
         if missing:
             names = ", ".join(f"{folder.name}/{name}" for name in missing)
             raise DataError(f"{archive} does not contain {names}")
+        sums = [f"{_digest(temporary / name)}  {name}\n" for name in sizes]
+        (temporary / SUMS).write_text("".join(sums), encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes it private
         try:
             temporary.rename(folder)

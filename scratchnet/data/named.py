@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 
 from scratchnet.data._common import ImageData
-from scratchnet.data.cifar10 import cifar10
+from scratchnet.data.cifar import cifar10, cifar100
 from scratchnet.data.folder import MEMORY, image_folder
 from scratchnet.data.shapes10 import shapes10
 
-NAMES = ("cifar10", "shapes10")
+NAMES = ("cifar10", "cifar100", "shapes10")
 
 
 def load(
@@ -41,6 +41,6 @@ def load(
     """
     if name == "shapes10":
         return shapes10()
-    if name == "cifar10":
-        return cifar10(root, download)
+    if name in ("cifar10", "cifar100"):
+        return (cifar10 if name == "cifar10" else cifar100)(root, download)
     return image_folder(name, image_size, memory=memory, progress=progress)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from scratchnet import data
-from scratchnet.data import DataError
+from scratchnet.data import DataError, cifar
 from tests.attack.files import BOUND, Target, besiege
 from tests.attack.mutating import LIMIT, mutant
 from tests.attack.registry import Tally, attack
@@ -81,8 +81,7 @@ def pickled(rng: random.Random, _: bytes) -> bytes:
 
 
 def cifar_reader(folder: Path) -> Callable[[Path], Any]:
-    module = importlib.import_module("scratchnet.data.cifar10")  # the function hides it
-    module.RECORDS = 2
+    cifar.RECORDS = 2
     batches = folder / "cifar-10-batches-py"
     batches.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

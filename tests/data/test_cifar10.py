@@ -66,8 +66,10 @@ def as_python_2(path, value):
 
 def test_official_sizes_and_address():
     assert OFFICIAL_RECORDS == 10000
-    assert module.MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
-    assert module.URL == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    assert module.CIFAR10.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert module.CIFAR10.url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    assert module.CIFAR100.url == "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+    assert len(set(module.CIFAR100.class_names)) == 100 and list(module.CIFAR10.class_names) == NAMES
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
@@ -99,10 +101,23 @@ def test_nothing_there_and_no_download(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_inner_folder_itself_is_answered_with_its_parent(tmp_path):
-    folder = write_binary(tmp_path)
-    with pytest.raises(DataError, match="give its parent"):
-        cifar10(folder)
+@pytest.mark.parametrize("write, names", [(write_binary, "batches.meta.txt"), (None, "batches.meta")])
+def test_missing_class_names_are_those_of_the_data_set(tmp_path, no_download, write, names):
+    folder = write(tmp_path) if write else write_pickles(tmp_path, as_python_2)
+    (folder / names).unlink()
+    check(cifar10(tmp_path))
+
+
+def test_folders_within_are_found_and_the_inner_folder_itself_will_do(tmp_path, no_download):
+    deeper = tmp_path / "data" / "cifar"
+    deeper.mkdir(parents=True)
+    folder = write_binary(deeper)
+    for root in (folder, deeper, tmp_path / "data", tmp_path):
+        check(cifar10(root))
+    outer = tmp_path / "twice" / folder.name  # as some programs unpack archives
+    outer.mkdir(parents=True)
+    folder.rename(outer / folder.name)
+    check(cifar10(tmp_path / "twice"))
 
 
 def test_a_file_in_place_of_a_folder(tmp_path):
@@ -119,17 +134,17 @@ def test_a_file_in_place_of_a_folder(tmp_path):
 
 @pytest.fixture
 def no_download(monkeypatch):
-    monkeypatch.setattr(module, "_fetch", lambda folder: pytest.fail("downloaded over a damaged folder"))
+    monkeypatch.setattr(module, "_fetch", lambda *where: pytest.fail("downloaded over a damaged folder"))
 
 
-@pytest.mark.parametrize("name", [f"{name}.bin" for name in BATCHES] + ["batches.meta.txt"])
+@pytest.mark.parametrize("name", [f"{name}.bin" for name in BATCHES])
 def test_a_missing_binary_file_is_named(tmp_path, no_download, name):
     (write_binary(tmp_path) / name).unlink()
     with pytest.raises(DataError, match=f"{name} is missing"):
         cifar10(tmp_path)
 
 
-@pytest.mark.parametrize("name", [*BATCHES, "batches.meta"])
+@pytest.mark.parametrize("name", BATCHES)
 def test_a_missing_pickle_is_named(tmp_path, no_download, name):
     (write_pickles(tmp_path, as_python_2) / name).unlink()
     with pytest.raises(DataError, match=f"{name} is missing"):

@@ -1,12 +1,9 @@
 """Small files of CIFAR-10's binary layout, and the check of what is read from them."""
 
-import importlib
-
 import numpy as np
 import pytest
 
-# The function hides the module of the same name.
-module = importlib.import_module("scratchnet.data.cifar10")
+from scratchnet.data import cifar as module
 
 OFFICIAL_RECORDS, RECORDS = module.RECORDS, 20
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
