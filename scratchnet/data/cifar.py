@@ -28,7 +28,7 @@ PIXELS = 3 * 32 * 32
 _AGAIN = "delete the folder and it is downloaded again"
 
 
-class Layout(NamedTuple):
+class _Layout(NamedTuple):
     """What tells the two data sets apart."""
 
     name: str
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
 
 
 _SITE = "https://www.cs.toronto.edu/~kriz/"
-CIFAR10 = Layout(
+CIFAR10 = _Layout(
     "CIFAR-10",
     _SITE + "cifar-10-binary.tar.gz",
     "c32a1d4ab5d03f1284b67883e8d87530",
@@ -62,7 +62,7 @@ CIFAR10 = Layout(
     "label_names",
     tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
 )
-CIFAR100 = Layout(
+CIFAR100 = _Layout(
     "CIFAR-100",
     _SITE + "cifar-100-binary.tar.gz",
     "03b5dce01913d631647c71ecec9e9cb8",
@@ -76,19 +76,20 @@ CIFAR100 = Layout(
     "meta",
     "fine_label_names",
     tuple(
-        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly "
-        "camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup "
-        "dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower "
-        "leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange "
-        "orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit "
-        "raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar "
-        "sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle "
-        "wardrobe whale willow_tree wolf woman worm".split()
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
+        "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach "
+        "couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster "
+        "house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree "
+        "motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear "
+        "pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket "
+        "rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar "
+        "sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip "
+        "turtle wardrobe whale willow_tree wolf woman worm".split()
     ),
 )
 
 # From a folder and the name of one of its files to the pixels (n, PIXELS) and labels (n,).
-ReadFile = Callable[[Layout, Path, str], tuple[np.ndarray, np.ndarray]]
+ReadFile = Callable[[_Layout, Path, str], tuple[np.ndarray, np.ndarray]]
 
 
 def cifar10(root: str | os.PathLike[str], download: bool = True) -> ImageData:
@@ -153,7 +154,7 @@ def cifar100(root: str | os.PathLike[str], download: bool = True) -> ImageData:
     return _load(CIFAR100, root, download)
 
 
-def _load(layout: Layout, root: str | os.PathLike[str], download: bool) -> ImageData:
+def _load(layout: _Layout, root: str | os.PathLike[str], download: bool) -> ImageData:
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds, or is to hold, {layout.binary}")
@@ -173,7 +174,7 @@ def _load(layout: Layout, root: str | os.PathLike[str], download: bool) -> Image
     return _read_all(layout, folder)
 
 
-def _find(layout: Layout, root: Path) -> Path | None:
+def _find(layout: _Layout, root: Path) -> Path | None:
     """Return the folder of the files, in `root` or up to two folders deeper; of the binary version first."""
     for name in (layout.binary, layout.python):
         first = f"{layout.train[0]}.bin" if name == layout.binary else layout.train[0]
@@ -186,13 +187,13 @@ def _find(layout: Layout, root: Path) -> Path | None:
     return None
 
 
-def _archive(layout: Layout, root: Path) -> Path | None:
+def _archive(layout: _Layout, root: Path) -> Path | None:
     stem = layout.name.lower()
     names = [f"{stem}-{kind}.{end}" for kind in ("binary", "python") for end in ("tar.gz", "tgz")]
     return next((root / name for name in names if (root / name).is_file()), None)
 
 
-def _fetch(layout: Layout, root: Path) -> Path | None:
+def _fetch(layout: _Layout, root: Path) -> Path | None:
     """Unpack the archive that lies in `root`, or the binary version, downloaded; return the folder."""
     part = root / (layout.url.rpartition("/")[2] + ".part")
     try:
@@ -231,21 +232,21 @@ def _say(sentence: str) -> None:
     print(f"{sentence}: waiting", file=sys.stderr, flush=True)
 
 
-def _lock(layout: Layout, root: Path) -> Path:
+def _lock(layout: _Layout, root: Path) -> Path:
     return root / f".{layout.name.lower()}.lock"
 
 
-def _leftovers(layout: Layout, root: Path) -> list[Path]:
+def _leftovers(layout: _Layout, root: Path) -> list[Path]:
     """Return the folders in which an unpacking was killed, or is at work."""
     return [path for name in (layout.binary, layout.python) for path in root.glob(f".{name}-*")]
 
 
-def _remove_leftovers(layout: Layout, root: Path) -> None:
+def _remove_leftovers(layout: _Layout, root: Path) -> None:
     for path in _leftovers(layout, root):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _tidy(layout: Layout, root: Path) -> None:
+def _tidy(layout: _Layout, root: Path) -> None:
     try:
         with Lock(_lock(layout, root)):  # else they are in use
             _remove_leftovers(layout, root)
@@ -253,7 +254,7 @@ def _tidy(layout: Layout, root: Path) -> None:
         pass
 
 
-def _read_all(layout: Layout, folder: Path) -> ImageData:
+def _read_all(layout: _Layout, folder: Path) -> ImageData:
     """Return both splits of `folder`."""
     binary = folder.name == layout.binary
     read: ReadFile = _read_binary if binary else _read_pickle
@@ -274,7 +275,7 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _records(layout: Layout, name: str) -> int:
+def _records(layout: _Layout, name: str) -> int:
     """Return how many images a file has."""
     return RECORDS if name == layout.test else 5 * RECORDS // len(layout.train)
 
@@ -293,14 +294,14 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _check_class_names(layout: Layout, path: Path, names: list[str]) -> tuple[str, ...]:
+def _check_class_names(layout: _Layout, path: Path, names: list[str]) -> tuple[str, ...]:
     wanted = len(layout.class_names)
     if len(names) != wanted:
         raise DataError(f"{path} names {len(names)} classes, where {layout.name} has {wanted}; {_AGAIN}")
     return tuple(names)
 
 
-def _check_labels(layout: Layout, path: Path, labels: np.ndarray) -> None:
+def _check_labels(layout: _Layout, path: Path, labels: np.ndarray) -> None:
     last = len(layout.class_names) - 1
     for k in np.flatnonzero((labels < 0) | (labels > last))[:1]:
         found = f"record {k} has the label {labels[k]}, not 0 to {last}"
@@ -310,7 +311,7 @@ def _check_labels(layout: Layout, path: Path, labels: np.ndarray) -> None:
 # ---- the binary version ------------------------------------------------------------------------------------
 
 
-def _read_binary(layout: Layout, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_binary(layout: _Layout, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     path = folder / f"{name}.bin"
     content, n = _read_bytes(path), _records(layout, name)
     expected = n * (layout.label_bytes + PIXELS)
@@ -323,7 +324,7 @@ def _read_binary(layout: Layout, folder: Path, name: str) -> tuple[np.ndarray, n
     return records[:, layout.label_bytes :], labels
 
 
-def _listed_class_names(layout: Layout, folder: Path) -> tuple[str, ...]:
+def _listed_class_names(layout: _Layout, folder: Path) -> tuple[str, ...]:
     path = folder / layout.names_file
     if not path.exists():
         return layout.class_names
@@ -361,7 +362,7 @@ def _integers(path: Path, value: Any, wanted: str, shape: tuple[int, ...]) -> np
     return array
 
 
-def _read_pickle(layout: Layout, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_pickle(layout: _Layout, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     path, n = folder / name, _records(layout, name)
     content = _load_pickle(path)
     wanted = f"data of uint8 ({n}, {PIXELS})"
@@ -373,7 +374,7 @@ def _read_pickle(layout: Layout, folder: Path, name: str) -> tuple[np.ndarray, n
     return pixels, labels
 
 
-def _pickled_class_names(layout: Layout, folder: Path) -> tuple[str, ...]:
+def _pickled_class_names(layout: _Layout, folder: Path) -> tuple[str, ...]:
     path = folder / layout.meta_file
     if not path.exists():
         return layout.class_names

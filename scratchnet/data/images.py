@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from scratchnet import checks, system, workers
+from scratchnet import checks, workers
 from scratchnet.backend import Array
 from scratchnet.data import web
 from scratchnet.data._common import DataError
+from scratchnet.data._decoding import BYTES_PER_ODD_PIXEL, BYTES_PER_PIXEL, MEMORY, WITHOUT_WARNINGS
 
 MAX_BYTES = 64 << 20  # of a file from a URL
 MAX_PIXELS = 100_000_000  # of any image: more is a decompression bomb, or at least not a photograph
 Name: TypeAlias = str | os.PathLike[str]  # of a file, or an address
 Decoded: TypeAlias = np.ndarray | DataError
-MAX_DECODED_BYTES = 1 << 30  # of images that are being decoded, all threads together
-BYTES_PER_PIXEL = 16  # while an image is decoded, turned upright and converted to RGB
-BYTES_PER_ODD_PIXEL = 40  # with more than 8 bits, or transparency
-_ALWAYS = 16 << 20  # bytes that are there without asking
 
 
 def load_image(path_or_url: Name) -> Image.Image:
@@ -112,7 +107,7 @@ def _content(path_or_url: Name) -> tuple[bytes, str]:
 def _decode(content: bytes, name: str, held: ExitStack) -> Image.Image:
     """Return an image in RGB; its memory counts as taken until ``held`` is closed."""
     try:
-        with _without_warnings, Image.open(io.BytesIO(content)) as image:
+        with WITHOUT_WARNINGS, Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 found = f"{width} x {height} pixels"
@@ -122,7 +117,7 @@ def _decode(content: bytes, name: str, held: ExitStack) -> Image.Image:
             plain = image.mode in ("RGB", "L", "1", "P", "CMYK", "YCbCr") and "transparency" not in image.info
             pixels = width * height
             held.enter_context(
-                _memory.taken(pixels * (BYTES_PER_PIXEL if plain else BYTES_PER_ODD_PIXEL), name)
+                MEMORY.taken(pixels * (BYTES_PER_PIXEL if plain else BYTES_PER_ODD_PIXEL), name)
             )
             image.load()
             return _to_rgb(_upright(image))
@@ -278,56 +273,6 @@ def decode_ahead(
     finally:  # also where the caller stops midway
         for _, future in waiting:
             future.cancel()
-
-
-class _Memory:
-    """What is being decoded by all threads: each waits until there is room for its image."""
-
-    def __init__(self) -> None:
-        self._changed, self._taken = threading.Condition(), 0
-
-    @contextmanager
-    def taken(self, size: int, name: str) -> Iterator[None]:
-        """Take memory for an image; DataError if this machine has less."""
-        with self._changed:
-            while self._taken and self._taken + size > MAX_DECODED_BYTES:
-                self._changed.wait()
-            available = system.available_bytes() if size > _ALWAYS else None
-            if available is not None and size > available - _ALWAYS:
-                needed = f"decoding it takes {size / 1e9:.1f} GB, of which {available / 1e9:.1f} GB are free"
-                raise DataError(f"{name} is too large for this machine: {needed}")
-            self._taken += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= size
-                self._changed.notify_all()
-
-
-class _WithoutWarnings:
-    """A context in which nothing warns, for several threads: ``warnings.catch_warnings`` restores, in the
-    order in which they leave, what each found, and so might leave warnings off for good."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._catch = threading.Lock(), 0, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._catch = warnings.catch_warnings()
-                self._catch.__enter__()
-                warnings.simplefilter("ignore")  # of Pillow's, about things refused or mended
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._catch.__exit__(None, None, None)
-
-
-_memory, _without_warnings = _Memory(), _WithoutWarnings()
 
 
 def _read(name: str) -> bytes:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scratchnet.data import DataError, image_to_array, images_in, load_image
+from scratchnet.data import _decoding as decoding
 from scratchnet.data import images as module
 
 
@@ -283,28 +284,28 @@ def test_threads_together_decode_no_more_than_is_allowed(tmp_path, monkeypatch):
     for k in range(12):
         names.append(tmp_path / f"{k}.png")
         Image.new("L", (500, 400), k).save(names[-1])
-    most, taken = 2 * 500 * 400 * module.BYTES_PER_PIXEL, []
+    most, taken = 2 * 500 * 400 * decoding.BYTES_PER_PIXEL, []
 
-    class Watched(module._Memory):
+    class Watched(decoding._Memory):
         @contextmanager
         def taken(self, size, name):
             with super().taken(size, name):
                 taken.append(self._taken)
                 yield
 
-    monkeypatch.setattr(module, "_memory", Watched())
-    monkeypatch.setattr(module, "MAX_DECODED_BYTES", most)
+    monkeypatch.setattr(module, "MEMORY", Watched())
+    monkeypatch.setattr(decoding, "MAX_DECODED_BYTES", most)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda name: module.load_array(name, 8), names))
     assert [int(pixels[0, 0, 0]) for pixels in found] == list(range(12))
-    assert max(taken) <= most and module._memory._taken == 0
-    monkeypatch.setattr(module, "MAX_DECODED_BYTES", 1)  # each alone, then
+    assert max(taken) <= most and module.MEMORY._taken == 0
+    monkeypatch.setattr(decoding, "MAX_DECODED_BYTES", 1)  # each alone, then
     assert load_image(names[3]).size == (500, 400)
 
 
 def test_an_image_that_needs_more_memory_than_there_is_is_refused_before_it_is_decoded(saved, monkeypatch):
     path = saved(Image.new("1", (9000, 9000)))
-    monkeypatch.setattr(module.system, "available_bytes", lambda: 500 << 20)
+    monkeypatch.setattr(decoding.system, "available_bytes", lambda: 500 << 20)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     refused(path, r"too large for this machine: decoding it takes 1.3 GB, of which 0.5 GB are free")
 
