@@ -52,7 +52,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
 MAY_CHANGE = {"backend", "engine", "data_dir", "data_memory", "epochs", "run_dir", "resume", "dry_run"}
-MAY_CHANGE |= {"diagnose", "views"}
+MAY_CHANGE |= {"diagnose", "views", "no_test"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -106,6 +106,7 @@ def _training_parser() -> Parser:
     add(where, "subset", "train on N images only, of each class alike", **count)
     add(where, "validation", "validate on N training images (default a tenth of all)", **count)
     add(where, "run-dir", "the folder for weights, log and state (default a new one in runs/)", **folder)
+    add(where, "no-test", "leave the test images alone, while settings are still chosen", **flag)
     add(where, "views", "also test with N views of each image", type=positive(int), choices=VIEWS)
     add(where, "resume", "resume the run in --run-dir (default the newest in runs/)", **flag)
     add(where, "dry-run", "print what memory and time it will take, by steps that it measures; stop", **flag)
@@ -205,6 +206,7 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
                 was = f"has {option} {before}, not {value}" if before is not None else f"has no {option}"
             raise RunError(f"the run in {run_dir} {was}: leave {option} out to resume, or begin a new run")
     changed = {name: given[name] for name in MAY_CHANGE & set(given)}
+    changed["no_test"] = given.get("no_test", False)  # is said each time, since nothing could take it back
     return options | changed | {"run_dir": run_dir, "resume": True}
 
 

@@ -161,15 +161,18 @@ def make_trainer(
 
 
 def test_best(options: SimpleNamespace, trainer: Trainer, images: ImageData, test: Loader) -> None:
-    """Look once at the test images, with the weights that validation chose."""
+    """Look once at the test images, with the weights that validation chose; not at all with ``--no-test``."""
     net, run = trainer.net, trainer.run
     assert isinstance(run, RunDirectory)  # make_trainer gave it one
     if options.demo:
         write_images(run.path / "pictures", images)
-    checkpoint.load_weights(run.best, net)
     say(f"Best model: {run.best}")
-    for views in sorted({1, options.views}):
+    views_of_each = [] if options.no_test else sorted({1, options.views})
+    if views_of_each:
+        checkpoint.load_weights(run.best, net)
+    for views in views_of_each:
         with Progress("testing", test.n_samples) as progress:
             accuracy = evaluate(net, test, trainer.engine, views, progress.update).accuracy
         of_each = f", {views} views of each" if views > 1 else ""
         say(f"Test Acc: {accuracy:.6f} ({describe_test(images)}{of_each})")
+    run.release()

@@ -28,7 +28,15 @@ DEFAULTS: dict[str, Any] = {
     **{"nesterov": False, "weight_decay": 5e-4, "schedule": "cosine", "label_smoothing": 0.0},
     **{"augment": "crop-flip", "seed": 0, "body_lr_scale": 1.0},
     # The program
-    **{"run_dir": None, "resume": False, "dry_run": False, "diagnose": False, "views": 1, "demo": False},
+    **{
+        "run_dir": None,
+        "resume": False,
+        "dry_run": False,
+        "diagnose": False,
+        "views": 1,
+        "no_test": False,
+        "demo": False,
+    },
     "recipe": None,
 }
 

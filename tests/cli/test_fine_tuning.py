@@ -150,3 +150,9 @@ def test_options_that_make_no_sense_are_refused_and_leave_no_folder(
     assert run.status == 2 and sentence in run.err
     assert len(run.err.splitlines()) == 1
     assert not (tmp_path / "r").exists()
+
+
+def test_the_test_images_are_left_alone_on_request(command):
+    result = command(f"train {SMALL} --no-test --run-dir runs/a")
+    assert result.status == 0 and "Best model: runs/a" in result.out and "Test Acc" not in result.out
+    assert "Test Acc" in command("train --resume --run-dir runs/a").out
