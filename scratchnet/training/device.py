@@ -28,21 +28,24 @@ RESIDENT_BYTES = 2 << 30  # of images that are kept on the GPU; CIFAR-10 has 0.1
 class DeviceEpochs:
     """Training epochs of a network on a GPU, in float32.
 
-    The loader's images are prepared on the GPU, unless they have to be resized, are more than
-    RESIDENT_BYTES, or are not of three uint8 channels: then it prepares them, batch by batch.
+    The loader's images are prepared on the GPU, unless they are more than RESIDENT_BYTES, are not of three
+    uint8 channels, or have to be resized and are not square: then it prepares them, batch by batch.
     """
 
     def __init__(
         self, net: Layer, optimizer: SGD, loss: SoftmaxCrossEntropy, loader: Loader, precision: str = "fp32"
     ):
+        from scratchnet.plans.cuda.launch.images import resizing_taps
         from scratchnet.plans.cuda.training_step import DeviceImages, TrainingSteps
 
         self.net, self.optimizer, self.loader = net, optimizer, loader
         size = loader.images.shape[1:3]
-        resized = loader.image_size is not None and size != (loader.image_size, loader.image_size)
+        side = loader.image_size
+        resized = side is not None and size != (side, side)
         images = loader.images
         colours = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[3] == 3
-        self.resident = colours and not resized and images.nbytes <= RESIDENT_BYTES
+        resizable = not resized or size[0] == size[1]
+        self.resident = colours and resizable and images.nbytes <= RESIDENT_BYTES
         data = None
         if self.resident:
             augmentation, (scale, shift) = loader.augmentation, loader.normalisation.affine
@@ -54,6 +57,7 @@ class DeviceEpochs:
                 fill=loader.normalisation.colour,
                 scale=tuple(scale),
                 shift=tuple(shift),
+                taps=net.backend.asarray(resizing_taps(size[0], side)) if side and resized else None,
             )
         self.steps = TrainingSteps(net, optimizer, loss, loader.batch_size, precision, data)
         self._check_labels(size if loader.image_size is None else (loader.image_size, loader.image_size))

@@ -408,6 +408,8 @@ def _make_module():
             runtimeGetVersion=lambda: 13000,
             getDeviceCount=lambda: 1,
             getDevice=lambda: 0,
+            cudaDevAttrL2CacheSize=38,
+            deviceGetAttribute=lambda attribute, device: {38: 50 << 20}[attribute],
             getDeviceProperties=lambda device: {"name": b"stand-in, no GPU"},
         ),
     )

@@ -86,9 +86,18 @@ def test_cuda_epochs_take_images_from_the_loader_where_the_gpu_cannot_prepare_th
     assert not uploaded.device_epochs.resident
     assert without_times(uploaded.log) == without_times(resident.log)
     monkeypatch.undo()
-    resized = fitted(device, epochs=1, image_size=10)
-    assert not resized.device_epochs.resident
-    expected = fitted("numpy", epochs=1, image_size=10).log[0]["train_loss"]
+
+
+@pytest.mark.parametrize("size", [10, 12])
+def test_cuda_epochs_resize_square_images_on_the_gpu(device, size, monkeypatch):
+    """As ``--recipe vgg16-bn`` does; the loader would be slower than the steps."""
+    resized = fitted(device, epochs=1, image_size=size)
+    assert resized.device_epochs.resident
+    monkeypatch.setattr(epochs_on_device, "RESIDENT_BYTES", 1000)
+    uploaded = fitted(device, epochs=1, image_size=size)
+    assert not uploaded.device_epochs.resident
+    assert without_times(resized.log) == without_times(uploaded.log), "the same images, bit for bit"
+    expected = fitted("numpy", epochs=1, image_size=size).log[0]["train_loss"]
     assert resized.log[0]["train_loss"] == pytest.approx(expected, rel=1e-3)
 
 

@@ -1,7 +1,7 @@
 """Convolution as matrix products of cuBLAS, between kernels that make and take apart the column matrix.
 
 The mathematics is in ``functional/conv.py``, with the same names. A chunk of images at a time, so many that
-the column matrix takes at most COLUMN_BYTES::
+the column matrix takes at most ``column_bytes``::
 
     forward    columns = im2col(x)          kernels/conv.cu, written as operands (float32 or bfloat16)
                z = columns W                cuBLAS, float32
@@ -22,6 +22,7 @@ written to at any time, and the weights need no second copy.
 from __future__ import annotations
 
 from math import prod
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -29,16 +30,32 @@ import numpy as np
 from scratchnet.backend import Array
 from scratchnet.layers import Conv2d
 from scratchnet.layers.norm import BatchNorm
+from scratchnet.parameters import Parameter
 from scratchnet.plans.cuda.kernel import Kernel, front
 from scratchnet.plans.cuda.launch.conv import col2im, im2col
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
 from scratchnet.plans.cuda.launch.mask import mask, unpool
 from scratchnet.plans.cuda.launch.norm import norm_fold
+from scratchnet.plans.cuda.launch.operands import cast as cast_operands
 from scratchnet.plans.cuda.launch.sums import finish_sums, sums_shape
 from scratchnet.plans.memory import Arena, Buffer
 
-# Large enough for products that fill the GPU, small compared with its memory. Not yet measured on one.
-COLUMN_BYTES = 256 << 20
+# How large the column matrix may be; None: so large that it stays in the L2 cache until the product has read
+# it, beside what that writes, but no smaller than fills a GPU. (Calculated, to be swept: not yet measured.)
+COLUMN_BYTES: int | None = None
+SHARE_OF_L2, LEAST_COLUMN_BYTES = 2 / 3, 32 << 20
+MULTIPLE = (
+    8  # of numbers in a row of the column matrix: 16 bytes of bfloat16, what tensor cores take at a time
+)
+
+
+def column_bytes(xp: ModuleType) -> int:
+    """Return how large a column matrix may be on the current GPU."""
+    if COLUMN_BYTES is not None:
+        return COLUMN_BYTES
+    runtime = xp.cuda.runtime
+    l2 = runtime.deviceGetAttribute(runtime.cudaDevAttrL2CacheSize, runtime.getDevice())
+    return max(LEAST_COLUMN_BYTES, int(SHARE_OF_L2 * l2))
 
 
 class Convolution(Kernel):
@@ -57,8 +74,10 @@ class Convolution(Kernel):
         self.norm = cast("BatchNorm | None", self.group.norm)
         N, self.OH, self.OW, self.O = conv.output_shape(self.group.input_shape)
         self.size = conv.kernel_size, conv.stride, conv.padding
-        self.row = prod(conv.weight.shape[:-1])  # numbers in a row of the column matrix
-        most = max(1, COLUMN_BYTES // (4 * self.OH * self.OW * self.row))
+        self.bias = conv.bias
+        self.row = prod(conv.weight.shape[:-1])  # numbers in a patch, and in a row of the column matrix
+        self.width = -(-self.row // MULTIPLE) * MULTIPLE
+        most = max(1, column_bytes(self.context.xp) // (4 * self.OH * self.OW * self.width))
         self.n = -(-N // -(-N // most))  # images per chunk: few chunks, of similar size
         self.relu, self.pools = self.group.activation is not None, self.group.pool is not None
         self.keeps_output = self.relu and not self.pools
@@ -72,7 +91,7 @@ class Convolution(Kernel):
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         rows, operand = self.n * self.OH * self.OW, self.context.operand
-        self.columns = arena.reserve("columns", (rows, self.row), operand, forward, forward)
+        self.columns = arena.reserve("columns", (rows, self.width), operand, forward, forward)
         if self.pools:
             self.z = arena.reserve("z", (rows, self.O), np.float32, forward, forward)
         if self.norm is not None:
@@ -82,25 +101,38 @@ class Convolution(Kernel):
             return
         if self.pools:
             self.code = arena.reserve("code", self.output.shape, np.uint8, forward, backward)
-        self.columns_again = arena.reserve("columns", (rows, self.row), np.float32, backward, backward)
+        self.columns_again = arena.reserve("columns", (rows, self.width), np.float32, backward, backward)
         if self.pools or self.relu or operand != np.float32:
             self.dz = arena.reserve("dz", (rows, self.O), operand, backward, backward)
-        if self.conv.bias is not None:
+        if self.bias is not None:
             shape = self.chunks[-1][1].stop, self.O
             self.partial = arena.reserve("partial", shape, np.float32, backward, backward)
 
+    def prepare(self) -> None:  # noqa: D102
+        if self.width != self.row:
+            self.padded: Array = self.context.xp.zeros((self.width, self.O), self.context.operand)
+
+    def leave_out_bias(self) -> Parameter | None:  # noqa: D102
+        if self.relu or self.pools or self.norm is not None:
+            return None
+        left_out, self.bias = self.bias, None
+        return left_out
+
     def forward(self) -> None:  # noqa: D102
-        bias = None if self.conv.bias is None else self.conv.bias.data
+        bias = None if self.bias is None else self.bias.data
         shift, affine = bias, {}
         if (norm := self.norm) is not None:
             affine = {"mean": self.mean.array, "scale": self.scale.array}
             norm_fold(norm.weight.data, norm.running_mean, norm.running_var, bias, **affine, eps=norm.eps)
             shift = norm.bias.data
         weight = self.matrix(self.conv.weight)  # (KH*KW*C, O)
+        if self.width != self.row:
+            cast_operands(self.conv.weight.data, self.padded[: self.row])
+            weight = self.padded  # (width, O)
         for images, _ in self.chunks:
             n = images.stop - images.start
             rows = n * self.OH * self.OW
-            columns = front(self.columns, self.context.operand, rows, self.row)
+            columns = front(self.columns, self.context.operand, rows, self.width)
             im2col(self.input.data[images], columns, *self.size)
             y = self.output.data[images]
             if self.z is not None:
@@ -114,7 +146,7 @@ class Convolution(Kernel):
                     epilogue(y, y, shift, relu=self.relu, **affine)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        weight, bias, matmul = self.conv.weight, self.conv.bias, self.context.matmul
+        weight, bias, matmul = self.conv.weight, self.bias, self.context.matmul
         sums = None
         if self.partial is not None and bias is not None and bias.trainable:
             sums = self.partial.array
@@ -122,10 +154,10 @@ class Convolution(Kernel):
             rows = (images.stop - images.start) * self.OH * self.OW
             dz = self._dz(images, None if sums is None else sums[own]).reshape(rows, self.O)
             if weight.trainable:
-                columns = front(self.columns_again, self.context.operand, rows, self.row)
+                columns = front(self.columns_again, self.context.operand, rows, self.width)
                 im2col(self.input.data[images], columns, *self.size)
                 dweight = weight.grad_view.reshape(self.row, self.O)
-                matmul(columns, dz, out=dweight, transpose_a=True, accumulate=k > 0)
+                matmul(columns[:, : self.row], dz, out=dweight, transpose_a=True, accumulate=k > 0)
             if need_input_gradient:
                 dcolumns = front(self.columns_again, np.float32, rows, self.row)
                 matmul(dz, self.matrix(weight), out=dcolumns, transpose_b=True)

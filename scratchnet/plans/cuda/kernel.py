@@ -57,6 +57,20 @@ class Kernel(kernel.Kernel):
         With ``need_input_gradient`` False input.grad may be left as it is.
         """
 
+    def follow(self, before: Kernel) -> None:
+        """Learn which kernel writes this one's input, before either reserves memory."""
+
+    def prepare(self) -> None:
+        """Allocate what keeps its contents from one pass to the next, once the plan has its memory."""
+
+    def leave_out_bias(self) -> Parameter | None:
+        """Leave the bias out of the output, forward and backward, and return it, if there is one.
+
+        A batch normalisation that follows takes a channel's mean away, and with it whatever was added to the
+        whole channel: the bias moves the running mean, and its gradient is zero.
+        """
+        return None
+
     def matrix(self, weight: Parameter) -> Array:
         """Return a weight as products read it, (everything before, outputs)."""
         assert self.context.weights is not None  # since there is a parameter

@@ -14,6 +14,7 @@ import numpy as np
 
 from scratchnet import layers
 from scratchnet.backend import Array
+from scratchnet.parameters import Parameter
 from scratchnet.plans.cuda.kernel import Kernel
 from scratchnet.plans.cuda.launch.dropout import dropout
 from scratchnet.plans.cuda.launch.epilogue import epilogue
@@ -39,6 +40,7 @@ class Linear(Kernel):
         if (layer := self.group.dropout) is not None and not Dropout.does_nothing(layer):
             self.dropout = typed(layers.Dropout, layer)
         self.relu = self.keeps_output = self.group.activation is not None
+        self.bias = self.layer.bias
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         operand = self.context.operand
@@ -50,12 +52,18 @@ class Linear(Kernel):
             self.x_again = arena.reserve("x", self.input.shape, operand, backward, backward)
         if self.relu or operand != np.float32:
             self.dz = arena.reserve("dz", self.output.shape, operand, backward, backward)
-        if self.layer.bias is not None:
+        if self.bias is not None:
             shape = sums_shape(*self.output.shape)
             self.partial = arena.reserve("partial", shape, np.float32, backward, backward)
 
+    def leave_out_bias(self) -> Parameter | None:  # noqa: D102
+        if self.relu:
+            return None
+        left_out, self.bias = self.bias, None
+        return left_out
+
     def forward(self) -> None:  # noqa: D102
-        y, bias = self.output.data, self.layer.bias
+        y, bias = self.output.data, self.bias
         x = self.input.data if self.x is None else self._cast(self.x)
         self.context.matmul(x, self.matrix(self.layer.weight), out=y)
         if self.relu or bias is not None:
@@ -64,7 +72,7 @@ class Linear(Kernel):
             dropout(y, self.dropout.p, 0, self.counter)
 
     def backward(self, need_input_gradient: bool) -> None:  # noqa: D102
-        weight, bias, dy = self.layer.weight, self.layer.bias, self.output.grad
+        weight, bias, dy = self.layer.weight, self.bias, self.output.grad
         dz = dy if self.dz is None else self.dz.array
         partial = None
         if self.partial is not None and bias is not None and bias.trainable:

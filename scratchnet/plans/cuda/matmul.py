@@ -57,14 +57,12 @@ class Matmul:
         """Compute out = a b, or with ``accumulate`` out += a b, on the current stream.
 
         a (M, K), or (K, M) with ``transpose_a``, and b (K, N), or (N, K) with ``transpose_b``, are operands;
-        out is float32 (M, N).
+        out is float32 (M, N). Each row is contiguous; a matrix may be the first columns of a wider one.
         """
         M, K = a.shape[::-1] if transpose_a else a.shape
         rows, N = b.shape[::-1] if transpose_b else b.shape
         if rows != K or out.shape != (M, N):
             raise ValueError(f"a product of {a.shape} and {b.shape} does not fit {out.shape}")
-        if not all(array.flags.c_contiguous for array in (a, b, out)):
-            raise ValueError("a product takes contiguous matrices")
         one, beta = ctypes.c_float(1.0), ctypes.c_float(1.0 if accumulate else 0.0)
         transposes = OP_T if transpose_b else OP_N, OP_T if transpose_a else OP_N
         cublas, handle, workspace = _started(self.xp)
@@ -80,7 +78,12 @@ class Matmul:
 
 def _matrix(array: Array) -> tuple[int, int, int]:
     """Return address, type and leading dimension, as cuBLAS takes them."""
-    return address(array), R_16BF if array.dtype == np.uint16 else R_32F, array.shape[1]
+    leading = array.shape[1]
+    if not array.flags.c_contiguous:
+        leading = array.strides[0] // array.itemsize
+        if array.strides[1] != array.itemsize or leading < array.shape[1]:
+            raise ValueError("a product takes matrices whose rows are contiguous")
+    return address(array), R_16BF if array.dtype == np.uint16 else R_32F, leading
 
 
 _of_thread = threading.local()

@@ -17,6 +17,7 @@ import numpy as np
 from scratchnet.backend import Array
 from scratchnet.layers import Layer
 from scratchnet.layers.norm import BatchNorm
+from scratchnet.parameters import Parameter
 from scratchnet.plans.cuda.kernel import Kernel
 from scratchnet.plans.cuda.launch import norm as launch
 from scratchnet.plans.cuda.launch.epilogue import epilogue, epilogue_pool
@@ -33,6 +34,7 @@ class Norm(Kernel):
     role = "norm"
     norm: BatchNorm
     code: Buffer | None = None  # which pixel of each window won
+    bias_before: Parameter | None = None  # of the layer before it, where that leaves it out
 
     @classmethod
     def may_follow(cls, group: Group, layer: Layer) -> bool:
@@ -53,6 +55,10 @@ class Norm(Kernel):
     def _uses_batch(self) -> bool:
         """Whether it normalises with the batch's own statistics."""
         return self.context.training and not self.norm.frozen
+
+    def follow(self, before: Kernel) -> None:  # noqa: D102
+        if self._uses_batch:
+            self.bias_before = before.leave_out_bias()
 
     def reserve(self, arena: Arena, forward: int, backward: int | None) -> None:  # noqa: D102
         C, last_use = self.input.shape[-1], forward if backward is None else backward
@@ -78,7 +84,9 @@ class Norm(Kernel):
             partial = self.partial.array
             launch.norm_statistics(x, partial)
             batch = mean, inv_std, scale
-            launch.norm_finish(partial, self.rows, weight, *batch, *running, norm.eps, norm.momentum)
+            before = None if self.bias_before is None else self.bias_before.data
+            numbers = norm.eps, norm.momentum
+            launch.norm_finish(partial, self.rows, weight, *batch, *running, *numbers, before)
         else:
             launch.norm_fold(weight, *running, None, mean, scale, norm.eps)
         if self.pools:
@@ -99,6 +107,8 @@ class Norm(Kernel):
             launch.norm_backward_sums(dy, x, mean, inv_std, sums, **passed)
             finish_sums(sums[0], dbias)
             finish_sums(sums[1], dweight)
+            if self.bias_before is not None and self.bias_before.trainable:
+                finish_sums(self.zeros.reshape(1, -1), self.bias_before.grad_view)
         else:
             inv_std, dweight, dbias = self.zeros, self.zeros, self.zeros
         if need_input_gradient:

@@ -67,6 +67,8 @@ class CudaPlan(Plan):
             before, kernel = self.maps[-1], kernel_for(self.groups, i, context) or misc_kernels.Fallback
             self.maps.append(Map(g.output_shape, self.dtype, before if kernel.is_view else None))
             self.kernels.append(kernel.build(g, before, self.maps[-1], context, first=i <= self.lowest))
+        for i, kernel in enumerate(self.kernels[1:]):
+            kernel.follow(self.kernels[i])
         self.dropping: list[Kernel] = [kernel for kernel in self.kernels if kernel.dropout is not None]
 
     def bind(self) -> None:
@@ -78,6 +80,8 @@ class CudaPlan(Plan):
 
     def _prepare(self) -> None:
         xp = self.net.backend.xp
+        for kernel in self.kernels:
+            kernel.prepare()
         self.count_dropouts(xp.zeros(max(1, len(self.dropping)), np.int64))
         graphs = self.graphs and self.replayable
         self._forward = Replayed(xp, self.launch_forward, self.constants, graphs)

@@ -59,6 +59,13 @@ class DeviceImages:
     fill: tuple[int, ...]
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+    taps: Array | None = None  # of ``resizing_taps``: images are resized
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (H, W, 3) of an image as the network sees it."""
+        size = self.images.shape[1:3] if self.taps is None else 2 * self.taps.shape[:1]
+        return *size, self.images.shape[3]
 
 
 class TrainingSteps:
@@ -116,14 +123,14 @@ class TrainingSteps:
         Unless there is ``data``, these are x (count, H, W, 3), and ``labels`` (count,), classes that the
         network has: it is not checked.
         """
-        images = x if x is not None else self.data.images if self.data is not None else None
-        if images is None:
+        if x is None and self.data is None:
             raise ValueError("a step needs images and labels, unless TrainingSteps was given data")
+        image = x.shape[1:] if x is not None else cast(DeviceImages, self.data).shape
         self._prepare_optimizer()
         if (trained := list(self.optimizer.trainable())) != self._trained:  # frozen or unfrozen since
             self._of_size, self._trained = {}, trained
         if count not in self._of_size:
-            self._of_size[count] = _Step(self, (count, *images.shape[1:]))
+            self._of_size[count] = _Step(self, (count, *image))
         with explained():
             self._of_size[count](x, labels)
 

@@ -127,6 +127,24 @@ def test_packs_are_moved_whole(nvrtc, name):
         assert not re.search(r"\b(ld|st)\.local", entry), kernel
 
 
+def test_pixels_are_found_by_divisions_of_32_bits(nvrtc):
+    """One of 64 bits takes as long as many reads. (Once for each thread it does no harm.)"""
+    once = {"unpool": 1, "norm_backward_sums_pool": 1}
+    seen = set()
+    for name in ("conv", "epilogue", "mask", "norm"):
+        program = nvrtc.createProgram(compiling.source(name), f"{name}.cu", (), ())
+        nvrtc.compileProgram(program, ("-arch=compute_80", *compiling.OPTIONS, "-DWIDE=4", *CUPYS))
+        assembly = nvrtc.getPTX(program)
+        assembly = assembly.decode() if isinstance(assembly, bytes) else assembly
+        for entry in assembly.split(".visible .entry ")[1:]:
+            kernel = entry[: entry.index("(")]
+            if re.search(r"im2col|col2im|pool", kernel):
+                seen.add(kernel)
+                found = re.findall(r"\b(?:div|rem)\.[su]64", entry)
+                assert len(found) <= once.get(kernel, 0), kernel
+    assert len(seen) == 6
+
+
 def test_nvrtc_refuses_what_is_wrong(nvrtc):
     """Otherwise the tests above would prove nothing."""
     text = compiling.source("conv").replace("image[", "missing[")

@@ -16,6 +16,9 @@
 //     16 threads write      ================  then this      then this            ================
 //     and they read       x[n, oh-1, ow-1], then x[n, oh-1, ow], ...: each pixel 9 times, 8 of them from a cache
 //
+// A row of the matrix may be wider than a patch: 32 for the 27 numbers of an image's 3 x 3 x 3. The rest are zeros, so
+// that rows begin on 16 bytes and tensor cores multiply whole groups of eight.
+//
 // Bytes, VGG16 at 32 px, batch 512, float32 (bfloat16 columns are half as large; nothing is computed but up to 9
 // additions per number in col2im):
 //
@@ -32,14 +35,14 @@
 #include "common.cuh"
 
 extern "C" __global__ void im2col(const float* __restrict__ x, operand* __restrict__ columns, int N, int H, int W,
-                                  int C, int OH, int OW, int K, int S, int P) {
-    int packs = C / WIDE, pack = my_pack();
+                                  int C, int OH, int OW, int K, int S, int P, int width) {
+    int packs = C / WIDE, pack = my_pack(), filled = K * K * packs, whole = width / WIDE;
     if (pack >= packs) return;
     unsigned rows = (unsigned)N * OH * OW;  // below 2^31
     for (unsigned row = my_row(); row < rows; row += row_step()) {
         int ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
         const Pack* image = (const Pack*)x + (long long)n * H * W * packs + pack;
-        Operands* to = (Operands*)columns + (long long)row * K * K * packs + pack;
+        Operands* to = (Operands*)columns + (long long)row * whole + pack;
         for (int i = 0; i < K; i++) {
             int h = oh * S + i - P;
             for (int j = 0; j < K; j++) {
@@ -50,6 +53,7 @@ extern "C" __global__ void im2col(const float* __restrict__ x, operand* __restri
                 to += packs;
             }
         }
+        for (int k = filled + pack; k < whole; k += packs, to += packs) *to = to_operands(Pack{});
     }
 }
 

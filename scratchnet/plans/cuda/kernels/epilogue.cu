@@ -71,10 +71,10 @@ extern "C" __global__ void epilogue_pool(const float* __restrict__ z, float* __r
     if (pack >= packs) return;
     Channels channels(shift, mean, scale, pack);
     int OH = H / 2, OW = W / 2;
-    long long rows = (long long)N * OH * OW;
-    for (long long row = my_row(); row < rows; row += row_step()) {
-        long long ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
-        const Pack* window = (const Pack*)z + ((n * H + 2 * oh) * W + 2 * ow) * packs + pack;
+    unsigned rows = (unsigned)N * OH * OW;  // below 2^31: a division of 64 bits takes as long as many reads
+    for (unsigned row = my_row(); row < rows; row += row_step()) {
+        int ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
+        const Pack* window = (const Pack*)z + (((long long)n * H + 2 * oh) * W + 2 * ow) * packs + pack;
         Pack best;
         Codes winner;
         for (int position = 0; position < 4; position++) {
@@ -91,7 +91,8 @@ extern "C" __global__ void epilogue_pool(const float* __restrict__ z, float* __r
             if (relu && best.at[i] <= 0) winner.at[i] = 4;
             best.at[i] = apply_relu(best.at[i], relu);
         }
-        ((Pack*)y)[row * packs + pack] = best;
-        if (code) ((Codes*)code)[row * packs + pack] = winner;
+        long long k = (long long)row * packs + pack;
+        ((Pack*)y)[k] = best;
+        if (code) ((Codes*)code)[k] = winner;
     }
 }

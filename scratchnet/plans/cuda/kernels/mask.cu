@@ -59,10 +59,10 @@ extern "C" __global__ void unpool(const float* __restrict__ dy, const unsigned c
     RowRange range((long long)N * OH * OW);
     Pack sum = {};
     if (pack < packs) {
-        for (long long row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {
-            long long ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
-            Pack g = ((const Pack*)dy)[row * packs + pack];
-            Codes winner = ((const Codes*)code)[row * packs + pack];
+        for (unsigned row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {  // below 2^31
+            int ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
+            Pack g = ((const Pack*)dy)[(long long)row * packs + pack];
+            Codes winner = ((const Codes*)code)[(long long)row * packs + pack];
             for (int i = 0; i < WIDE; i++)
                 if (winner.at[i] < 4) sum.at[i] += g.at[i];
             int down = oh == OH - 1 ? H - 2 * oh : 2, across = ow == OW - 1 ? W - 2 * ow : 2;  // 3 where it is odd
@@ -71,7 +71,8 @@ extern "C" __global__ void unpool(const float* __restrict__ dy, const unsigned c
                     Pack pixel;
                     for (int k = 0; k < WIDE; k++)
                         pixel.at[k] = i < 2 && j < 2 && winner.at[k] == 2 * i + j ? g.at[k] : 0;
-                    ((Operands*)dz)[((n * H + 2 * oh + i) * W + 2 * ow + j) * packs + pack] = to_operands(pixel);
+                    long long at = ((long long)n * H + 2 * oh + i) * W + 2 * ow + j;
+                    ((Operands*)dz)[at * packs + pack] = to_operands(pixel);
                 }
             }
         }

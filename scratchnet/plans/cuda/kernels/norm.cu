@@ -73,7 +73,7 @@ extern "C" __global__ void norm_statistics(const float* __restrict__ x, float* _
 
 // A block has 32 channels and 16 threads for each of them, as in sums.cu.
 extern "C" __global__ void norm_finish(const float* __restrict__ partial, const float* __restrict__ weight,
-                                       float* __restrict__ mean, float* __restrict__ inv_std,
+                                       const float* __restrict__ bias_before, float* __restrict__ mean, float* __restrict__ inv_std,
                                        float* __restrict__ scale, float* __restrict__ running_mean,
                                        float* __restrict__ running_var, long long rows, int count, int C, float eps,
                                        float momentum) {
@@ -95,7 +95,8 @@ extern "C" __global__ void norm_finish(const float* __restrict__ partial, const 
     mean[c] = mine.mean;
     inv_std[c] = 1 / sqrt(var + eps);
     scale[c] = weight[c] / sqrt(var + eps);
-    running_mean[c] += momentum * ((float)mine.mean - running_mean[c]);
+    float whole_mean = (float)mine.mean + (bias_before ? bias_before[c] : 0);
+    running_mean[c] += momentum * (whole_mean - running_mean[c]);
     running_var[c] += momentum * ((float)(var * rows / (rows - 1)) - running_var[c]);
 }
 
@@ -149,11 +150,11 @@ extern "C" __global__ void norm_backward_sums_pool(const float* __restrict__ dy,
     Pack dbias = {}, dweight = {};
     if (pack < packs) {
         Pack mu = of_channels(mean, pack, 0), inverse = of_channels(inv_std, pack, 0);
-        for (long long row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {
-            long long ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
-            Pack g = ((const Pack*)dy)[row * packs + pack];
-            Codes winner = ((const Codes*)code)[row * packs + pack];
-            const float* window = x + ((n * H + 2 * oh) * W + 2 * ow) * packs * WIDE + pack * WIDE;
+        for (unsigned row = range.first + threadIdx.y; row < range.stop; row += blockDim.y) {  // below 2^31
+            int ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
+            Pack g = ((const Pack*)dy)[(long long)row * packs + pack];
+            Codes winner = ((const Codes*)code)[(long long)row * packs + pack];
+            const float* window = x + (((long long)n * H + 2 * oh) * W + 2 * ow) * packs * WIDE + pack * WIDE;
             for (int i = 0; i < WIDE; i++) {
                 int at = winner.at[i];
                 if (at == 4) continue;
@@ -214,15 +215,15 @@ extern "C" __global__ void norm_backward_pool(const float* __restrict__ dy, cons
     if (pack >= packs) return;
     Gradient gradient(mean, inv_std, scale, dweight, dbias, one_by_M, pack);
     int OH = H / 2, OW = W / 2;
-    long long rows = (long long)N * OH * OW;
-    for (long long row = my_row(); row < rows; row += row_step()) {
-        long long ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
-        Pack g = ((const Pack*)dy)[row * packs + pack];
-        Codes winner = ((const Codes*)code)[row * packs + pack];
+    unsigned rows = (unsigned)N * OH * OW;  // below 2^31
+    for (unsigned row = my_row(); row < rows; row += row_step()) {
+        int ow = row % OW, oh = row / OW % OH, n = row / OW / OH;
+        Pack g = ((const Pack*)dy)[(long long)row * packs + pack];
+        Codes winner = ((const Codes*)code)[(long long)row * packs + pack];
         int down = oh == OH - 1 ? H - 2 * oh : 2, across = ow == OW - 1 ? W - 2 * ow : 2;  // 3 where it is odd
         for (int i = 0; i < down; i++) {
             for (int j = 0; j < across; j++) {
-                long long k = ((n * H + 2 * oh + i) * W + 2 * ow + j) * packs + pack;
+                long long k = (((long long)n * H + 2 * oh + i) * W + 2 * ow + j) * packs + pack;
                 Pack value = ((const Pack*)x)[k];
                 for (int m = 0; m < WIDE; m++) {
                     bool won = i < 2 && j < 2 && winner.at[m] == 2 * i + j;

@@ -36,6 +36,15 @@ def check(
         )
 
 
+def check_pixels(*maps: tuple[int, ...]) -> None:
+    """Raise ValueError unless kernels can count the pixels of maps (N, H, W, ...) in 32 bits."""
+    for N, H, W, *_ in maps:
+        if N * H * W >= 2**31:
+            raise ValueError(
+                f"a map of {N} x {H} x {W} pixels has too many of them: take fewer images at a time"
+            )
+
+
 def check_vectors(C: int, *vectors: Array | None) -> None:
     """Raise unless each of these is float32 (C,), or None."""
     for vector in vectors:

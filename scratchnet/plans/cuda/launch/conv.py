@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.plans.cuda.launch.common import OPERANDS, by_channel, check, macros, pack_width
+from scratchnet.plans.cuda.launch.common import OPERANDS, by_channel, check, check_pixels, macros, pack_width
 from scratchnet.plans.cuda.launch.compiling import launch
 
 
 def im2col(x: Array, columns: Array, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
-    """Copy every patch of x (N, H, W, C) to a row of ``columns``, operands, as ``functional.im2col`` does."""
+    """Copy every patch of x (N, H, W, C) to a row of ``columns``, operands, as ``functional.im2col`` does.
+
+    Where rows are longer than a patch, the rest of them becomes zero.
+    """
     check(x, "float32", 4)
     sizes, rows, C = geometry(x.shape, kernel_size, stride, padding)
-    check(columns, OPERANDS, (rows, kernel_size * kernel_size * C))
-    wide = pack_width(C, x, columns)
-    launch("conv", "im2col", macros(wide, columns), *by_channel(rows, C // wide), x, columns, *sizes)
+    width = max(columns.shape[-1], kernel_size * kernel_size * C)
+    check(columns, OPERANDS, (rows, width))
+    wide = pack_width(gcd(C, width), x, columns)
+    launch("conv", "im2col", macros(wide, columns), *by_channel(rows, C // wide), x, columns, *sizes, width)
 
 
 def col2im(columns: Array, dx: Array, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
@@ -34,6 +40,5 @@ def geometry(shape: tuple[int, ...], K: int, S: int, P: int) -> tuple[list[np.in
     """
     N, H, W, C = shape
     OH, OW = (H + 2 * P - K) // S + 1, (W + 2 * P - K) // S + 1
-    if max(N * OH * OW, N * H * W) >= 2**31:
-        raise ValueError(f"a map of {N} x {H} x {W} pixels has too many of them: take fewer images at a time")
+    check_pixels((N, H, W), (N, OH, OW))
     return [np.int32(n) for n in (N, H, W, C, OH, OW, K, S, P)], N * OH * OW, C

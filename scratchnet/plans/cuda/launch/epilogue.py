@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.plans.cuda.launch.common import check, check_vectors, launch_rows
+from scratchnet.plans.cuda.launch.common import check, check_pixels, check_vectors, launch_rows
 
 
 def epilogue(
@@ -38,6 +38,7 @@ def epilogue_pool(
     """
     check(z, "float32", 4)
     N, H, W, C = z.shape
+    check_pixels(z.shape)
     check(y, "float32", (N, H // 2, W // 2, C))
     check(code, "uint8", y.shape)
     _check_affine(C, shift, mean, scale)

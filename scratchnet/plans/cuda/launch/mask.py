@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.plans.cuda.launch.common import OPERANDS, check, launch_rows
+from scratchnet.plans.cuda.launch.common import OPERANDS, check, check_pixels, launch_rows
 from scratchnet.plans.cuda.launch.sums import sums_shape
 
 
@@ -39,6 +39,7 @@ def unpool(dy: Array, code: Array, dz: Array, partial: Array | None = None) -> N
     """
     check(dz, OPERANDS, 4)
     N, H, W, C = dz.shape
+    check_pixels(dz.shape)
     rows = N * (H // 2) * (W // 2)
     sums = sums_shape(rows, C)
     check(dy, "float32", (N, H // 2, W // 2, C))

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from scratchnet.backend import Array
-from scratchnet.plans.cuda.launch.common import by_column, check, check_vectors, flat, launch_rows, macros
+from scratchnet.plans.cuda.launch.common import (
+    by_column,
+    check,
+    check_pixels,
+    check_vectors,
+    flat,
+    launch_rows,
+    macros,
+)
 from scratchnet.plans.cuda.launch.compiling import launch
 from scratchnet.plans.cuda.launch.sums import sums_shape
 
@@ -27,18 +35,19 @@ def norm_statistics(x: Array, partial: Array) -> None:
 
 def norm_finish(
     partial: Array, rows: int, weight: Array, mean: Array, inv_std: Array, scale: Array,
-    running_mean: Array, running_var: Array, eps: float, momentum: float,
+    running_mean: Array, running_var: Array, eps: float, momentum: float, bias_before: Array | None = None,
 ) -> None:  # fmt: skip
     """Join the statistics of all ``rows`` of the map, ``partial`` from ``norm_statistics``, and track them.
 
     Written are the batch's mean, inv_std = 1 / sqrt(variance + eps), and scale = weight * inv_std, with which
     ``epilogue(x, y, bias, mean=mean, scale=scale)`` normalises. The running statistics are moved by
-    ``momentum`` towards the batch's mean and unbiased variance.
+    ``momentum`` towards the batch's mean and unbiased variance; to that mean belongs ``bias_before``, a
+    layer's bias that the map has not got, since normalising would take it out again.
     """
     check(partial, "float32", 3)
     _, count, C = partial.shape
     check(partial, "float32", (2, *sums_shape(rows, C)))
-    vectors = weight, mean, inv_std, scale, running_mean, running_var
+    vectors = weight, bias_before, mean, inv_std, scale, running_mean, running_var
     check_vectors(C, *vectors)
     numbers = np.int64(rows), count, C, np.float32(eps), np.float32(momentum)
     launch("norm", "norm_finish", macros(1), *by_column(C), partial, *vectors, *numbers)
@@ -112,6 +121,7 @@ def _check_maps(
         return rows, C, y, (np.int64(rows),)
     check(x, "float32", 4)
     N, H, W, _ = x.shape
+    check_pixels(x.shape)
     check(dy, "float32", (N, H // 2, W // 2, C))
     check(x, "float32", (N, H, W, C))
     check(code, "uint8", dy.shape)

@@ -7,6 +7,7 @@ import pytest
 
 from scratchnet import functional as F
 from scratchnet.plans.cuda.launch import compiling
+from scratchnet.plans.cuda.launch.common import check_pixels
 from scratchnet.plans.cuda.launch.conv import col2im, geometry, im2col
 from scratchnet.plans.cuda.launch.epilogue import epilogue
 from scratchnet.plans.cuda.launch.mask import mask
@@ -51,6 +52,20 @@ def test_im2col(k, shape, kernel, stride, padding, operand):
 @pytest.mark.parametrize("shape, kernel, stride, padding", GEOMETRIES)
 def test_col2im(k, shape, kernel, stride, padding):
     check_col2im(k, shape, kernel, stride, padding)
+
+
+@BOTH_OPERANDS
+@pytest.mark.parametrize(
+    "shape, kernel, width", [((2, 5, 4, 3), 3, 32), ((2, 5, 4, 4), 3, 40), ((1, 4, 4, 8), 1, 64)]
+)
+def test_rows_of_the_column_matrix_may_be_wider_than_a_patch(k, shape, kernel, width, operand):
+    """27 numbers become 32, so that tensor cores multiply whole groups; the rest are zeros."""
+    x = numbers(*shape)
+    expected = F.im2col(x, kernel, 1, kernel // 2)
+    columns = k.empty((len(expected), width), operand)
+    im2col(k.put(x), columns, kernel, 1, kernel // 2)
+    padding = ((0, 0), (0, width - expected.shape[1]))
+    np.testing.assert_array_equal(k.get(columns), as_operands(np.pad(expected, padding), operand))
 
 
 def test_im2col_and_col2im_where_packs_are_not_aligned(k):
@@ -136,6 +151,9 @@ def test_column_matrices_of_more_than_2_to_the_31_numbers(stand_in, monkeypatch)
 def test_too_many_pixels_for_a_kernels_counter(k):
     with pytest.raises(ValueError, match="fewer images at a time"):
         geometry((2**20, 224, 224, 3), 3, 1, 1)
+    check_pixels((2**15, 2**8, 2**8 - 1, 7))
+    with pytest.raises(ValueError, match="32768 x 256 x 256 pixels has too many of them"):
+        check_pixels((2, 3, 3, 1), (2**15, 2**8, 2**8, 1))
 
 
 FAULTS = {
