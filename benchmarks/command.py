@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from race import PYTORCH, WorkerError, cores, measure
+from race import PYTORCH, WITHOUT_SWITCH, WorkerError, cores, limited_to_avx2, measure
 from report import race_table, save
 
 TASK = ("kind", "arch", "image_size", "batch_size", "batch_norm", "width", "engine", "threads")
@@ -82,8 +83,13 @@ def race(kind: str, rounds: int, description: str, arguments: Sequence[str] | No
         help=f"default: {', '.join(RIVALS[kind])}; also: {', '.join(PEERS)}",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
+    text = "limit all to AVX2, as on older processors; leaves out rivals that have no switch for that"
+    parser.add_argument("--avx2", action="store_true", help=text)
     options = parser.parse_args(arguments)
     unwanted = ["compile"] * options.no_compile
+    if options.avx2:
+        os.environ.update(limited_to_avx2())
+        unwanted += WITHOUT_SWITCH
     rivals = [rival for rival in dict.fromkeys(options.rivals) if rival not in unwanted]
     if not rivals:
         parser.error("no rival is left to compare with")

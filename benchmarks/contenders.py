@@ -119,7 +119,10 @@ def versions_of_numpy() -> str:
         for info in threadpool_info()
         if info["user_api"] == "blas"
     ]
-    return f"scratchnet {__version__}, NumPy {np.__version__} ({'; '.join(blas) or 'BLAS unknown'})"
+    features = np._core._multiarray_umath.__cpu_features__  # those that are disabled are False
+    avx512 = any(on and name.startswith(("AVX512", "X86_V4")) for name, on in features.items())
+    own = f"its own loops {'with' if avx512 else 'without'} AVX-512"
+    return f"scratchnet {__version__}, NumPy {np.__version__} ({own}; {'; '.join(blas) or 'BLAS unknown'})"
 
 
 def build_torch(task: dict[str, Any]) -> Contender:
@@ -140,7 +143,7 @@ def build_torch(task: dict[str, Any]) -> Contender:
 
         torch._inductor.config.freezing = not training  # weights become constants, packed beforehand
         forward = torch.compile(net)
-    versions = f"PyTorch {torch.__version__}"
+    versions = f"PyTorch {torch.__version__} (kernels for {torch.backends.cpu.get_cpu_capability()})"
     if not training:
         return torch.inference_mode()(lambda: forward(x).numpy()), versions
     loss = torch.nn.CrossEntropyLoss()

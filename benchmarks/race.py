@@ -60,7 +60,16 @@ NEEDS = {
 WITHOUT_CUDA = (
     ", or, for a build without CUDA, pip install torch --index-url https://download.pytorch.org/whl/cpu"
 )
-SETTINGS_OF_BLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they decide which kernels NumPy uses, and how
+# Each library's own switch for the instructions that it may use; ONNX Runtime and OpenVINO document none.
+AVX2 = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+WITHOUT_SWITCH = ("onnxruntime", "openvino", "dezero", "jax")
+# They decide which kernels the libraries use, and how
+SETTINGS_OF_KERNELS = (*AVX2, "NPY_DISABLE_CPU_FEATURES", "OPENBLAS_L2_SIZE")
 
 
 class WorkerError(RuntimeError):
@@ -349,9 +358,24 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "date": str(date.today()),
-        "environment": {name: os.environ[name] for name in SETTINGS_OF_BLAS if name in os.environ},
+        "environment": {name: os.environ[name] for name in SETTINGS_OF_KERNELS if name in os.environ},
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
+
+
+def limited_to_avx2() -> dict[str, str]:
+    """Return the environment in which libraries use no newer instructions than AVX2, NumPy included.
+
+    NumPy's names of features have changed, so it is asked which of them it would use here.
+    """
+    code = (
+        "from numpy._core._multiarray_umath import __cpu_dispatch__ as names, __cpu_features__ as on; "
+        "print(*(name for name in names if name.startswith(('AVX512', 'X86_V4')) and on[name]))"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "NPY_DISABLE_CPU_FEATURES"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True)
+    newer = done.stdout.strip()
+    return AVX2 | ({"NPY_DISABLE_CPU_FEATURES": newer} if newer else {})
 
 
 def processor() -> str:

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,20 @@ def test_every_process_has_as_many_threads_as_the_others(load):
     environment = load("race").environment(3)
     assert environment["OMP_NUM_THREADS"] == environment["SCRATCHNET_THREADS"] == "3"
     assert environment["PYTHONPATH"].startswith(str(Path(__file__).parents[2]))
+
+
+def test_avx2_limits_every_library_by_its_own_switch(load):
+    limits = load("race").limited_to_avx2()
+    assert limits["OPENBLAS_CORETYPE"] == "Haswell" and limits["ATEN_CPU_CAPABILITY"] == "avx2"
+    code = """
+import warnings
+warnings.simplefilter("error")  # NumPy warns of names that it does not know
+from numpy._core import _multiarray_umath as u
+print(sorted(f for f, on in u.__cpu_features__.items() if on and f.startswith(("AVX512", "X86_V4"))))
+"""
+    environment = {**os.environ, **limits}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_what_measures_imports_no_numpy():
