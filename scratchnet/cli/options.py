@@ -226,12 +226,16 @@ def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any]) -> Ru
         run = RunDirectory(options.run_dir, header=header)
     run.settings = {name: value for name, value in _kept(options, header).items() if name not in MAY_CHANGE}
     run.lock()
-    run.require_space(net)
-    if not options.resume and options.demo and _holds_demo(run):
-        run.clear()
-    elif not options.resume and run.has_results:
-        advice = "resume it by --resume" if run.has_state else "remove it"
-        raise RunError(f"{run.path} holds a run: {advice}, or choose another --run-dir")
+    try:
+        run.require_space(net)
+        if not options.resume and options.demo and _holds_demo(run):
+            run.clear()
+        elif not options.resume and run.has_results:
+            advice = "resume it by --resume" if run.has_state else "remove it"
+            raise RunError(f"{run.path} holds a run: {advice}, or choose another --run-dir")
+    except RunError:
+        run.release()
+        raise
     return run
 
 
@@ -245,7 +249,7 @@ def _holds_demo(run: RunDirectory) -> bool:
 def _kept(options: SimpleNamespace, header: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run as a resumed run is to have them."""
     chosen = options.data
-    if chosen == "auto":  # what it took: a resumed run takes it again
+    if chosen == "auto" and "data" in header:  # what it took: a resumed run takes it again
         chosen = header["data"].lower().replace("-", "")
     return vars(options) | {"resume": False, "data": chosen}
 

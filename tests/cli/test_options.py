@@ -113,7 +113,7 @@ def begun(folder, text="", state=True):
     """A folder in which a run was begun with these options."""
     options = parse(f"{text} --run-dir {folder}")
     run = RunDirectory(folder)
-    run.write_config(describe_run(options, "a CPU", {"data": "CIFAR-10"}))
+    run.write_config(describe_run(options, "a CPU", {"data": "CIFAR-10"}, "an identity"))
     if state:
         run.state.write_bytes(b"")
     return run
@@ -175,10 +175,25 @@ def test_going_on_without_a_run_says_so():
     os.mkdir("empty")
     with pytest.raises(RunError, match="empty holds no run: it has no config.json"):
         parse("--resume --run-dir empty")
-    begun("first-epoch", state=False)
-    with pytest.raises(RunError, match="first-epoch holds no finished epoch to resume from: begin a new run"):
-        parse("--resume --run-dir first-epoch")
+    (begun("deleted", state=False).path / "best.safetensors").write_bytes(b"the best")
+    with pytest.raises(RunError, match="deleted has no state.safetensors to resume from: begin a new run in"):
+        parse("--resume --run-dir deleted")
     assert not os.path.exists("nowhere") and os.listdir("empty") == []
+
+
+def test_a_run_that_saved_nothing_yet_is_resumed_with_its_options():
+    begun("first-epoch", "--lr 0.3", state=False)
+    assert parse("--resume --run-dir first-epoch").lr == 0.3
+
+
+def test_a_run_that_is_alive_is_neither_resumed_nor_joined():
+    run = begun("r")
+    with run.locked():
+        for text in ("--run-dir r", "--resume --run-dir r", "--demo --run-dir r"):
+            with pytest.raises(
+                RunError, match=r"^r is in use by process \d+ on .*: wait until that has ended"
+            ):
+                opened(text)
 
 
 def test_a_run_that_was_begun_before_there_was_an_option_goes_on_with_its_default():
