@@ -34,7 +34,7 @@ def main() -> None:
     loss, optimizer = parts.make_loss(options, images, train), parts.make_optimizer(options, net)
     learning_rate = schedule(options.schedule, options.lr, steps=options.epochs * len(train))
 
-    # The training. A dry run ends before it; Ctrl-C ends it, and --resume goes on after the last whole epoch.
+    # The training. A dry run ends before it; Ctrl-C ends it after a step, and --resume goes on from there.
     trainer = parts.make_trainer(options, images, net, optimizer, learning_rate, loss, train, validation)
     with trainer.running(options.epochs) as epochs:
         for epoch in epochs:

@@ -28,7 +28,7 @@ FLOORS = [
         "digests",
     ],
     ["functional"],
-    ["layers", "losses", "optim", "gradcheck", "inspection", "state"],
+    ["layers", "losses", "clipping", "optim", "gradcheck", "inspection", "state"],
     ["plans"],
     ["models", "checkpoint", "header", "rebuild", "recognise", "tensorfile"],
     ["interop"],

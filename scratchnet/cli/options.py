@@ -24,6 +24,7 @@ from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
 from scratchnet.optim import SCHEDULES
 from scratchnet.training import RunDirectory, RunError
+from scratchnet.training.arguments import ON_NAN
 from scratchnet.training.engine import ENGINES, PRECISIONS
 from scratchnet.training.evaluation import VIEWS
 from scratchnet.training.options import DEFAULTS, read_options
@@ -52,7 +53,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
 MAY_CHANGE = {"backend", "engine", "data_dir", "data_memory", "epochs", "run_dir", "resume", "dry_run"}
-MAY_CHANGE |= {"diagnose", "views", "no_test"}
+MAY_CHANGE |= {"diagnose", "views", "no_test", "on_nan", "save_minutes"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -149,6 +150,10 @@ def _training_parser() -> Parser:
     text = "balanced: let every class count alike, however few images it has"
     add(training, "class-weights", text, choices=("balanced",))
     add(training, "augment", "what happens to training images: none, crop, flip, cutout, joined by dashes")
+    add(training, "clip-norm", "of all gradients together, at most", type=positive(float), metavar="C")
+    text = "where the loss is NaN: stop, or go back to the last good state with half the rate, at most thrice"
+    add(training, "on-nan", text, choices=ON_NAN)
+    add(training, "save-minutes", "save within an epoch, too, so often", **share, metavar="M")
     add(training, "seed", "of everything random", type=at_least_zero(int), metavar="N")
     return parser
 

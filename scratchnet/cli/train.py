@@ -153,7 +153,8 @@ def make_trainer(
     run = open_run(options, net, header)
     engine = make_engine(net, chosen.name, chosen.precision)
     observers = [Doctor(), Console()] if options.diagnose else [Console()]
-    trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers)
+    safety = {name: getattr(options, name) for name in ("save_minutes", "on_nan", "clip_norm")}
+    trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers, **safety)
     if options.resume:
         trainer.resume(options.epochs)
     run.write_config(describe_run(options, net.backend.device, header, trainer.identity))

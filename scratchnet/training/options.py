@@ -26,7 +26,8 @@ DEFAULTS: dict[str, Any] = {
     # The training
     **{"subset": None, "validation": None, "epochs": 15, "batch_size": 128, "lr": 0.02, "momentum": 0.9},
     **{"nesterov": False, "weight_decay": 5e-4, "schedule": "cosine", "label_smoothing": 0.0},
-    **{"augment": "crop-flip", "seed": 0, "body_lr_scale": 1.0},
+    **{"augment": "crop-flip", "seed": 0, "body_lr_scale": 1.0, "clip_norm": None},
+    **{"on_nan": "stop", "save_minutes": 10.0},
     # The program
     **{
         "run_dir": None,
@@ -42,7 +43,14 @@ DEFAULTS: dict[str, Any] = {
 
 # If they are not given: None
 UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str, "init_from": str}
-UNSET |= {"class_weights": str, "freeze": str, "precision": str, "mean": list, "std": list}
+UNSET |= {
+    "clip_norm": float,
+    "class_weights": str,
+    "freeze": str,
+    "precision": str,
+    "mean": list,
+    "std": list,
+}
 
 
 def read_options(run: RunDirectory) -> dict[str, Any]:

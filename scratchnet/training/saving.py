@@ -12,26 +12,29 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scratchnet.training import snapshot
+from scratchnet.training.finite import NotFinite
 from scratchnet.training.rundir import RunError
 from scratchnet.training.stopping import Stop, Stopped
 
 if TYPE_CHECKING:
     from scratchnet.training.trainer import Trainer
 
+MOST_ROLLBACKS = 3
 T = TypeVar("T")
 
 
 class Saving:
     """Saves a trainer's state into its run directory, if it has one, and stops it there."""
 
-    def __init__(self, trainer: Trainer, minutes: float):
-        self.trainer, self.minutes = trainer, minutes
+    def __init__(self, trainer: Trainer, minutes: float, on_nan: str = "stop"):
+        self.trainer, self.minutes, self.on_nan = trainer, minutes, on_nan
+        self._good: snapshot.Snapshot | None = None  # in memory, to be rolled back to
         self.epochs = 0  # that the run is to have
         self.whole = True
         self._stop = Stop()
         self._version: tuple[int, ...] = ()  # of the state that this trainer wrote or resumed
         self._last = time.monotonic()
-        self._saved: tuple[int, int] | None = None  # what is on disk: epochs, and batches of the next
+        self._saved: tuple[int, int, int] | None = None  # on disk: epochs, batches of the next, rollbacks
 
     # Going on
 
@@ -51,7 +54,7 @@ class Saving:
                 raise RunError(f"{run.path} has done {done} epochs already, more than {epochs}")
             snapshot.put(taken, trainer)
             run.write_log(trainer.log)  # which may be one row behind
-            self._version, self._saved, self.whole = run.version, (done, trainer.batch), True
+            self._version, self._saved, self.whole = run.version, self._place(), True
         return taken.header, sentences
 
     @contextmanager
@@ -103,10 +106,38 @@ class Saving:
     def save(self) -> None:
         """Write the state as it is between two steps, unless it is on disk."""
         trainer, run = self.trainer, self.trainer.run
-        if run is not None and self._saved != (now := (len(trainer.log), trainer.batch)):
-            run.write_state(*snapshot.take(trainer))
-            self._version, self._saved = run.version, now
+        if run is not None and self._saved != (now := self._place()):
+            taken = snapshot.take(trainer)
+            if snapshot.is_finite(taken):  # else what is on disk is better
+                run.write_state(*taken)
+                self._version, self._saved = run.version, now
+        self.remember()
         self._last = time.monotonic()
+
+    def _place(self) -> tuple[int, int, int]:
+        return len(self.trainer.log), self.trainer.batch, self.trainer.rollbacks
+
+    def remember(self) -> None:
+        """Keep a copy of where the trainer is, if it may be needed and has no NaN."""
+        if self.on_nan == "rollback":
+            taken = snapshot.take(self.trainer, copy=True)
+            if snapshot.is_finite(taken) or self._good is None:
+                self._good = taken
+
+    def roll_back(self, error: NotFinite) -> None:
+        """Put the trainer back where all was well, with half the rate; raise the error if it may not."""
+        trainer = self.trainer
+        if self.on_nan != "rollback" or self._good is None:
+            raise error
+        if trainer.rollbacks == MOST_ROLLBACKS:
+            raise NotFinite(f"{error} (rolled back {MOST_ROLLBACKS} times)") from None
+        factor, rollbacks = trainer.rate_factor / 2, trainer.rollbacks + 1
+        snapshot.put(self._good, trainer)
+        trainer.rate_factor, trainer.rollbacks, self.whole = factor, rollbacks, True
+        trainer.notice(
+            f"{error}; back to epoch {len(trainer.log) + 1}, step {trainer.batch + 1}, with {factor:g} of "
+            f"the schedule's learning rate ({rollbacks} of at most {MOST_ROLLBACKS} times)"
+        )
 
     def after_epoch(self, is_best: bool) -> None:
         """Write what an epoch leaves."""
@@ -114,7 +145,7 @@ class Saving:
         if run is not None:
             self.whole = False
             run.write_epoch(trainer.net, *snapshot.take(trainer), is_best)
-            self._version, self._saved, self.whole = run.version, (len(trainer.log), 0), True
+            self._version, self._saved, self.whole = run.version, self._place(), True
         self._last = time.monotonic()
 
     # Stopping
@@ -129,7 +160,7 @@ class Saving:
     def stopped(self, number: int) -> Stopped:
         """Return the exception that says what is done."""
         trainer, run = self.trainer, self.trainer.run
-        epochs, batch = self._saved or (0, 0)
+        epochs, batch, _ = self._saved or (0, 0, 0)
         if run is None:
             epochs, batch = len(trainer.log), trainer.batch
         done = f"after {epochs} of {self.epochs} epochs"

@@ -73,6 +73,11 @@ def take(trainer: Trainer, copy: bool = False) -> Snapshot:
     return Snapshot(tensors, deepcopy(header))
 
 
+def is_finite(snapshot: Snapshot) -> bool:
+    """Tell whether no parameter is NaN or infinite."""
+    return all(np.isfinite(a).all() for name, a in snapshot.tensors.items() if name.startswith("parameters."))
+
+
 def generators_of(trainer: Trainer) -> dict[str, Any]:
     """Return the states of all generators; on a GPU, within an epoch, those before it: see ``device.py``."""
     if trainer.device_epochs is not None and trainer.batch:
@@ -122,6 +127,7 @@ def described(trainer: Trainer) -> dict[str, Any]:
         "augmentation": str(getattr(train, "augmentation", None)),
         "optimizer": settings_of(optimizer),
         "loss": settings_of(trainer.loss),
+        "clip norm": trainer.clip_norm,
         "schedule": f"{type(schedule).__name__} of {schedule.lr}" if hasattr(schedule, "lr") else "",
     }
 
@@ -217,8 +223,6 @@ def _check_tensors(tensors: dict[str, np.ndarray], header: dict[str, Any], train
         have, wanted = (tensors[name].shape, str(tensors[name].dtype)), expected[name]
         if have != (tuple(wanted[0]), wanted[1]):
             raise ValueError(f"{name} is {have[1]} {have[0]}, not {wanted[1]} {tuple(wanted[0])}")
-        if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"{name} is not finite")
 
 
 def _what_differs(header: dict[str, Any], trainer: Trainer) -> list[str]:
@@ -268,7 +272,7 @@ def put(snapshot: Snapshot, trainer: Trainer) -> None:
 
 def place(header: dict[str, Any], trainer: Trainer) -> None:
     """Tell a trainer where it is: all but the arrays and the generators."""
-    trainer.optimizer.lr = header["learning_rate"]["last"]
+    trainer.optimizer.lr, trainer.rate_set = header["learning_rate"]["last"], None
     trainer.rate_factor, trainer.rollbacks = (
         header["learning_rate"]["factor"],
         header["learning_rate"]["rollbacks"],

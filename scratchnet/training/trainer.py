@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from math import isfinite
 from typing import Any
 
-from scratchnet import checks
+from scratchnet.clipping import clip_norm
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.optim import SGD
-from scratchnet.training import snapshot
+from scratchnet.training import arguments, snapshot
 from scratchnet.training.alone import Alone
 from scratchnet.training.console import Console
 from scratchnet.training.device import DeviceEpochs
@@ -51,6 +52,11 @@ class Trainer:
         ``distributed.DataParallel`` divides each batch among processes; by default there is one.
     save_minutes : float
         How often the state is saved within an epoch.
+    on_nan : {"stop", "rollback"}
+        What to do where the loss becomes NaN or infinite: stop, or go back to the last good state and on from
+        there with half the learning rate, at most three times.
+    clip_norm : float, optional
+        Of all gradients together, at most; see ``scratchnet.clipping``.
 
     Attributes
     ----------
@@ -90,8 +96,12 @@ class Trainer:
         observers: Sequence[Observer] | None = None,
         parallel: Alone | None = None,
         save_minutes: float = 10.0,
+        on_nan: str = "stop",
+        clip_norm: float | None = None,
     ):
-        checks.real(0.0, save_minutes=save_minutes)
+        loaders = {"train": train, "validation": validation}
+        arguments.check(net, optimizer, schedule, loaders, run, loss, engine, observers)
+        arguments.check_options(save_minutes, on_nan, clip_norm)
         self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.train, self.validation, self.loss = train, validation, loss or SoftmaxCrossEntropy()
         self.run = run if run is None or isinstance(run, RunDirectory) else RunDirectory(run)
@@ -100,15 +110,16 @@ class Trainer:
         self.device_epochs: DeviceEpochs | None = None
         on_gpu = net.backend.name == "cupy" and net.dtype == "float32"
         on_gpu = on_gpu and self.loss.class_weights is None  # which the kernel of the loss does not know
-        if isinstance(self.engine, Plans) and on_gpu:
+        if isinstance(self.engine, Plans) and on_gpu and clip_norm is None:  # whose steps are one graph
             self.device_epochs = DeviceEpochs(net, optimizer, self.loss, train, self.engine.precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
         # Where it is in the epoch after those in the log: batches that are done, what they added up to, and
         # the seconds that they took.
         self.batch, self.totals, self.seconds = 0, EpochTotals(), 0.0
-        self.rate_factor, self.rollbacks = 1.0, 0
-        self.saving = Saving(self, save_minutes)
+        self.rate_factor, self.rollbacks, self.clip_norm = 1.0, 0, clip_norm
+        self.saving = Saving(self, save_minutes, on_nan)
+        self.rate_set: float | None = None
         self.parallel = parallel or Alone()
         self.parallel.join(self)
 
@@ -181,10 +192,15 @@ class Trainer:
         self.net.train()
         self._tell("on_epoch_begin", epoch)
         self.saving.stop_if_asked()
-        for step, totals in self.saving.steps(self._steps(epoch)):
-            self.totals, self.batch = totals, step + 1 - epoch * len(self.train)
-            self.seconds = before + time.perf_counter() - began
-            self._tell("on_step", step)
+        self.saving.remember()
+        try:
+            for step, totals in self.saving.steps(self._steps(epoch)):
+                self.totals, self.batch = totals, step + 1 - epoch * len(self.train)
+                self.seconds = before + time.perf_counter() - began
+                self._tell("on_step", step)
+        except NotFinite as error:
+            self.saving.roll_back(error)
+            return self.train_epoch(epoch)
         return self.totals.means
 
     def _steps(self, epoch: int) -> Iterator[tuple[int, EpochTotals]]:
@@ -196,7 +212,7 @@ class Trainer:
         batches = self.train.epoch(epoch, self.batch) if self.batch else self.train.epoch(epoch)
         for batch, (images, labels) in enumerate(batches, start=self.batch):
             step = epoch * len(self.train) + batch
-            self.optimizer.lr = self._rate(step)
+            self._set_rate(step)
             x, rows = asarray(images), self.train.rows(batch)
             result = self.parallel.forward(self.engine, self.loss, x, labels, rows)
             self._tell("on_loss", step, result.loss)
@@ -205,6 +221,8 @@ class Trainer:
                 where = f"epoch {epoch + 1}, batch {batch + 1}"
                 raise NotFinite(f"the loss became {result.loss} in {where}: {why}")
             self.parallel.backward(self.engine, self.loss)
+            if self.clip_norm is not None:
+                clip_norm(self.optimizer.parameters, self.clip_norm)
             self.optimizer.step()
 
             totals = totals.plus(*result)
@@ -213,6 +231,14 @@ class Trainer:
     def _rate(self, step: int) -> float:
         """Return the learning rate of a step: the schedule's, less what NaNs have cost."""
         return self.schedule(step) * self.rate_factor
+
+    def _set_rate(self, step: int) -> None:
+        if self.rate_set not in (None, self.optimizer.lr):
+            changed = (
+                f"optimizer.lr was set to {self.optimizer.lr}, and the schedule's {self._rate(step):.3g}"
+            )
+            warnings.warn(f"{changed} takes its place: give Trainer another schedule", stacklevel=2)
+        self.optimizer.lr = self.rate_set = self._rate(step)
 
     def finish_epoch(self, epoch: int) -> None:
         """Look at the validation images after ``train_epoch``; log the epoch and write what it leaves."""
@@ -224,7 +250,10 @@ class Trainer:
         if not isfinite(result.loss):
             why = self.parallel.explain(why_not_finite_on(self.net, self.validation))
             where = f"after epoch {epoch + 1}"
-            raise NotFinite(f"the loss is not finite on the validation images {where}: {why}")
+            message = f"the loss is not finite on the validation images {where}: {why}"
+            self.saving.roll_back(NotFinite(message))
+            self.train_epoch(epoch)
+            return self.finish_epoch(epoch)
         seconds = round(self.seconds + time.perf_counter() - began, 3)
         speed = round(self.train.n_samples / self.seconds, 1)
         measured = *self.totals.means, result.loss, result.accuracy, self.optimizer.lr, seconds, speed

@@ -21,6 +21,7 @@ from scratchnet.training import (
 from scratchnet.training.console import duration
 from scratchnet.training.finite import why_not_finite
 from scratchnet.training.rundir import COLUMNS
+from tests.fakes import tiny
 from tests.fakes.runs import FILES, NORMALISATION, fit, prepare
 
 # What a run prints and leaves
@@ -215,3 +216,134 @@ def test_gradients_that_are_not_finite_are_named_by_the_layer_nearest_to_the_out
         net.parameters()[name].data[...] = np.nan
     reason = why_not_finite(net, np.zeros((1, 32, 32, 3), "float32"))
     assert reason.startswith("it first appeared in the gradient of features.18.bias, one step before")
+
+
+# Going back from NaN, and clipping
+
+
+class Notices(Observer):
+    def __init__(self):
+        self.said = []
+
+    def on_notice(self, trainer, sentence):
+        self.said.append(sentence)
+
+
+def exploding(folder=None, times=1, step=4, **settings):
+    """A tiny run whose learning rate is infinite at one step, the first times that it gets there."""
+    left = [times]
+
+    def rate(made):
+        if made == step and left[0] > 0:
+            left[0] -= 1
+            return float("inf")
+        return 0.02
+
+    notices = Notices()
+    return tiny.prepare(folder, schedule=rate, observers=[notices], **settings), notices
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("step", [4, 5])  # shows in the next step's loss, or only in validation
+def test_a_loss_that_is_nan_is_rolled_back_with_half_the_rate(tmp_path, step):
+    trainer, notices = exploding(tmp_path, step=step, on_nan="rollback")
+    trainer.fit(3)
+    assert [row["epoch"] for row in trainer.log] == [1, 2, 3]
+    assert [row["lr"] for row in trainer.log] == [0.02, 0.01, 0.01]
+    (said,) = notices.said
+    assert re.search(
+        r"; back to epoch 2, step 1, with 0.5 of the schedule's learning rate \(1 of at most 3", said
+    )
+    resumed = tiny.prepare(tmp_path, schedule=Constant(0.02))
+    resumed.resume()
+    assert (resumed.rate_factor, resumed.rollbacks) == (0.5, 1)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_it_is_rolled_back_three_times_at_most(tmp_path):
+    trainer, notices = exploding(tmp_path, times=99, on_nan="rollback")
+    with pytest.raises(NotFinite, match=r"rolled back 3 times"):
+        trainer.fit(3)
+    assert [sentence.split(" of at most")[0][-1] for sentence in notices.said] == ["1", "2", "3"]
+    tiny.prepare(tmp_path).resume()  # what is on disk is whole
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_by_default_it_stops(tmp_path):
+    with pytest.raises(NotFinite):
+        exploding(tmp_path)[0].fit(3)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    trainer, _ = exploding(tmp_path, save_minutes=0.0)
+    with pytest.raises(NotFinite):
+        trainer.fit(3)
+    resumed = tiny.prepare(tmp_path)
+    resumed.resume()
+    assert (len(resumed.log), resumed.batch) == (1, 1)
+
+
+def test_gradients_are_clipped_by_their_norm_together():
+    sizes, (free, clipped) = [], (tiny.prepare(clip_norm=c, schedule=Constant(0.0)) for c in (None, 0.01))
+    for trainer in (free, clipped):
+        trainer.fit(1)
+        gradients = [p.grad.ravel() for p in trainer.net.parameters().values()]
+        sizes.append(float(np.linalg.norm(np.concatenate(gradients))))
+    assert sizes[0] > 0.1 and sizes[1] == pytest.approx(0.01, rel=1e-3)
+
+
+# Arguments
+
+
+def test_a_learning_rate_that_is_set_by_hand_is_not_overwritten_in_silence():
+    trainer = tiny.prepare(schedule=Constant(0.02))
+    trainer.fit(1)
+    trainer.optimizer.lr = 0.001
+    with pytest.warns(
+        UserWarning, match=r"optimizer.lr was set to 0.001, and the schedule's 0.02 takes its place"
+    ):
+        trainer.fit(2)
+
+
+WRONG = {
+    "net": (3, "net must be a layer"),
+    "optimizer": ("SGD", "optimizer must be one of scratchnet.optim's"),
+    "schedule": (0.1, "schedule must be a function of the step"),
+    "train": ([1, 2], "train must be a data.Loader, not a list"),
+    "validation": (None, "validation must be a data.Loader"),
+    "run": (5, "run must be a path or a RunDirectory, not a int"),
+    "loss": ("cross-entropy", "loss must be something with forward and backward"),
+    "engine": (5, "engine must be something with forward and backward"),
+    "observers": (5, "observers must be a list"),
+    "on_nan": ("ignore", "on_nan must be 'stop' or 'rollback'"),
+    "clip_norm": (-1, "clip_norm must be"),
+    "save_minutes": (None, "save_minutes must be"),
+}
+ALSO_WRONG = [
+    ("observers", [Observer], "not the class Observer"),
+    ("observers", [print], "a list of training.Obs"),
+]
+ALSO_WRONG += [
+    ("engine", "magic", "engine must be"),
+    ("schedule", lambda step: float("nan"), r"schedule\(0\) must"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"), [(name, *rest) for name, rest in WRONG.items()] + ALSO_WRONG
+)
+def test_every_argument_is_accepted_or_refused_at_the_door(name, value, words):
+    made = tiny.prepare()
+    given = {"net": made.net, "optimizer": made.optimizer, "schedule": made.schedule}
+    given |= {"train": made.train, "validation": made.validation}
+    with pytest.raises(ValueError, match=words):
+        Trainer(**given | {name: value})
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    made, other = tiny.prepare(), tiny.prepare()
+    with pytest.raises(
+        ValueError, match="optimizer has no parameter of this network: make it of net.parameters"
+    ):
+        Trainer(made.net, other.optimizer, made.schedule, made.train, made.validation)
