@@ -6,20 +6,33 @@ from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any
 
+MOST = 2**31 - 1  # of anything that is counted: beyond it nothing fits into a memory, or ends
+SHOWN = 80  # characters of a value that is refused
 
-def whole(least: int = 1, **arguments: Any) -> None:
-    """Raise a ValueError unless every argument is a whole number of at least ``least``.
+
+def whole(least: int = 1, most: float = MOST, /, **arguments: Any) -> None:
+    """Raise a ValueError unless every argument is a whole number of at least ``least``, and at most ``most``.
 
     >>> whole(kernel_size=0)
     Traceback (most recent call last):
     ValueError: kernel_size must be a whole number of at least 1, not 0
+    >>> whole(epochs=10**30)
+    Traceback (most recent call last):
+    ValueError: epochs must be a whole number of at most 2147483647, not 1000000000000000000000000000000
     """
     for name, value in arguments.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        number = isinstance(value, Integral) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            bound = f"at most {most}" if number and value > most else f"at least {least}"
+            raise ValueError(f"{name} must be a whole number of {bound}, not {shown(value)}")
 
 
-def real(low: float = -inf, high: float = inf, **arguments: Any) -> None:
+def seed(value: Any) -> None:
+    """Raise a ValueError unless a seed is a whole number of at least 0, however large."""
+    whole(0, inf, seed=value)
+
+
+def real(low: float = -inf, high: float = inf, /, **arguments: Any) -> None:
     """Raise a ValueError unless every argument is a finite number with ``low <= number <= high``.
 
     >>> real(0.0, lr=inf)
@@ -34,7 +47,20 @@ def real(low: float = -inf, high: float = inf, **arguments: Any) -> None:
             wanted = f"a finite number of at least {low:g}" if isfinite(low) else "a finite number"
             if isfinite(low) and isfinite(high):
                 wanted = f"a number between {low:g} and {high:g}"
-            raise ValueError(f"{name} must be {wanted}, not {value!r}")
+            raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Write a value that is refused, in a few characters.
+
+    >>> shown("a" * 1000)[-10:]
+    'aaaaaa ...'
+    """
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python does not write so many digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 def _is_finite(value: Any) -> bool:

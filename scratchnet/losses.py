@@ -32,6 +32,7 @@ def balanced_class_weights(labels: ArrayLike, num_classes: int) -> np.ndarray:
     >>> balanced_class_weights([0, 0, 0, 1], num_classes=2).round(3).tolist()
     [0.667, 2.0]
     """
+    checks.whole(num_classes=num_classes)
     counts = np.bincount(np.asarray(labels, np.int64), minlength=num_classes)  # (K,)
     return np.where(counts > 0, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0)
 

@@ -103,13 +103,11 @@ class SGD:
     ):
         if not isinstance(parameters, Mapping) or not parameters:
             raise ValueError("SGD takes the dict that net.parameters() returns, with at least one parameter")
-        checks.real(0.0, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if momentum >= 1.0:
-            raise ValueError(f"momentum must be below 1, not {momentum}: what it adds up would never fade")
         if nesterov and momentum == 0.0:
             raise ValueError("nesterov needs a momentum above zero")
         self.parameters = dict(parameters)
         self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
+        self._check_rates()
         self.no_decay = no_decay or (lambda name, parameter: False)
         self.lr_scales = dict(lr_scales or {})
         for path, scale in self.lr_scales.items():
@@ -119,6 +117,14 @@ class SGD:
         self.momentum_buffer: Array | None = None
         self._momentum_names: list[str] | None = None
         _lay_together(list(self.parameters.values()))
+
+    def _check_rates(self) -> None:
+        """Refuse rates that are none, also those that were assigned since."""
+        checks.real(0.0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.momentum >= 1.0:
+            raise ValueError(
+                f"momentum must be below 1, not {self.momentum}: what it adds up would never fade"
+            )
 
     def trainable(self) -> dict[str, Parameter]:
         """Return the parameters that are not frozen, in order: ``momentum_buffer`` is laid out as these."""
@@ -155,6 +161,7 @@ class SGD:
         Parameters whose ``.grad`` is None are left alone, as in PyTorch, and so are frozen ones; a
         RuntimeError says that there is no other.
         """
+        self._check_rates()
         backend = next(iter(self.parameters.values())).buffer.backend
         spans = self._spans()
         if not spans:
@@ -410,4 +417,5 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}")
+    checks.whole(0, steps=steps)
     return SCHEDULES[name](lr, steps)

@@ -14,6 +14,7 @@ place.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import prod
@@ -80,6 +81,8 @@ class Parameter:
         if self.dtype.kind != "f":
             raise ValueError(f"a Parameter has to be floating point, not {self.dtype}")
         self.size = prod(self.shape)
+        if self.size * self.dtype.itemsize > sys.maxsize:
+            raise MemoryError(f"a parameter of the shape {self.shape} has more numbers than a memory can")
         self.fill: Fill | None = fill
         self.has_grad = False
         self.trainable = True

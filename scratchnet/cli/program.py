@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,12 +45,17 @@ def at_least_zero(kind: type) -> Callable[[str], Any]:
 def _number(kind: type, text: str, wanted: str, least: Any) -> Any:
     try:
         value = kind(text)
-        check = checks.whole if kind is int else checks.real
-        check(least, value=value)
+        if kind is int:
+            checks.whole(least, inf, value=value)
+            if least and value > checks.MOST:  # a seed may be as large as it likes
+                wanted += f" and at most {checks.MOST}"
+                raise ValueError
+        else:
+            checks.real(least, value=value)
         return value
     except ValueError:
         name = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"must be a {name} {wanted}, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a {name} {wanted}, not {checks.shown(text)}") from None
 
 
 def as_options(message: str) -> str:

@@ -248,6 +248,8 @@ def decode_ahead(
     >>> [(name, str(error)) for name, error in decode_ahead(["no/such/cat.png"], 32, ahead=2)]
     [('no/such/cat.png', 'no/such/cat.png does not exist')]
     """
+    checks.whole(1, size=size)
+    checks.whole(0, ahead=ahead)
 
     def decode(name: Name) -> Decoded:
         try:

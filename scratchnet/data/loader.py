@@ -88,7 +88,7 @@ class Loader:
         images = as_images(images)
         labels = _check_labels(labels, len(images))
         checks.whole(1, batch_size=batch_size, image_size=1 if image_size is None else image_size)
-        checks.whole(0, seed=seed)
+        checks.seed(seed)
         self.images, self.labels = images, labels
         self.indices = image_indices(indices, len(images))
         self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, seed

@@ -60,7 +60,8 @@ def shapes10(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageDat
     >>> sorted(data.class_names[label] for label in data.test_labels)[:3]
     ['checkerboard', 'circle', 'cross']
     """
-    checks.whole(0, n_train=n_train, n_test=n_test, seed=seed)
+    checks.whole(0, n_train=n_train, n_test=n_test)
+    checks.seed(seed)
     train_stream, test_stream = np.random.SeedSequence(seed).spawn(2)
     train = _draw_split(n_train, np.random.default_rng(train_stream))
     test = _draw_split(n_test, np.random.default_rng(test_stream))

@@ -42,7 +42,8 @@ def split_validation(labels: ArrayLike, n_validation: int = 5000, seed: int = 0)
     >>> np.bincount(np.array([0, 0, 0, 0, 1, 1])[validation])
     array([2, 1])
     """
-    checks.whole(0, n_validation=n_validation, seed=seed)
+    checks.whole(0, n_validation=n_validation)
+    checks.seed(seed)
     labels = np.asarray(labels)
     if not 0 <= n_validation < max(len(labels), 1):
         which = f"{n_validation} of {len(labels)} training images for validation"
@@ -118,7 +119,8 @@ def subset(labels: ArrayLike, indices: ArrayLike, n: int, seed: int = 0) -> np.n
     >>> subset([0, 0, 1, 1], indices=[0, 1, 2], n=3)
     array([0, 1, 2])
     """
-    checks.whole(0, n=n, seed=seed)
+    checks.whole(0, n=n)
+    checks.seed(seed)
     labels = np.asarray(labels)
     among = image_indices(indices, len(labels))
     if not 1 <= n <= len(among):

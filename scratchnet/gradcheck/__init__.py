@@ -168,6 +168,7 @@ def _check(
     checks.whole(0, max_elements=max_elements)
     checks.whole(1, directions=directions)
     checks.real(0.0, tolerance=tolerance)
+    checks.seed(seed)
     if tier not in ("auto", "elements", "directions"):
         raise ValueError(f"tier must be 'auto', 'elements' or 'directions', not {tier!r}")
     mode = "" if getattr(layer, "training", True) else " in evaluation"

@@ -8,7 +8,7 @@ import numpy as np
 
 from scratchnet import functional as F
 from scratchnet.backend import Array
-from scratchnet.checks import whole
+from scratchnet.checks import real, whole
 from scratchnet.initialise import ones, zeros
 from scratchnet.layers.base import Layer
 from scratchnet.layers.checking import check_shape
@@ -41,6 +41,8 @@ class BatchNorm(Layer):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **common: Any):
         super().__init__(**common)
         whole(num_features=num_features)
+        real(0.0, eps=eps)
+        real(0.0, 1.0, momentum=momentum)
         self.num_features, self.eps, self.momentum = int(num_features), eps, momentum
         self.weight = Parameter(shape=(num_features,), dtype=self.dtype, fill=ones)
         self.bias = Parameter(shape=(num_features,), dtype=self.dtype, fill=zeros)

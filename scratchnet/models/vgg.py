@@ -16,7 +16,8 @@ from numpy.typing import DTypeLike
 
 from scratchnet import layers as nn
 from scratchnet.backend import Array
-from scratchnet.checks import real, whole
+from scratchnet.checks import MOST, real, shown, whole
+from scratchnet.checks import seed as check_seed
 from scratchnet.layers.summary import show
 
 __all__ = ["ARCHITECTURES", "VGG", "vgg11", "vgg13", "vgg16", "vgg19"]
@@ -127,6 +128,7 @@ class VGG(nn.Chain):
             raise ValueError(f"head must be 'flatten' or 'gap', not {head!r}")
         real(0.0, 1.0, dropout=dropout)
         real(0.0, output_scale=output_scale)
+        check_seed(seed)
         self.shrink = 2 ** layers.count("M")
         whole(self.shrink, image_size=image_size)
         # Numbers of NumPy's, such as labels.max() + 1, would not go into a file's header.
@@ -242,11 +244,11 @@ def scaled(architecture: str | list[int | str], width: float) -> list[int | str]
         architecture = ARCHITECTURES[architecture]
     known = isinstance(architecture, (list, tuple)) and all(c == "M" or _is_whole(c) for c in architecture)
     channels = [int(c) for c in architecture if c != "M"] if known else []
-    if not channels or min(channels) < 1:
-        raise ValueError(
-            f"architecture must be a list of numbers of channels and 'M' for pooling, not {architecture!r}"
-        )
-    if not 0 < width < float("inf") or int(min(channels) * width) < 1:
+    if not channels or min(channels) < 1 or max(channels) > MOST:
+        wanted = "a list of numbers of channels and 'M' for pooling"
+        raise ValueError(f"architecture must be {wanted}, not {shown(architecture)}")
+    real(0.0, MOST / max(channels), width=width)
+    if int(min(channels) * width) < 1:
         raise ValueError(f"width must leave at least one channel everywhere, and {width} does not")
     return [c if isinstance(c, str) else int(c * width) for c in architecture]
 

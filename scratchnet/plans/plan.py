@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from scratchnet import checks
 from scratchnet.backend import Array, array_module
 from scratchnet.layers import Layer, Parameter, assemble, leaves
 from scratchnet.plans.describe import Clock, describe, fallback_warning
@@ -57,9 +58,7 @@ class Plan:
     def __init__(
         self, net: Layer, input_shape: tuple[int, ...], training: bool, precision: str, algorithm: str
     ):
-        shape = tuple(int(s) for s in input_shape)
-        if not shape or min(shape) < 1:
-            raise ValueError(f"input_shape must be the shape of a batch, as in (128, 32, 32, 3), not {shape}")
+        shape = _shape_of_batch(input_shape)
         if precision not in self.precisions:
             choice = f"one of {', '.join(self.precisions)}" if len(self.precisions) > 1 else "fp32 on a CPU"
             raise ValueError(f"precision must be {choice}, not {precision!r}")
@@ -347,6 +346,18 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({type(self.net).__name__}, {self.input_shape}, training={self.training})"
+
+
+def _shape_of_batch(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(shape)
+        checks.whole(**{str(i): size for i, size in enumerate(sizes)})
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes:
+        wanted = "the shape of a batch, as in (128, 32, 32, 3)"
+        raise ValueError(f"input_shape must be {wanted}, not {checks.shown(shape)}")
+    return tuple(map(int, sizes))
 
 
 def _settings(layer: Layer) -> tuple[Any, ...]:

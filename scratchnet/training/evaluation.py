@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -131,8 +132,8 @@ def views_of(x: Array) -> Iterator[Array]:
 @contextmanager
 def _evaluating(net: Layer, views: int) -> Iterator[None]:
     """Put a network in evaluation mode, and back in the one that it was in."""
-    if views not in VIEWS:
-        raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views!r}")
+    if not isinstance(views, Integral) or views not in VIEWS:
+        raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, not {checks.shown(views)}")
     was_training = net.training
     net.eval()
     try:

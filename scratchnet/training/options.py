@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
+from scratchnet import checks
 from scratchnet.training.rundir import RunDirectory, RunError
 
 DEFAULTS: dict[str, Any] = {
@@ -82,12 +84,19 @@ def _kind_missed(name: str, value: Any) -> str:
         return ""
     kind = UNSET.get(name) or type(DEFAULTS[name])
     if kind is list:
-        numbers = isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
-        return "" if numbers else "three numbers"
+        try:
+            checks.real(**{str(i): v for i, v in enumerate(value)})
+        except (TypeError, ValueError):
+            value = None
+        return "" if isinstance(value, list) and len(value) == 3 else "three numbers"
     if kind in (bool, str):
         return "" if isinstance(value, kind) else {bool: "true or false", str: "text"}[kind]
     least = 1 if kind is int and name not in ("seed", "data_memory") else 0
-    kinds = (int,) if kind is int else (int, float)  # a caller of the library may say lr=1
-    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf"):
-        return ""
-    return f"a {'whole number' if kind is int else 'number'} of at least {least}"
+    try:
+        if kind is int:
+            checks.whole(least, inf if name == "seed" else checks.MOST, value=value)
+        else:
+            checks.real(least, value=value)  # a caller of the library may say lr=1
+    except ValueError as error:
+        return str(error).partition("must be ")[2].rpartition(", not ")[0]
+    return ""

@@ -154,6 +154,7 @@ class Trainer:
         Ctrl-C, SIGTERM and SIGHUP end it after the step that is being made, and what is done is saved: they
         become a ``Stopped`` (a KeyboardInterrupt) that says what is on disk. ``fit`` goes on from there.
         """
+        checks.whole(0, epochs=epochs)
         with self.saving.running(epochs):
             try:
                 self.parallel.begin(self)
