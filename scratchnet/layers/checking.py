@@ -60,7 +60,10 @@ def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: 
     if saved is None:
         reason = "call forward first, once for each backward"
         if not layer.training:
-            reason = "evaluation keeps nothing for it; call train(), or use `with net.recording():`"
+            reason = (
+                "evaluation keeps nothing for it; call train(), or use `with net.recording():`, or keep a "
+            )
+            reason += "part of a network as it is by freeze(path)"
         raise RuntimeError(f"{layer.label}: backward without a forward before it: {reason}")
     cache, shape = saved
     if not hasattr(dy, "shape"):

@@ -74,7 +74,8 @@ class Plan:
             if layer.training != self.training:
                 raise ValueError(
                     f"{layer.label} is in {modes[0]} mode, but this plan is for {modes[1]}: call "
-                    f"net.{call}() first, or compile with training={not self.training}"
+                    f"net.{call}() first, or compile with training={not self.training}; a part is kept as it "
+                    "is by net.freeze(path)"
                 )
         self.dtype = np.dtype(self._parameters[0].dtype if self._parameters else net.dtype)
         self.common = PlanContext(self.training, self.dtype, self.algorithm)
@@ -256,10 +257,12 @@ class Plan:
     def refresh(self) -> None:
         """Derive everything again that follows from the parameters.
 
-        Call it after writing into a parameter's ``.data`` by hand; steps of an optimizer, loading and
-        assignment are noticed.
+        Call it after writing into a parameter's ``.data`` by hand, on one plan of the network, for all of
+        them; steps of an optimizer, loading and assignment are noticed.
         """
         self._derived_from = None
+        if self._buffer is not None:
+            self._buffer.version += 1
 
     # How it runs: each device's own
 

@@ -36,6 +36,9 @@ class Layers:
         skip = {"need_input_gradient": False} if self.net.skips_input_gradient else {}
         self.net.backward(dlogits, **skip)
 
+    def refresh(self) -> None:
+        """Do nothing: layers derive nothing from the parameters."""
+
 
 class Plans:
     """Plans for the network, one for each batch shape, mode and what is frozen, compiled when first needed.
@@ -61,8 +64,13 @@ class Plans:
         key = tuple(x.shape), training, tuple(p.trainable for p in self._parameters)
         if key not in self.plans:
             self.plans[key] = plans.compile(net, x.shape, training=training, precision=self.precision)
-        self._latest = self.plans[key]
-        return self._latest.forward(x)
+        plan = self._latest = self.plans[key]  # another thread may want another one meanwhile
+        return plan.forward(x)
+
+    def refresh(self) -> None:
+        """Call it after writing into a parameter's ``.data`` by hand: see ``Plan.refresh``."""
+        for plan in self.plans.values():
+            plan.refresh()
 
     def backward(self, dlogits: Array) -> None:
         """Set the gradients of all parameters; that of the images is not computed."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
 from typing import NamedTuple
@@ -22,6 +25,18 @@ from scratchnet.training.alone import Alone
 from scratchnet.training.engine import Layers, Plans, make_engine
 
 VIEWS = (1, 2, 10)  # of how many views of each image the mean may be taken, see views_of
+
+
+@dataclass
+class _Shared:
+    """Evaluations of one network that go on at the same time."""
+
+    users: int
+    modes: list[tuple[Layer, bool]]  # of the layers, before the first of them
+
+
+_lock = threading.Lock()
+_evaluations: weakref.WeakKeyDictionary[Layer, _Shared] = weakref.WeakKeyDictionary()
 
 
 class Evaluation(NamedTuple):
@@ -131,15 +146,24 @@ def views_of(x: Array) -> Iterator[Array]:
 
 @contextmanager
 def _evaluating(net: Layer, views: int) -> Iterator[None]:
-    """Put a network in evaluation mode, and back in the one that it was in."""
+    """Put a network in evaluation mode; the last thread to leave restores each layer's own."""
     if not isinstance(views, Integral) or views not in VIEWS:
         raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, not {checks.shown(views)}")
-    was_training = net.training
-    net.eval()
+    with _lock:
+        evaluation = _evaluations.setdefault(
+            net, _Shared(0, [(part, part.training) for _, part in net.walk()])
+        )
+        evaluation.users += 1
+        net.eval()
     try:
         yield
     finally:
-        net.train(was_training)
+        with _lock:
+            evaluation.users -= 1
+            if not evaluation.users:  # else another thread still evaluates the same network
+                del _evaluations[net]
+                for part, training in evaluation.modes:
+                    part.training = training
 
 
 def _logits(engine: Layer | Layers | Plans, x: Array, views: int) -> Array:

@@ -137,6 +137,10 @@ class Trainer:
             self.notice(sentence)
         self._tell("on_resume")
 
+    def refresh(self) -> None:
+        """Call it after writing into a parameter's ``.data`` by hand, so that its engine's plans notice."""
+        self.engine.refresh()
+
     def fit(self, epochs: int) -> None:
         """Train until so many epochs are done, those before a resume included.
 

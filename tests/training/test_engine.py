@@ -172,3 +172,33 @@ def test_the_first_line_of_a_program_says_so(gpu):
     assert line.startswith("Device: cupy on GPU 0 (stand-in, no GPU, sm_61, CUDA ")
     assert line.endswith(f"); layer by layer, since {TOO_OLD.format('6.1')}")
     assert device_line(backend.get("numpy")) == f"Device: {backend.get('numpy')}"
+
+
+def test_refresh_reaches_all_plans_of_an_engine_after_writing_by_hand():
+    net = vgg11(10, 32, width=0.0625, classifier_width=16).eval()
+    engine, x = make_engine(net), np.ones((2, 32, 32, 3), "float32")
+    sizes = [x[:1], x]
+    for images in sizes:
+        engine.forward(images)
+    for p in net.parameters().values():
+        p.data[...] *= 0.5
+    engine.refresh()
+    for images in sizes:
+        assert np.allclose(engine.forward(images), net.forward(images), rtol=1e-4, atol=1e-6)
+    make_engine(net, "layers").refresh()
+
+
+def test_a_part_in_evaluation_is_told_to_be_frozen_instead():
+    net = vgg11(10, 32, width=0.0625, classifier_width=16, batch_norm=True)
+    net.features.eval()
+    x = np.ones((2, 32, 32, 3), "float32")
+    y = net.forward(x)
+    with pytest.raises(RuntimeError, match=r"freeze\(path\)"):
+        net.backward(y)
+    with pytest.raises(ValueError, match=r"freeze\(path\)"):
+        make_engine(net).forward(x)
+    net.train().freeze("features")
+    statistics = net.features[1].running_mean.copy()
+    engine = make_engine(net)
+    engine.backward(engine.forward(x))
+    assert np.array_equal(net.features[1].running_mean, statistics)

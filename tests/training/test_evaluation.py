@@ -1,14 +1,17 @@
 """Evaluation: restores the mode, takes the mean of views, counts confusions."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from scratchnet.data import Loader
+from scratchnet.models import vgg11
 from scratchnet.training import (
     confusion_matrix,
     evaluate,
+    make_engine,
     predict,
 )
 from scratchnet.training.evaluation import confusion_table, views_of
@@ -125,3 +128,22 @@ def test_confusion_matrix_counts_every_pair_also_of_classes_that_do_not_occur():
     assert lines[2].endswith("-")  # no b among the images
     assert lines[3].endswith("66.7 %")
     assert len({len(line) for line in lines}) == 1
+
+
+def test_predictions_from_four_threads_on_a_network_in_training_mode():
+    net = vgg11(10, 32, width=0.0625, classifier_width=16, dropout=0.5, batch_norm=True)
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype("float32")
+    net.classifier.eval()  # a part in another mode
+    modes = [layer.training for _, layer in net.walk()]
+    for engine in (None, make_engine(net)):
+        right, wrong = predict(net, x, engine), []
+
+        def repeatedly(engine=engine, right=right, wrong=wrong):
+            wrong.extend(n for n in range(10) if not np.array_equal(predict(net, x, engine), right))
+
+        threads = [threading.Thread(target=repeatedly) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == [] and [layer.training for _, layer in net.walk()] == modes
