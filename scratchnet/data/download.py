@@ -133,6 +133,8 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None], most: int 
                     source = tar.extractfile(member)  # not None, since it is a regular file
                     with open(temporary / name, "wb") as target:
                         shutil.copyfileobj(source, target)  # type: ignore[arg-type]
+                while tar.fileobj is not None and tar.fileobj.read(_BLOCK):
+                    pass  # at the very end gzip compares its checksum
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             raise DataError(f"{archive} cannot be unpacked: {error}") from error
         if missing:

@@ -85,11 +85,11 @@ def cifar_reader(folder: Path) -> Callable[[Path], Any]:
     batches = folder / "cifar-10-batches-py"
     batches.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    records = {b"data": rng.integers(0, 256, (2, 3072), np.uint8), b"labels": [3, 7]}
-    names = [f"class {k}".encode() for k in range(10)]
+    records = {"data": rng.integers(0, 256, (2, 3072), np.uint8), "labels": [3, 7]}
+    names = [f"class {k}" for k in range(10)]
     for name in [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]:
         (batches / name).write_bytes(pickle.dumps(records, 2))
-    (batches / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, 2))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, 2))
     return lambda path: data.cifar10(folder, download=False)
 
 
