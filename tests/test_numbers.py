@@ -71,7 +71,12 @@ CALLS = {
     "data.Augmentation": lambda f, **wrong: f(**wrong),
     "data.Loader": lambda f, **wrong: loader(**wrong),
     "data.decode_ahead": lambda f, **wrong: list(f(["no.png"], **{"size": 32, "ahead": 1} | wrong)),
-    "data.image_to_array": lambda f, **wrong: f(image(), **wrong),
+    "data.ImageFiles": lambda f, **wrong: f(["no.png"], **wrong),
+    "data.describe_left_out": lambda f, **wrong: f([("a", "b")], **wrong),
+    "data.divide": lambda f, **wrong: f(data.ImageData(*images(), *images(), ("a", "b")), **wrong),
+    "data.image_folder": lambda f, **wrong: f("no/such/folder", **wrong),
+    "data.load": lambda f, **wrong: f("shapes10", **wrong),
+    "data.image_to_array": lambda f, **wrong: f(image(), **{"size": 8} | wrong),
     "data.shapes10": lambda f, **wrong: f(**{"n_train": 2, "n_test": 2} | wrong),
     "data.split_validation": lambda f, **wrong: f(images()[1], **{"n_validation": 2} | wrong),
     "data.subset": lambda f, **wrong: f(images()[1], None, **{"n": 2} | wrong),
@@ -117,6 +122,7 @@ def numbers():
 
 
 NUMBERS = list(numbers())
+UNBOUNDED = {"seed", "memory"}  # any whole number will do
 WRONG = {
     "text": "0.1",
     "list": [0.1],
@@ -141,8 +147,8 @@ def test_what_is_no_finite_number_is_refused_with_the_arguments_name(name, argum
     module, _, function = name.partition(".")
     thing = getattr(importlib.import_module(f"scratchnet.{module}"), function)
     for what, wrong in {**WRONG, **({"a half": 0.5} if kind == "int" else {})}.items():
-        if argument == "seed" and what.startswith(("huge", "more digits")):
-            continue  # any whole number will do
+        if argument in UNBOUNDED and what.startswith(("huge", "more digits")):
+            continue
         with pytest.raises((ValueError, TypeError), match=rf"\b{argument}\b") as refused:
             CALLS[name](thing, **{argument: wrong})
         told = str(refused.value)

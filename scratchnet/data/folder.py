@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,7 +206,7 @@ def image_folder(
     (('cats', 'dogs'), (18, 32, 32, 3), [0, 1])
     """
     checks.whole(1, image_size=image_size)
-    checks.whole(0, memory=memory, seed=seed)
+    checks.whole(0, inf, memory=memory, seed=seed)
     names, files, left_out = list_classes(path)
     if len(names) < 2:
         raise DataError(
@@ -274,6 +275,7 @@ def describe_left_out(left_out: Sequence[LeftOut], most: int = 20) -> list[str]:
     a/notes.txt is no image (.txt)
     and 1 more; not used: 3 (3 is no image (.txt))
     """
+    checks.whole(0, most=most)
     lines = [f"{name} {reason}" for name, reason in left_out[:most]]
     if not left_out:
         return lines

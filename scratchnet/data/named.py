@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import inf
 
+from scratchnet import checks
 from scratchnet.data._common import ImageData
 from scratchnet.data.cifar import cifar10, cifar100
 from scratchnet.data.folder import MEMORY, image_folder
@@ -39,6 +41,8 @@ def load(
     >>> load("shapes10").name
     'shapes10'
     """
+    checks.whole(1, image_size=image_size)
+    checks.whole(0, inf, memory=memory)
     if name == "shapes10":
         return shapes10()
     if name in ("cifar10", "cifar100"):

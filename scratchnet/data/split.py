@@ -79,6 +79,7 @@ def divide(
     >>> len(learn), len(validate)
     (10, 4)
     """
+    checks.whole(1, validation=1 if validation is None else validation, n=1 if n is None else n)
     labels = images.train_labels
     if images.validation is None:
         learn, validate = split_validation(labels, validation or max(1, len(labels) // 10), seed)
