@@ -83,6 +83,7 @@ CALLS = {
     "training.confusion_matrix": lambda f, **wrong: f(*2 * [images()[1]], **wrong),
     "training.evaluate": lambda f, **wrong: f(net(), loader(), "layers", **wrong),
     "training.predict": lambda f, **wrong: f(net(), X, **wrong),
+    "training.Trainer": lambda f, **wrong: trainer(**wrong),
     "gradcheck.check_layer": lambda f, **wrong: f(layers.ReLU(), np.ones((2, 2)), **wrong),
     "gradcheck.check_network": lambda f, **wrong: f(*a_check(), **wrong),
     **{
@@ -90,6 +91,12 @@ CALLS = {
         for name in ("VGG", "vgg11", "vgg13", "vgg16", "vgg19")
     },
 }
+
+
+def trainer(schedule=None, **settings):
+    network = net()
+    optimizer, schedule = optim.SGD(network.parameters(), 0.1), schedule or optim.Constant(0.1)
+    return training.Trainer(network, optimizer, schedule, loader(), loader(), observers=(), **settings)
 
 
 def image():
@@ -176,20 +183,14 @@ def test_numbers_that_are_assigned_later_are_refused_too(name, wrong):
 
 @pytest.mark.parametrize("wrong", ["3", 2.5, math.inf, -1, [3]])
 def test_epochs_are_a_whole_number(wrong):
-    network = net()
-    optimizer = optim.SGD(network.parameters(), 0.1)
-    trainer = training.Trainer(network, optimizer, optim.Constant(0.1), loader(), loader(), observers=())
     with pytest.raises((ValueError, TypeError), match="epochs"):
-        trainer.fit(wrong)
+        trainer().fit(wrong)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, "0.1", None])
 def test_a_schedule_that_gives_no_rate_is_named(wrong):
-    network = net()
-    optimizer = optim.SGD(network.parameters(), 0.1)
-    trainer = training.Trainer(network, optimizer, lambda step: wrong, loader(), loader(), observers=())
     with pytest.raises((ValueError, TypeError), match=r"\blr\b"):
-        trainer.fit(1)
+        trainer(lambda step: wrong).fit(1)
 
 
 def test_numbers_are_told_in_a_few_characters():

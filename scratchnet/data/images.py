@@ -250,6 +250,7 @@ def decode_ahead(
     """
     checks.whole(1, size=size)
     checks.whole(0, ahead=ahead)
+    checks.real(0.1, 1.0, crop=crop)
 
     def decode(name: Name) -> Decoded:
         try:

@@ -235,7 +235,9 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         """Return the learning rate of a step: the schedule's, less what NaNs have cost."""
-        return self.schedule(step) * self.rate_factor
+        lr = self.schedule(step)
+        checks.real(0.0, lr=lr)
+        return lr * self.rate_factor
 
     def _set_rate(self, step: int) -> None:
         if self.rate_set not in (None, self.optimizer.lr):
