@@ -103,7 +103,7 @@ def input_shape(net: Layer) -> tuple[int, int, int] | None:
     (33, 33, 1)
     """
     info = vars(net).get("info", {})
-    size = net.settings().get("image_size", info.get("image_size"))
+    size = info.get("image_size", net.settings().get("image_size"))
     if size is not None:
         return size, size, channels(net) or 3
     shape = info.get("input_shape")

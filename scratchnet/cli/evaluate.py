@@ -12,9 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet import backend, checkpoint
+from scratchnet import backend
 from scratchnet.backend import Array
 from scratchnet.cli.datasets import describe_test, load_data
+from scratchnet.cli.model import (
+    MODEL,
+    add_corrections,
+    check_memory,
+    correct,
+    load_model,
+    normalisation_of,
+    sizes_of,
+)
 from scratchnet.cli.program import Parser, complain, device_line, positive
 from scratchnet.data import (
     DataError,
@@ -34,8 +43,6 @@ from scratchnet.training.engine import ENGINES, Layers, Plans
 from scratchnet.training.evaluation import VIEWS, confusion_table
 from scratchnet.untrusted import printable
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what torchvision's weights expect
-
 Decoded = tuple[str | PathLike[str], np.ndarray | DataError]  # an image, and its pixels or why there are none
 
 
@@ -44,9 +51,13 @@ def main() -> int:
     options = _parse()
     device = backend.get(options.backend)
     print(device_line(device, options.engine), file=sys.stderr, flush=True)
-    net = checkpoint.load(options.model, device)
+    net = load_model(options.model, device)
+    correct(net, options)
+    size, _ = sizes_of(net, options.model)
+    if options.engine != "layers":
+        check_memory(net, options.model, size, batch_size(size))
     engine = make_engine(net, options.engine)
-    normalisation = Normalisation(**{key: net.info.get(key, IMAGENET[key]) for key in IMAGENET})
+    normalisation = normalisation_of(net, options.model)
     if options.data:
         return measure(net, engine, normalisation, options)
     if len(options.images) == 1 and not options.top and isdir(options.images[0]):
@@ -59,8 +70,7 @@ def main() -> int:
 def _parse() -> Namespace:
     parser = Parser(description="Say what is in an image, or how good a model is.")
     add = parser.add_argument
-    model = "a .safetensors file, such as runs/demo/best.safetensors"
-    add("model", metavar="MODEL", type=expanduser, help=model)
+    add("model", metavar="MODEL", type=expanduser, help=MODEL)
     images = "image files, folders (measured, if they have one for each class), or http(s) addresses"
     add("images", metavar="IMAGE", nargs="*", default=[], type=expanduser, help=images)
     top = "print the K likeliest classes with probabilities"
@@ -72,6 +82,7 @@ def _parse() -> Namespace:
     add("--engine", choices=ENGINES, help="a plan (the default), or the layers")
     views = "look at so many views of each image: 2 with its mirror image, 10 shifted, too (default 1)"
     add("--views", type=positive(int), choices=VIEWS, default=1, help=views)
+    add_corrections(parser)
     options = parser.parse_intermixed_args()  # so that options may stand between the images
     if bool(options.images) == bool(options.data):
         parser.error("give either images to name, or --data to measure on")
@@ -116,7 +127,7 @@ def classified(
     """Yield each image and its probabilities, (K,); None, after a sentence, if it cannot be read."""
     size, _ = sizes_of(net, options.model)
     number = batch_size(size)
-    decoded = decode_ahead(images, size, ahead=2 * number)
+    decoded = decode_ahead(images, size, ahead=2 * number, crop=net.info.get("crop", 1.0))
     while batch := take(decoded, number):
         readable = [pixels for _, pixels in batch if not isinstance(pixels, DataError)]
         likely: Iterator[np.ndarray] = iter(())
@@ -127,14 +138,6 @@ def classified(
             if isinstance(pixels, DataError):
                 complain(str(pixels))
             yield str(image), None if isinstance(pixels, DataError) else next(likely)
-
-
-def sizes_of(net: Chain, model: str) -> tuple[int, int]:
-    """Return the side of the images that a network takes, and how many classes it has."""
-    size = net.settings().get("image_size", net.info.get("image_size"))
-    if size is None:
-        raise ValueError(f"{model} does not say which images its network takes: save it with image_size=")
-    return int(size), net.output_shape((1, int(size), int(size), net.settings().get("in_channels", 3)))[-1]
 
 
 def finite(values: Array, model: str | Path) -> Array:

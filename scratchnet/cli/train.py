@@ -12,7 +12,7 @@ from scratchnet.cli.datasets import describe_classes, describe_test, load_data, 
 from scratchnet.cli.forecast import forecast
 from scratchnet.cli.options import describe_run, open_run, parse_training
 from scratchnet.cli.program import complain, device_line
-from scratchnet.data import Augmentation, ImageData, ImageFiles, Loader, Normalisation, divide
+from scratchnet.data import Augmentation, ImageData, ImageFiles, Loader, Normalisation, divide, local_file
 from scratchnet.data.named import NAMES
 from scratchnet.doctor import Doctor
 from scratchnet.interop import initialise, rescale_layers
@@ -90,7 +90,8 @@ def begin_with(options: SimpleNamespace, net: VGG) -> None:
     """
     loaded: list[str] = []
     if options.init_from and not options.resume:
-        result = initialise(net, options.init_from, new_head=options.new_head, channels=options.init_channels)
+        path = local_file(options.init_from)
+        result = initialise(net, path, new_head=options.new_head, channels=options.init_channels)
         say(str(result))
         loaded = result.loaded
         if options.mean is None and result.info.get("mean") and result.info.get("std"):

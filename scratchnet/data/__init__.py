@@ -12,6 +12,7 @@ from scratchnet.data.folder import ImageFiles, describe_left_out, image_folder, 
 from scratchnet.data.images import decode_ahead, image_to_array, load_image
 from scratchnet.data.loader import Loader
 from scratchnet.data.named import load
+from scratchnet.data.remote import local_file
 from scratchnet.data.shapes10 import shapes10
 from scratchnet.data.split import divide, split_validation, subset
 
@@ -34,6 +35,7 @@ __all__ = [
     "list_classes",
     "load",
     "load_image",
+    "local_file",
     "shapes10",
     "split_validation",
     "subset",

@@ -26,32 +26,30 @@ _BLOCK = 1 << 18  # bytes read at once
 _BAR: dict[str, Any] = {"unit": "B", "unit_scale": True}  # tqdm's, on stderr
 
 
-def download(url: str, path: Path, md5: str, advice: str = "") -> None:
+def download(url: str, path: Path, md5: str = "", advice: str = "", sha256: str = "") -> None:
     """Fetch `url` to `path`, whole and with the right checksum, going on from what an earlier run left there.
 
-    The name should say that the file is unfinished, such as ``archive.tar.gz.part``: after an interruption it
-    holds the beginning of the file, and the next call asks the server for the rest (HTTP Range). After three
-    attempts a MissingDataError ends with `advice`; what has arrived is kept, unless its checksum was wrong.
+    The checksum is of either kind. The name should say that the file is unfinished, such as
+    ``archive.tar.gz.part``: after an interruption it holds the beginning of the file, and the next call asks
+    the server for the rest (HTTP Range). After three attempts a MissingDataError ends with `advice`; what has
+    arrived is kept, unless its checksum was wrong.
     """
-    problem = ""
+    kind, wanted, problem = "sha256" if sha256 else "md5", sha256 or md5, ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * attempt)
         try:
-            if not path.exists() or _md5(path) != md5:  # an earlier run may have got as far as the last byte
+            # An earlier run may have got as far as the last byte.
+            if not path.exists() or _digest(path, kind) != wanted:
                 _transfer(url, path)
-                if _md5(path) != md5:
+                if _digest(path, kind) != wanted:
                     path.unlink()  # resuming would only lengthen a wrong file
-                    raise OSError(f"what arrived has not the MD5 {md5}")
+                    raise OSError(f"what arrived has not the {kind.upper()} {wanted}")
             return
         except web.ERRORS as error:
             problem = web.reason(error)
     problem = f"could not download {web.shown(url)} in {ATTEMPTS} attempts ({problem})"
     raise MissingDataError(f"{problem}; {advice}" if advice else problem)
-
-
-def _md5(path: Path) -> str:
-    return _digest(path, hashlib.md5(usedforsecurity=False))
 
 
 def recorded_digest(path: Path) -> str | None:
@@ -64,8 +62,8 @@ def recorded_digest(path: Path) -> str | None:
     return next((digest for digest, _, name in found if name == path.name), None)
 
 
-def _digest(path: Path, digest: Any = None) -> str:
-    digest = digest or hashlib.sha256()
+def _digest(path: Path, kind: str = "sha256") -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)

@@ -107,6 +107,8 @@ def save(
         ir_version=IR_VERSION,
     )
     facts = dict(metadata or {})
+    if mean is not None and std is not None:  # what is inside must not be done again: it takes pixels
+        facts |= {"mean": [0.0] * C, "std": [1 / 255] * C}
     if class_names is not None:
         facts["class_names"] = list(class_names)
     helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
