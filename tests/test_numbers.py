@@ -55,6 +55,7 @@ VGG = [
 CALLS = {
     "optim.SGD": lambda f, **wrong: f(parameters(), **{"lr": 0.1} | wrong),
     "optim.AdamW": lambda f, **wrong: f(parameters(), **{"lr": 0.1} | wrong),
+    "optim.Optimizer": lambda f, **wrong: f(parameters(), **{"lr": 0.1} | wrong),
     "optim.Constant": lambda f, **wrong: f(**wrong),
     "optim.Step": lambda f, **wrong: f(**{"lr": 0.1, "milestones": (1, 2)} | wrong),
     "optim.Cosine": lambda f, **wrong: f(**{"lr": 0.1, "steps": 10} | wrong),

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a VGG on CIFAR-10, or on the built-in images",
     "evaluate": "name what is in images, or measure a model",
     "report": "show how a run went, as one page",
+    "export": "write a network as an ONNX file",
     "explain": "walk through one operation with numbers",
     "info": "show what a file of weights holds, or on what this machine computes",
 }

@@ -22,7 +22,7 @@ from scratchnet.data import Loader
 from scratchnet.functional.conv import COLUMNS_ON_CPU
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Layer, Linear, MaxPool2d, ReLU, leaves
 from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.optim import SGD
+from scratchnet.optim import SGD, Optimizer
 from scratchnet.system import available_bytes, resident_bytes
 from scratchnet.tables import aligned
 from scratchnet.training.console import duration
@@ -139,7 +139,7 @@ def forecast(
     batch_size: int,
     image_size: int | None = None,
     *,
-    optimizer: SGD | None = None,
+    optimizer: Optimizer | None = None,
     train: Loader | None = None,
     validation: Loader | None = None,
     loss: SoftmaxCrossEntropy | None = None,
@@ -195,8 +195,8 @@ def forecast(
         "saving": weights if saves and on_cpu else 0,
         "program": resident if on_cpu or train is None else train.images.nbytes,
     }
-    momentum = learned if optimizer is None or optimizer.momentum else 0
-    flat = {"parameters": weights, "gradients": learned if on_cpu else weights, "momentum": momentum}
+    kept = 1 if optimizer is None else len(optimizer.keeps)  # numbers for each that is learned
+    flat = {"parameters": weights, "gradients": learned if on_cpu else weights, "momentum": kept * learned}
     with_batch = varying(batch_size)
     memory = {name: n for name, n in (flat | with_batch | fixed).items() if n}
     held = resident + own_weights
@@ -267,7 +267,7 @@ def _of_layers(net: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _measured(
     net: Layer,
-    optimizer: SGD | None,
+    optimizer: Optimizer | None,
     train: Loader,
     validation: Loader | None,
     loss: SoftmaxCrossEntropy | None,
@@ -277,10 +277,8 @@ def _measured(
 ) -> Timing:
     """Time steps of the trainer's own loop on a copy of the network."""
     twin = copy.deepcopy(net)
-    settings: dict[str, Any] = {"momentum": 0.9}
-    if optimizer is not None:
-        settings = {name: getattr(optimizer, name) for name in ("momentum", "nesterov", "weight_decay")}
-    steps = SGD(twin.parameters(), 0.0, **settings)
+    parameters = twin.parameters()
+    steps = SGD(parameters, 0.0, momentum=0.9) if optimizer is None else optimizer.like(parameters)
     part = copy.copy(train)  # some of its images, prepared as they will be
     part.indices = train.indices[: train.batch_size]
     computes = make_engine(twin, engine, precision)

@@ -51,6 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "article": {**_CIFAR10, "lr": 0.001, "schedule": "constant"},  # "Implementing VGG16 from Scratch"
 }
 
+OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {}, "adamw": {"lr": 1e-3, "weight_decay": 1e-2}}
+
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
 MAY_CHANGE = {"backend", "engine", "data_dir", "data_memory", "epochs", "run_dir", "resume", "dry_run"}
 MAY_CHANGE |= {"diagnose", "views", "no_test", "on_nan", "save_minutes"}
@@ -72,7 +74,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     chosen = DEMO if given.get("demo") else RECIPES.get(given.get("recipe", ""), {})
     if mistake := _mistake(given):
         parser.error(mistake)
-    options = DEFAULTS | chosen | given
+    options = DEFAULTS | OPTIMIZERS[given.get("optimizer", "sgd")] | chosen | given
     if options["resume"]:
         options = _options_of_run(options["run_dir"], given)
     return SimpleNamespace(**options)
@@ -141,10 +143,11 @@ def _training_parser() -> Parser:
     training = parser.add_argument_group("the training")
     add(training, "epochs", "how many", **count)
     add(training, "batch-size", "images per step", **count)
+    add(training, "optimizer", "adamw begins with --lr 0.001 --weight-decay 0.01", choices=[*OPTIMIZERS])
     add(training, "lr", "the highest learning rate", type=positive(float))
     add(training, "momentum", "of SGD", **share)
     add(training, "nesterov", "take Nesterov's momentum: look one step ahead", **flag)
-    add(training, "weight-decay", "of SGD", **share)
+    add(training, "weight-decay", "of all weights", **share)
     add(training, "schedule", "of the learning rate", choices=SCHEDULES)
     add(training, "label-smoothing", "how much of the target goes to all classes", **share)
     text = "balanced: let every class count alike, however few images it has"
@@ -175,6 +178,8 @@ def data_set(text: str) -> str:
 
 def _mistake(given: dict[str, Any]) -> str:
     """Return what is wrong with options that go together; nothing if all is well."""
+    if given.get("optimizer") == "adamw" and (own := {"momentum", "nesterov"} & given.keys()):
+        return f"--{min(own)} is of --optimizer sgd, and adamw has none"
     if ("mean" in given) != ("std" in given):
         return "--mean and --std go together: give both"
     if "mean" in given and not all(0 <= value <= 1 for value in given["mean"]):

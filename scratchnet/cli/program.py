@@ -22,6 +22,8 @@ from scratchnet.training.options import DEFAULTS
 from scratchnet.training.stopping import Stopped
 from scratchnet.untrusted import printable
 
+EXTRAS = ("matplotlib", "onnx")  # packages that not everything needs, by the names under which they install
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that says in one sentence what is wrong, as everything else here does."""
@@ -117,6 +119,10 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
             sys.exit(main() or 0)
     except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
         status, message = 2, as_options(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        status, message = 2, f"this needs the package {error.name}: python -m pip install {error.name}"
     except MemoryError:
         status, message = 2, f"not enough memory{memory_advice}"
     except NotFinite as error:

@@ -18,7 +18,7 @@ from scratchnet.doctor import Doctor
 from scratchnet.interop import initialise, rescale_layers
 from scratchnet.losses import SoftmaxCrossEntropy, balanced_class_weights
 from scratchnet.models import VGG
-from scratchnet.optim import SGD, schedule
+from scratchnet.optim import SGD, AdamW, Optimizer, schedule
 from scratchnet.training import Console, RunDirectory, Trainer, evaluate, make_engine
 from scratchnet.training.console import Progress, say
 from scratchnet.training.engine import choose_engine
@@ -118,18 +118,20 @@ def make_loss(options: SimpleNamespace, images: ImageData, train: Loader) -> Sof
     return SoftmaxCrossEntropy(options.label_smoothing, weights)
 
 
-def make_optimizer(options: SimpleNamespace, net: VGG) -> SGD:
+def make_optimizer(options: SimpleNamespace, net: VGG) -> Optimizer:
     """Return what makes the loss smaller."""
-    names = ("momentum", "nesterov", "weight_decay")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
-    return SGD(net.parameters(), options.lr, **settings, lr_scales={"features": options.body_lr_scale})
+    how: dict[str, Any] = {"weight_decay": options.weight_decay}
+    how["lr_scales"] = {"features": options.body_lr_scale}
+    if options.optimizer == "adamw":
+        return AdamW(net.parameters(), options.lr, **how)
+    return SGD(net.parameters(), options.lr, options.momentum, nesterov=options.nesterov, **how)
 
 
 def make_trainer(
     options: SimpleNamespace,
     images: ImageData,
     net: VGG,
-    optimizer: SGD,
+    optimizer: Optimizer,
     rate: Callable[[int], float],
     loss: SoftmaxCrossEntropy,
     train: Loader,

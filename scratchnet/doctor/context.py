@@ -14,7 +14,7 @@ from scratchnet.backend import Array, array_module, to_numpy
 from scratchnet.doctor.diagnosis import Row
 from scratchnet.layers import BatchNorm2d, Dropout, Layer, Parameter, ReLU
 from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.optim import SGD
+from scratchnet.optim import Optimizer
 from scratchnet.state import preserved
 from scratchnet.training.engine import Layers
 from scratchnet.training.finite import is_finite, why_not_finite
@@ -123,7 +123,7 @@ class Context:
     net: Layer
     x: Array
     labels: np.ndarray
-    optimizer: SGD | None
+    optimizer: Optimizer | None
     lr: float | None
     highest_lr: float | None
     criterion: SoftmaxCrossEntropy
@@ -180,17 +180,8 @@ class Context:
         optimizer, lr, g = self.optimizer, self.lr or 0.0, p.grad
         if optimizer is None or g is None:
             return 0.0 if g is None else lr * norm(g)
-        order = list(optimizer.trainable().items())
-        at = next((i for i, (_, other) in enumerate(order) if other is p), None)
-        if at is None:
-            return 0.0
-        name, start = order[at][0], sum(other.size for _, other in order[:at])
-        g = g + (0.0 if optimizer.no_decay(name, p) else optimizer.weight_decay) * p.data
-        if optimizer.momentum_buffer is None:  # what equal gradients will add up to
-            return lr * norm(g) / max(1.0 - optimizer.momentum, 1e-3)
-        v = p.buffer.backend.asarray(optimizer.momentum_buffer[start : start + p.size]).reshape(p.shape)
-        v = optimizer.momentum * v + g
-        return lr * norm(g + optimizer.momentum * v if optimizer.nesterov else v)
+        name = next((name for name, other in optimizer.trainable().items() if other is p), None)
+        return 0.0 if name is None else norm(optimizer.next_step(name, p, g, lr))
 
     def set_mode(self) -> None:
         """Compute as in training, but dropout passes everything: the loss is a function of the weights."""

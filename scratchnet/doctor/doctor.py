@@ -35,7 +35,7 @@ from scratchnet.doctor.diagnosis import Diagnosis, Verdict, read
 from scratchnet.doctor.rules import RULE_TIERS
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.optim import SGD
+from scratchnet.optim import Optimizer
 from scratchnet.state import preserved
 from scratchnet.training.console import say
 from scratchnet.training.observers import Observer
@@ -50,7 +50,7 @@ def diagnose(
     images: Array,
     labels: ArrayLike,
     *,
-    optimizer: SGD | None = None,
+    optimizer: Optimizer | None = None,
     lr: float | None = None,
     highest_lr: float | None = None,
     loss: SoftmaxCrossEntropy | None = None,
@@ -71,7 +71,7 @@ def diagnose(
         A batch as the network is trained with, normalised; two images are the least, 64 will do, and with
         256 or more (for ten classes) labels that have nothing to do with the images can be told.
     labels : integer array (N,)
-    optimizer : SGD, optional
+    optimizer : Optimizer, optional
         What trains the network: it tells the step, the learning rate and the weight decay.
     lr : float, optional
         The learning rate, where it is not the optimizer's.

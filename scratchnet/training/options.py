@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     },
     # The training
     **{"subset": None, "validation": None, "epochs": 15, "batch_size": 128, "lr": 0.02, "momentum": 0.9},
+    "optimizer": "sgd",
     **{"nesterov": False, "weight_decay": 5e-4, "schedule": "cosine", "label_smoothing": 0.0},
     **{"augment": "crop-flip", "seed": 0, "body_lr_scale": 1.0, "clip_norm": None},
     **{"on_nan": "stop", "save_minutes": 10.0},

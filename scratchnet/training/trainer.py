@@ -12,11 +12,12 @@ from functools import cached_property, partial
 from math import isfinite
 from typing import Any
 
+from scratchnet import checks
 from scratchnet.clipping import clip_norm
 from scratchnet.data import Loader
 from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
-from scratchnet.optim import SGD
+from scratchnet.optim import SGD, Optimizer
 from scratchnet.training import arguments, snapshot
 from scratchnet.training.alone import Alone
 from scratchnet.training.console import Console
@@ -37,7 +38,7 @@ class Trainer:
     ----------
     net : Layer
         On the backend on which it is to train.
-    optimizer : SGD
+    optimizer : Optimizer
     schedule : callable
         From the step, counted from 0 over the whole run, to its learning rate.
     train, validation : Loader
@@ -86,7 +87,7 @@ class Trainer:
     def __init__(
         self,
         net: Layer,
-        optimizer: SGD,
+        optimizer: Optimizer,
         schedule: Callable[[int], float],
         train: Loader,
         validation: Loader,
@@ -110,7 +111,9 @@ class Trainer:
         self.device_epochs: DeviceEpochs | None = None
         on_gpu = net.backend.name == "cupy" and net.dtype == "float32"
         on_gpu = on_gpu and self.loss.class_weights is None  # which the kernel of the loss does not know
-        if isinstance(self.engine, Plans) and on_gpu and clip_norm is None:  # whose steps are one graph
+        # The steps of SGD are kernels of one graph; those of others are made one by one.
+        on_gpu = on_gpu and isinstance(optimizer, SGD) and clip_norm is None
+        if isinstance(self.engine, Plans) and on_gpu:
             self.device_epochs = DeviceEpochs(net, optimizer, self.loss, train, self.engine.precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0

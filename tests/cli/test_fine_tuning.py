@@ -156,3 +156,19 @@ def test_the_test_images_are_left_alone_on_request(command):
     result = command(f"train {SMALL} --no-test --run-dir runs/a")
     assert result.status == 0 and "Best model: runs/a" in result.out and "Test Acc" not in result.out
     assert "Test Acc" in command("train --resume --run-dir runs/a").out
+
+
+def test_adamw_is_resumed_bit_for_bit_with_frozen_parts_too(command, source, tmp_path):
+    some = f"train {SMALL} --optimizer adamw --init-from a.safetensors --freeze features.0"
+    assert command(f"{some} --run-dir whole --epochs 2").status == 0
+    assert command(f"{some} --run-dir parts").status == 0
+    resumed = command("train --run-dir parts --resume --epochs 2")
+    assert (resumed.status, resumed.err) == (0, "")
+    whole, parts = (state(run, re.compile("")) for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and any("second_moment" in name for name in whole)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+    options = json.loads(open("parts/config.json").read())["options"]
+    assert (options["lr"], options["weight_decay"]) == (0.001, 0.01)  # AdamW's own
+    refused = command(f"train {SMALL} --optimizer adamw --momentum 0.5 --run-dir r")
+    assert refused.status == 2 and "--momentum is of --optimizer sgd, and adamw has none" in refused.err

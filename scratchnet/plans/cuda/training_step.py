@@ -84,6 +84,8 @@ class TrainingSteps:
         parameters = list(assemble(net).parameters().values())
         if net.backend.name != "cupy" or not parameters or parameters[0].dtype != np.float32:
             raise ValueError("training steps on a GPU need a network of parameters in float32, on cupy")
+        if type(optimizer) is not SGD:
+            raise ValueError(f"training steps on a GPU are those of SGD, not of {type(optimizer).__name__}")
         if {id(p) for p in optimizer.parameters.values()} != {id(p) for p in parameters}:
             raise ValueError("the optimizer has to be made of this network's parameters, all of them")
         self.net, self.optimizer, self.loss, self.precision = net, optimizer, loss, precision
@@ -158,8 +160,7 @@ class TrainingSteps:
         self.buffer.allocate_grad()
         for p in self.buffer.parameters:
             p.has_grad = p.trainable
-        if self.optimizer.momentum:
-            self.optimizer._lay_out_momentum(self.net.backend)
+        self.optimizer.lay_out(self.net.backend)
 
 
 class _Step:
@@ -207,12 +208,12 @@ class _Step:
         """Launch the optimizer: once, unless some parameters do not decay, or learn at another rate."""
         steps, weights, optimizer = self.steps, self.weights, self.steps.optimizer
         velocity = optimizer.momentum_buffer if optimizer.momentum else None
-        for buffer, start, stop, momentum_start, decay, lr_scale in optimizer._spans():
-            rates = steps.rates[steps.scales.index(lr_scale)]
+        for span in optimizer.spans():
+            rates, start, stop = steps.rates[steps.scales.index(span.lr_scale)], span.start, span.stop
             sgd(
-                cast(Array, buffer.data)[start:stop], cast(Array, buffer.grad)[start:stop],
-                None if velocity is None else velocity[momentum_start:][: stop - start],
-                rates, steps.counters[:1], momentum=optimizer.momentum, weight_decay=decay,
+                cast(Array, span.buffer.data)[start:stop], cast(Array, span.buffer.grad)[start:stop],
+                None if velocity is None else span.of(velocity),
+                rates, steps.counters[:1], momentum=optimizer.momentum, weight_decay=span.decay,
                 nesterov=optimizer.nesterov, operands=weights.flat[start:stop] if weights.separate else None,
             )  # fmt: skip
 

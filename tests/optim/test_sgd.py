@@ -5,7 +5,7 @@ import pytest
 
 from scratchnet import optim
 from scratchnet.layers import BatchNorm2d, Conv2d, Flatten, Linear, Parameter, ReLU, Sequential
-from scratchnet.optim import SGD, Constant, Cosine, OneCycle, Step
+from scratchnet.optim import SGD, Constant, Cosine, OneCycle, Step, base
 
 VARIANTS = [
     {},
@@ -76,7 +76,7 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
         return next(iter(net.parameters().values())).buffer.data
 
     whole = three_steps()
-    monkeypatch.setattr(optim, "BLOCK_SIZE", 7)
+    monkeypatch.setattr(base, "BLOCK_SIZE", 7)
     np.testing.assert_array_equal(three_steps(), whole)
 
 
