@@ -73,7 +73,7 @@ def test_a_probe_and_then_fine_tuning_are_two_commands(command, source, engine):
         np.testing.assert_array_equal(array, held, err_msg=name)
     head = state("probe", re.compile("parameters.classifier"))
     assert (head["parameters.classifier.0.weight"] != source.classifier[0].weight.data).any()
-    momentum = state("probe", re.compile("momentum"))["momentum"]
+    momentum = state("probe", re.compile("optimizer"))["optimizer.momentum"]
     assert momentum.size == sum(array.size for array in head.values())
     config = json.loads(open("probe/config.json").read())
     assert config["options"]["mean"] == config["mean"] == [0.4, 0.5, 0.6]  # as the file says
