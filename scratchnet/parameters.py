@@ -176,6 +176,8 @@ class FlatBuffer:
         Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, and when batch
         normalisation tracks its statistics, so that whatever was derived from them (a plan's transformed
         weights) can tell that it is stale.
+    derived : dict
+        What others derive from the values, and keep as long as these; copies begin without.
     observer : callable or None
         During a backward pass, told of each parameter when its gradient is final: by a layer that assigns
         ``grad``, or by a plan. What adds up gradients of many processes need not wait for the end then.
@@ -197,6 +199,7 @@ class FlatBuffer:
         self.data: Array | None = None
         self.grad: Array | None = None
         self.filled = False
+        self.derived: dict[Any, Any] = {}
         self.observer: Callable[[Parameter], None] | None = None
         self.version = 0
         self.size = 0
@@ -219,6 +222,9 @@ class FlatBuffer:
         for p, data, grad in values:
             p.view(self.allocate())[...] = data
             p.grad = grad
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "derived": {}}
 
     @classmethod
     def gather(cls, parameters: list[Parameter]) -> FlatBuffer:

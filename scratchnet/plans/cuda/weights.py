@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -35,12 +35,9 @@ class LowPrecisionWeights:
         self.version = buffer.version
 
 
-_made: WeakKeyDictionary[FlatBuffer, dict[DTypeLike, LowPrecisionWeights]] = WeakKeyDictionary()
-
-
 def low_precision_weights(buffer: FlatBuffer, dtype: DTypeLike) -> LowPrecisionWeights:
-    """Return the weights of a network as products read them, made at first use."""
-    made = _made.setdefault(buffer, {})
+    """Return the weights of a network as products read them, made at first use, and kept with its values."""
+    made: dict[Any, LowPrecisionWeights] = buffer.derived.setdefault(LowPrecisionWeights, {})
     found = made.get(dtype)
     if found is None or (not found.separate and found.flat is not buffer.data):
         found = made[dtype] = LowPrecisionWeights(buffer, dtype)

@@ -7,6 +7,7 @@ marked ``gpu``, on a GPU.
 import gc
 import itertools
 import weakref
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -320,6 +321,8 @@ def test_a_bf16_copy_of_the_parameters_goes_with_its_network(device):
     net = plain().to(device)
     plan = plans.compile(net.eval(), (2, 8, 8, 3), precision="bf16")
     copy = weakref.ref(plan.weights)
+    twin = deepcopy(net)
+    assert not twin.parameters()["0.weight"].buffer.derived, "which makes its own"
     del net, plan
     gc.collect()
     assert copy() is None
