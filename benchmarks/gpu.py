@@ -22,14 +22,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from command import Parser, at_least_one, print_result
+from command import Parser, above_zero, at_least_one, print_result
 from gpu_contenders import TURN, TURNS, WARM_UP, work
 from race import HERE, WorkerError, answering, apart, machine
 from report import ms, save, table
@@ -249,6 +251,29 @@ def driver() -> str:
         return "unknown"
 
 
+def measure_all(
+    tasks: Iterable[Mapping[str, Any]], contenders: Sequence[str], turns: int, minutes: float | None,
+    path: Path, worker: Callable = apart,
+) -> str:  # fmt: skip
+    """Measure tasks, and return the page, which is written after each; say on stderr which ones fail.
+
+    No task begins after so many minutes. WorkerError is raised if not one could be measured.
+    """
+    until, text, failed = time.monotonic() + 60 * (minutes or math.inf), "", []
+    for task in tasks:
+        if time.monotonic() > until:
+            print(f"{name_of(task)} and what follows: the time is over", file=sys.stderr)
+            break
+        try:
+            text = add_to_page(measure({**task, "turns": turns}, contenders, worker), path)
+        except WorkerError as error:  # that contender's GPU, memory or compiler: others may do
+            failed.append(str(error))
+            print(error, file=sys.stderr)
+    if not text:
+        raise WorkerError("; ".join(failed) or "no task was begun in time")
+    return text + "".join(f"- {error}\n" for error in failed)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; return the exit status."""
     parser = Parser(description="Time VGG16 on a GPU next to PyTorch.")
@@ -257,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--turns", type=at_least_one, default=TURNS, help="of measuring (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=above_zero, help="begin no task after so many (default: all of them)"
+    )
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
@@ -276,9 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> str:
         backend.get("cupy")
         path = HERE / "results" / f"{machine()['date']}-gpu"
-        for task in tqdm(tasks, unit="", file=sys.stderr):
-            text = add_to_page(measure({**task, "turns": options.turns}, contenders), path)
-        return text
+        progress = tqdm(tasks, unit="", file=sys.stderr)
+        return measure_all(progress, contenders, options.turns, options.minutes, path)
 
     return print_result(run, None, backend.BackendError)
 

@@ -146,6 +146,9 @@ def speeds(xp: Any, task: Mapping[str, Any]) -> dict[str, float]:
 
     precision = task["precision"]
     size, n_bytes = task.get("matrix_size", MATRIX_SIZE), task.get("copy_bytes", COPY_BYTES)
+    free, _ = xp.cuda.runtime.memGetInfo()
+    while size**2 * 12 + 2 * n_bytes > free / 2 and n_bytes > 1 << 24:  # a card of 8 GB, or one in use
+        size, n_bytes = size // 2, n_bytes // 4
     product, out = Matmul(xp, precision), xp.empty((size, size), "float32")
     a, b = (xp.zeros((size, size), operand_dtype(precision)) for _ in range(2))
     for matrix in (a, b):  # a GPU needs less power for zeros, and runs faster

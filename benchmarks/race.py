@@ -255,14 +255,15 @@ def apart(program: str, task: Mapping[str, Any]) -> dict[str, Any]:
     """Run a program of this folder with a task, in a process of its own, and return its one answer."""
     done = subprocess.run(
         [sys.executable, HERE / program, "--worker", json.dumps(dict(task))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         text=True,
         env=environment(task["threads"]),
         check=False,
     )
     if not done.stdout:
-        raise WorkerError(f"its process ended with status {done.returncode}, perhaps out of memory")
+        said = done.stderr.strip().splitlines()[-1:]
+        why = f": {said[0]}" if said else ", perhaps out of memory"
+        raise WorkerError(f"its process ended with status {done.returncode}{why}")
     return checked(json.loads(done.stdout))
 
 

@@ -13,6 +13,8 @@
 ``graphs.py``         launches that are recorded once and replayed
 ``plan.py``           all of it together
 ``training_step.py``  a whole training step as one graph, with the data on the GPU
+``capability.py``     which GPUs run plans, and in which precision
+``selfcheck.py``      whether a plan computes on this GPU what the layers compute in NumPy
 ====================  ====================================================================================
 
 Maps lie as everywhere else in scratchnet, (N, H, W, C) in float32. Nothing adds up with atomics, so that the
