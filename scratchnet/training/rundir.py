@@ -235,8 +235,9 @@ class RunDirectory:
             )
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write ``config.json``."""
-        _write_json(self.config, config, indent=2)
+        """Write ``config.json``, unless another process has the folder."""
+        with self.locked():
+            _write_json(self.config, config, indent=2)
 
     def read_config(self) -> dict[str, Any]:
         """Return what ``config.json`` holds."""

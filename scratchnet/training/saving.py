@@ -73,7 +73,9 @@ class Saving:
                 raise RunError(
                     f"{run.path} holds another run than this trainer's: {advice}, or choose another folder"
                 )
-            trainer.identity  # noqa: B018  (it follows from the weights before the first step)
+            config = run.read_config() if run.config.exists() else {}
+            if config.get("run", trainer.identity) != trainer.identity:  # which the first step would change
+                raise RunError(f"{run.config} is of another run: choose another folder")
             self._last = time.monotonic()
             with self._stop.heeded():
                 yield

@@ -8,9 +8,10 @@ import numpy as np
 from scratchnet.data import Augmentation, Loader, Normalisation
 from scratchnet.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from scratchnet.optim import SGD, Cosine
-from scratchnet.training import RunDirectory, Trainer
+from scratchnet.training import Observer, RunDirectory, Trainer
 
 STEPS = 3  # of an epoch
+__all__ = ["Observer", "go_on", "prepare"]
 
 
 def network(seed=0):
@@ -41,9 +42,10 @@ def prepare(folder=None, seed=0, engine="layers", backend="numpy", observers=(),
 def go_on(folder, epochs=3, **settings):
     """Begin a run, or go on with it, until so many epochs are done; return the trainer."""
     trainer = prepare(folder, **settings)
-    if trainer.run.has_state or trainer.run.is_begun:
-        trainer.resume(epochs)
-    else:
-        trainer.run.write_config({"run": trainer.identity})
-    trainer.fit(epochs)
+    with trainer.run.locked():
+        if trainer.run.has_state or trainer.run.is_begun:
+            trainer.resume(epochs)
+        else:
+            trainer.run.write_config({"run": trainer.identity})
+        trainer.fit(epochs)
     return trainer

@@ -5,6 +5,7 @@ calls that make, name, fill, sync or remove files and folders, in Python, as eve
 """
 
 import builtins
+import io
 import os
 import signal
 import sys
@@ -110,7 +111,11 @@ def watched(hook):
 
     functions = {name: calling(name, paths) for name, paths in CALLS.items()}
     functions |= {"open": os_opened, "fsync": synced, "write": written}
-    with mock.patch.multiple(os, **functions), mock.patch.object(builtins, "open", opened):
+    with (
+        mock.patch.multiple(os, **functions),
+        mock.patch.object(builtins, "open", opened),
+        mock.patch.object(io, "open", opened),  # pathlib's
+    ):
         yield
 
 
@@ -158,6 +163,8 @@ def in_child(function, timeout=60.0):
             signal.alarm(int(timeout))
             function()
             status = 0
+        except SystemExit as error:
+            status = error.code or 0
         except BaseException as error:
             status = 128 + getattr(error, "signal", -127)
             text = "".join(traceback.format_exception_only(error)) + "".join(
