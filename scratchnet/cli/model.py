@@ -20,7 +20,13 @@ MODEL = "a file of weights (safetensors, PyTorch's, ONNX), or its address with #
 
 def load_model(name: str, device: Backend) -> Chain:
     """Return the network of a file or address, and print what of it was left out."""
-    net = interop.load(local_file(name), device)
+    try:
+        net = interop.load(local_file(name), device)
+    except ImportError as error:
+        command = "python -m pip install onnx"
+        raise ValueError(
+            f"reading {name} needs the package onnx, which is not installed: {command}"
+        ) from error
     if left_out := net.info.get("left_out"):
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         complain(f"note: not loaded from {name}: {', '.join(left_out[:5])}{more}")

@@ -416,6 +416,7 @@ def test_evaluate_refuses_options_that_do_not_fit(program, files, text, sentence
 
 def test_evaluate_prints_accuracy_and_a_confusion_matrix(program, trained, images):
     result = program(f"evaluate.py {trained.run}/best.safetensors --data shapes10 --backend numpy")
+    assert result.status == 0, result.err
     first, titles, *rows = result.out.splitlines()
     accuracy = re.fullmatch(r"Accuracy: (0\.\d{4}) \(shapes10, 50 test images\)", first)
     assert titles.split() == ["right", "\\", "named", *images.class_names, "accuracy"]
@@ -426,7 +427,8 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(program, trained, image
 
 def test_evaluate_notes_that_a_model_was_trained_on_other_images(program, images):
     net = vgg11(10, 32, width=0.0625, classifier_width=16)
-    checkpoint.save("model", net, class_names=images.class_names, data="CIFAR-10")
+    about = {"class_names": images.class_names, "mean": [0] * 3, "std": [1] * 3}
+    checkpoint.save("model", net, **about, data="CIFAR-10")
     result = program("evaluate.py model --data shapes10")
     assert result.status == 0
     assert result.err.splitlines()[1] == "evaluate.py: note: trained on CIFAR-10, measured on shapes10"
