@@ -53,6 +53,7 @@ def verdict(xp: ModuleType, precision: str) -> Verdict:
     key, path = _key(xp, precision), cache_file()
     if (known := _read(path).get(key)) is not None:
         return Verdict(bool(known[0]), str(known[1]), is_new=False)
+    print("First use of this GPU: plans are compared with NumPy ...", file=sys.stderr, flush=True)
     ok, found = _apart(precision, xp.cuda.runtime.getDevice())
     if ok is None:
         return Verdict(True, f"plans are not checked on this GPU: {found}")

@@ -77,6 +77,14 @@ def test_what_differs_between_launched_and_replayed_is_found(stand_in, monkeypat
     assert not ok and found == "w has other bits after steps that are replayed, in fp32"
 
 
+def test_who_waits_for_it_is_told(check, monkeypatch, capsys):
+    monkeypatch.setattr(selfcheck, "_apart", lambda *_: (True, "x"))
+    check()
+    assert capsys.readouterr() == ("", "First use of this GPU: plans are compared with NumPy ...\n")
+    check()
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_gpu_that_others_use_is_checked_another_time(check, monkeypatch):
     monkeypatch.setattr(selfcheck, "_apart", lambda *_: (None, "its memory is full"))
     assert check() == (True, "plans are not checked on this GPU: its memory is full", True)
