@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import scratchnet
+from scratchnet.cli import together
 from scratchnet.cli.program import Parser, at_least_zero, command, positive
 from scratchnet.data import named as data_sets
 from scratchnet.initialise import INITIALISATIONS
@@ -55,7 +56,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {}, "adamw": {"lr": 1e-3, "weigh
 
 # What a resumed run may change: where it computes, where the data lie, and how long it trains.
 MAY_CHANGE = {"backend", "engine", "data_dir", "data_memory", "epochs", "run_dir", "resume", "dry_run"}
-MAY_CHANGE |= {"diagnose", "views", "no_test", "on_nan", "save_minutes"}
+MAY_CHANGE |= {"diagnose", "views", "no_test", "on_nan", "save_minutes", "distributed"}
 
 
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
@@ -75,9 +76,11 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     if mistake := _mistake(given):
         parser.error(mistake)
     options = DEFAULTS | OPTIMIZERS[given.get("optimizer", "sgd")] | chosen | given
-    if options["resume"]:
-        options = _options_of_run(options["run_dir"], given)
-    return SimpleNamespace(**options)
+
+    def resolved() -> dict[str, Any]:
+        return _options_of_run(options["run_dir"], given) if options["resume"] else options
+
+    return SimpleNamespace(**together.options_of_all(options["distributed"], given, resolved))
 
 
 def _training_parser() -> Parser:
@@ -158,6 +161,10 @@ def _training_parser() -> Parser:
     add(training, "on-nan", text, choices=ON_NAN)
     add(training, "save-minutes", "save within an epoch, too, so often", **share, metavar="M")
     add(training, "seed", "of everything random", type=at_least_zero(int), metavar="N")
+    many = parser.add_argument_group("many processes")
+    add(many, "distributed", "divide each batch among the processes that mpirun has started", **flag)
+    add(many, "sync-batch-norm", "normalise with the statistics of the whole batch, not of each part", **flag)
+    add(many, "scale-lr", "multiply the learning rate by the number of processes, with a warm-up", **flag)
     return parser
 
 

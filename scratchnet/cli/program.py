@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from scratchnet import checks, cuda_errors, data
 from scratchnet.backend import Backend, BackendError
 from scratchnet.checkpoint import FormatError
+from scratchnet.distributed import started_by_mpirun
 from scratchnet.training import NotFinite, RunError
 from scratchnet.training.engine import choose_engine
 from scratchnet.training.options import DEFAULTS
@@ -23,6 +24,8 @@ from scratchnet.training.stopping import Stopped
 from scratchnet.untrusted import printable
 
 EXTRAS = ("matplotlib", "onnx")  # packages that not everything needs, by the names under which they install
+quiet = False  # in all processes but one, where many run one program
+failing: Callable[[BaseException, int, str], NoReturn] | None = None  # how those end, where one fails
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +34,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leave with status 2."""
         message = message.removeprefix("argument ")
-        self.exit(2, printable(f"{self.prog}: {message} (--help lists all options)") + "\n")
+        first = started_by_mpirun()[1] == 0  # of processes with the same arguments one says so
+        self.exit(
+            2, printable(f"{self.prog}: {message} (--help lists all options)") + "\n" if first else None
+        )
 
 
 def positive(kind: type) -> Callable[[str], Any]:
@@ -93,7 +99,8 @@ def command(*arguments: str) -> str:
 
 def complain(sentence: str) -> None:
     """Print a sentence on standard error, on one line, whatever a file in it may be called."""
-    print(printable(f"{name_of_program()}: {' '.join(sentence.split())}"), file=sys.stderr, flush=True)
+    if not quiet:
+        print(printable(f"{name_of_program()}: {' '.join(sentence.split())}"), file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
@@ -114,30 +121,42 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
         # Names of files need not be text; they are printed as they are, and if that cannot be, spelt out.
         utf = sys.stdout.encoding.lower().startswith("utf")
         sys.stdout.reconfigure(errors="surrogateescape" if utf else "backslashreplace")
+    caught: BaseException
     try:
         with cuda_errors.explained():
             sys.exit(main() or 0)
     except (BackendError, data.DataError, FormatError, RunError, ValueError) as error:
-        status, message = 2, as_options(str(error))
+        caught, status, message = error, 2, as_options(str(error))
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        status, message = 2, f"this needs the package {error.name}: python -m pip install {error.name}"
-    except MemoryError:
-        status, message = 2, f"not enough memory{memory_advice}"
+        caught, status, message = (
+            error,
+            2,
+            f"this needs the package {error.name}: python -m pip install {error.name}",
+        )
+    except MemoryError as error:
+        caught, status, message = error, 2, f"not enough memory{memory_advice}"
     except NotFinite as error:
-        status, message = 1, str(error)
+        caught, status, message = error, 1, str(error)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         where = error.filename or "cannot write"  # what has no name is the output
-        status, message = 2, f"{where}: {error.strerror}" if error.strerror else str(error)
+        caught, status = error, 2
+        message = f"{where}: {error.strerror}" if error.strerror else str(error)
     except KeyboardInterrupt as error:
-        status, message = 130, f"stopped {error}".strip()
+        caught, status, message = error, 130, f"stopped {error}".strip()
         if isinstance(error, Stopped):
             status, message = 128 + error.signal, f"stopped {error.done}"
             if error.run is not None:
                 message += f"; go on with: {command('--resume', '--run-dir', str(error.run))}"
+    except Exception as error:
+        if failing is None:
+            raise
+        caught, status, message = error, 1, ""
+    if failing is not None:
+        failing(caught, status, message)
     complain(message)
     sys.exit(status)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from scratchnet import backend, checkpoint
+from scratchnet.cli import together
 from scratchnet.cli.datasets import describe_classes, describe_test, load_data, write_images
 from scratchnet.cli.forecast import forecast
 from scratchnet.cli.options import describe_run, open_run, parse_training
@@ -141,7 +142,7 @@ def make_trainer(
     how: dict[str, Any] = {"optimizer": optimizer, "loss": loss, "train": train, "validation": validation}
     chosen = choose_engine(net.backend, options.engine, options.precision)
     how |= {"engine": chosen.name, "precision": chosen.precision, "epochs": options.epochs}
-    cost = forecast(net, options.batch_size, **how, saves=True, measure=options.dry_run)
+    cost = forecast(net, together.images_per_rank(options), **how, saves=True, measure=options.dry_run)
     say(str(cost) if options.dry_run else f"Forecast: {cost.line}")
     if cost.warning:
         complain(f"warning: {cost.warning}")
@@ -153,30 +154,45 @@ def make_trainer(
         images_of_one_step, _ = next(train.epoch(0))
         factor = rescale_layers(net, net.backend.asarray(images_of_one_step[:32]), new_head=True)
         say(f"Rescaled: the new head sees features {factor:.3g} times smaller than those of the file")
-    run = open_run(options, net, header)
+    parallel, opened = together.parallel(options), []
+    parallel.on_writer(lambda: opened.append(open_run(options, net, header)))
+    run = opened[0] if opened else None  # one process has it
     engine = make_engine(net, chosen.name, chosen.precision)
     observers = [Doctor(), Console()] if options.diagnose else [Console()]
     safety = {name: getattr(options, name) for name in ("save_minutes", "on_nan", "clip_norm")}
+    safety["parallel"] = parallel
+    rate = together.scaled(rate, options, len(train))
     trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers, **safety)
     if options.resume:
         trainer.resume(options.epochs)
-    run.write_config(describe_run(options, net.backend.device, header, trainer.identity))
+
+    def describe() -> None:
+        if run is not None:
+            run.write_config(describe_run(options, net.backend.device, header, trainer.identity))
+
+    parallel.on_writer(describe)
     return trainer
 
 
 def test_best(options: SimpleNamespace, trainer: Trainer, images: ImageData, test: Loader) -> None:
     """Look once at the test images, with the weights that validation chose; not at all with ``--no-test``."""
-    net, run = trainer.net, trainer.run
-    assert isinstance(run, RunDirectory)  # make_trainer gave it one
-    if options.demo:
-        write_images(run.path / "pictures", images)
-    say(f"Best model: {run.best}")
+    net, run, parallel = trainer.net, trainer.run, trainer.parallel
     views_of_each = [] if options.no_test else sorted({1, options.views})
-    if views_of_each:
-        checkpoint.load_weights(run.best, net)
+
+    def load() -> None:
+        assert isinstance(run, RunDirectory)  # make_trainer gave it one
+        if options.demo:
+            write_images(run.path / "pictures", images)
+        say(f"Best model: {run.best}")
+        if views_of_each:
+            checkpoint.load_weights(run.best, net)
+
+    parallel.on_writer(load)
+    parallel.share_weights(net)
     for views in views_of_each:
         with Progress("testing", test.n_samples) as progress:
-            accuracy = evaluate(net, test, trainer.engine, views, progress.update).accuracy
+            accuracy = evaluate(net, test, trainer.engine, views, progress.update, parallel).accuracy
         of_each = f", {views} views of each" if views > 1 else ""
         say(f"Test Acc: {accuracy:.6f} ({describe_test(images)}{of_each})")
-    run.release()
+    if run is not None:
+        run.release()

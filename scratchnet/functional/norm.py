@@ -158,9 +158,10 @@ def batch_norm_backward(
     dweight = channel_sum(dy * h)  # (C,)
     if of_batch:
         M, total = _of_all(x, across)
-        h *= total(dweight) / M
+        sums = (dweight, dbias) if across is None else total(array_module(x).stack([dweight, dbias]))
+        h *= sums[0] / M
         dx = dy - h  # (..., C)
-        dx -= total(dbias) / M
+        dx -= sums[1] / M
         dx *= weight * inv_std
     else:
         dx = dy * (weight * inv_std)  # (..., C)

@@ -10,6 +10,7 @@ import numpy as np
 from scratchnet.backend import Array
 from scratchnet.data import Loader
 from scratchnet.data.loader import Rows
+from scratchnet.layers import Layer
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.training.engine import Layers, Plans
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scratchnet.training.trainer import Trainer
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class BatchResult(NamedTuple):
@@ -47,6 +49,8 @@ class Alone:
     'written'
     """
 
+    rank = 0  # of the process that reads and writes the run's files, and speaks
+
     def join(self, trainer: Trainer) -> None:
         """Take a trainer that has just been made: divide its loaders, take what only one process has."""
 
@@ -56,8 +60,13 @@ class Alone:
     def end(self, trainer: Trainer) -> None:
         """Training has ended, however it did."""
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if any process was told to stop."""
+    def agree(self, signal: int, save: bool) -> tuple[int, bool]:
+        """Return the signal by which any process was asked to stop, 0 if none, and whether one is to save."""
+        return signal, save
+
+    def met(self, error: E) -> E:
+        """Return an error, marked as one that all processes raise here."""
+        return error
 
     def shard(self, loader: Loader) -> Loader:
         """Return what this process hands out of each batch."""
@@ -87,6 +96,9 @@ class Alone:
     def gather(self, batches: list[Any]) -> list[Any]:
         """Return an array for each batch out of those for the rows of each process."""
         return batches
+
+    def share_weights(self, net: Layer) -> None:
+        """Give all processes the weights and statistics of the one that reads and writes files."""
 
     def average_statistics(self) -> None:
         """Give all processes the same running statistics, before they evaluate and one of them writes."""

@@ -42,6 +42,8 @@ DEFAULTS: dict[str, Any] = {
         "demo": False,
     },
     "recipe": None,
+    # Many processes; ranks is how many the run began with
+    **{"distributed": False, "sync_batch_norm": False, "scale_lr": False, "ranks": 1},
 }
 
 # If they are not given: None

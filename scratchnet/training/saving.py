@@ -64,7 +64,7 @@ class Saving:
         if not self.whole:
             self._tell_of_half_a_step()
         if run is None:
-            with self._stop.heeded():
+            with self._stop.heeded(trainer.parallel.rank == 0):
                 yield
             return
         with run.locked():
@@ -77,7 +77,7 @@ class Saving:
             if config.get("run", trainer.identity) != trainer.identity:  # which the first step would change
                 raise RunError(f"{run.config} is of another run: choose another folder")
             self._last = time.monotonic()
-            with self._stop.heeded():
+            with self._stop.heeded(trainer.parallel.rank == 0):
                 yield
 
     def _tell_of_half_a_step(self) -> None:
@@ -99,22 +99,23 @@ class Saving:
         for made in steps:
             self.whole = True
             yield made
-            if time.monotonic() - self._last >= 60 * self.minutes:
-                self.save()
-            self.stop_if_asked()
+            self.stop_if_asked(save=time.monotonic() - self._last >= 60 * self.minutes)
             self.whole = False
         self.whole = True
 
     def save(self) -> None:
         """Write the state as it is between two steps, unless it is on disk."""
+        self.trainer.parallel.on_writer(self._write_state)
+        self.remember()
+        self._last = time.monotonic()
+
+    def _write_state(self) -> None:
         trainer, run = self.trainer, self.trainer.run
         if run is not None and self._saved != (now := self._place()):
             taken = snapshot.take(trainer)
             if snapshot.is_finite(taken):  # else what is on disk is better
                 run.write_state(*taken)
                 self._version, self._saved = run.version, now
-        self.remember()
-        self._last = time.monotonic()
 
     def _place(self) -> tuple[int, int, int]:
         return len(self.trainer.log), self.trainer.batch, self.trainer.rollbacks
@@ -152,12 +153,14 @@ class Saving:
 
     # Stopping
 
-    def stop_if_asked(self) -> None:
-        """Save and raise ``Stopped`` if a signal has asked for it."""
-        if self._stop.signal is not None:
-            number, self._stop.signal = self._stop.signal, None
+    def stop_if_asked(self, save: bool = False) -> None:
+        """Save and raise ``Stopped`` if a signal has asked for it, in any process; or only save."""
+        number, save = self.trainer.parallel.agree(self._stop.signal or 0, save)
+        if number or save:
             self.save()
-            raise self.stopped(number)
+        if number:
+            self._stop.signal = None
+            raise self.trainer.parallel.met(self.stopped(number))
 
     def stopped(self, number: int) -> Stopped:
         """Return the exception that says what is done."""

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 # SIGTERM is what schedulers send before they kill, SIGHUP what a terminal sends when it is closed.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+# Under mpirun a Ctrl-C may arrive twice: from the terminal, and passed on
+TWICE_SECONDS = 0.5
 
 
 class Stopped(KeyboardInterrupt):
@@ -51,14 +55,19 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._at = 0.0
+        self._speaks = True
 
     @contextmanager
-    def heeded(self) -> Iterator[Stop]:
+    def heeded(self, speaks: bool = True) -> Iterator[Stop]:
         """Note signals within this context rather than obey them; the second one raises KeyboardInterrupt.
+
+        The first one prints a line, where ``speaks``: of many processes one does.
 
         Those that the process ignores (``nohup``) stay ignored, and outside the main thread nothing changes.
         """
         before: dict[int, Any] = {}
+        self._speaks = speaks
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
@@ -71,8 +80,12 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            if time.monotonic() - self._at < TWICE_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self._at = number, time.monotonic()
+        if not self._speaks:
+            return
         with suppress(
             OSError, ValueError, AttributeError
         ):  # straight to the terminal: a print may be going on

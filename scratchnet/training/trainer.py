@@ -113,7 +113,8 @@ class Trainer:
         on_gpu = on_gpu and self.loss.class_weights is None  # which the kernel of the loss does not know
         # The steps of SGD are kernels of one graph; those of others are made one by one.
         on_gpu = on_gpu and isinstance(optimizer, SGD) and clip_norm is None
-        if isinstance(self.engine, Plans) and on_gpu:
+        self.parallel = parallel or Alone()
+        if isinstance(self.engine, Plans) and on_gpu and type(self.parallel) is Alone:
             self.device_epochs = DeviceEpochs(net, optimizer, self.loss, train, self.engine.precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
@@ -123,7 +124,6 @@ class Trainer:
         self.rate_factor, self.rollbacks, self.clip_norm = 1.0, 0, clip_norm
         self.saving = Saving(self, save_minutes, on_nan)
         self.rate_set: float | None = None
-        self.parallel = parallel or Alone()
         self.parallel.join(self)
 
     def resume(self, epochs: int | None = None) -> None:
@@ -170,6 +170,8 @@ class Trainer:
                 self.saving.stop_if_asked()
             except BaseException as error:
                 self._tell("on_error", error)
+                if isinstance(error, NotFinite):
+                    self.parallel.met(error)
                 if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
                     raise self.saving.stopped(signal.SIGINT) from None
                 raise

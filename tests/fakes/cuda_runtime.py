@@ -21,6 +21,7 @@ class Stream:
     def __init__(self, null=False, non_blocking=False):
         self.ptr = 0 if null else id(self)
         self.recorded = None  # a list while it records
+        self.waited_for = []  # the streams whose events it has waited for
 
     def __enter__(self):
         streams.append(self)
@@ -31,6 +32,9 @@ class Stream:
 
     def synchronize(self):
         refuse_while_recording("waits")
+
+    def wait_event(self, event):
+        self.waited_for.append(event.stream)
 
     def begin_capture(self, mode=None):
         if not self.ptr:
@@ -58,8 +62,11 @@ class Graph:
 class Event:
     """A point in time."""
 
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.stream = None
+
     def record(self, stream=None):
-        self.time = perf_counter()
+        self.time, self.stream = perf_counter(), stream or streams[-1]
 
     def synchronize(self):
         refuse_while_recording("waits")
