@@ -165,6 +165,7 @@ def _training_parser() -> Parser:
     add(many, "distributed", "divide each batch among the processes that mpirun has started", **flag)
     add(many, "sync-batch-norm", "normalise with the statistics of the whole batch, not of each part", **flag)
     add(many, "scale-lr", "multiply the learning rate by the number of processes, with a warm-up", **flag)
+    add(many, "ranks", "that number (default as many as the run is begun with)", **count)
     return parser
 
 

@@ -42,7 +42,7 @@ def options_of_all(
     arguments = {f"--{name.replace('_', '-')}": v for name, v in given.items() if name not in MAY_DIFFER}
     require_agreement(_ranks, arguments)
     options = _ranks.on_writer(resolve)
-    if not options["resume"]:
+    if not options["resume"] and options["ranks"] is None:
         options["ranks"] = _ranks.size
     return options | {name: given[name] for name in MAY_DIFFER & given.keys()}
 
@@ -67,7 +67,7 @@ def scaled(
     """Return the schedule, with ``--scale-lr`` times the number of ranks with which the run began."""
     if not options.scale_lr:
         return rate
-    return ScaledRate(rate, options.ranks, WARMUP_EPOCHS * steps_per_epoch)
+    return ScaledRate(rate, options.ranks or 1, WARMUP_EPOCHS * steps_per_epoch)
 
 
 def fail_together(error: BaseException, status: int, message: str) -> NoReturn:

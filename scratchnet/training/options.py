@@ -42,14 +42,15 @@ DEFAULTS: dict[str, Any] = {
         "demo": False,
     },
     "recipe": None,
-    # Many processes; ranks is how many the run began with
-    **{"distributed": False, "sync_batch_norm": False, "scale_lr": False, "ranks": 1},
+    # Many processes
+    **{"distributed": False, "sync_batch_norm": False, "scale_lr": False, "ranks": None},
 }
 
 # If they are not given: None
 UNSET = {"engine": str, "subset": int, "validation": int, "run_dir": str, "recipe": str, "init_from": str}
 UNSET |= {
     "clip_norm": float,
+    "ranks": int,
     "class_weights": str,
     "freeze": str,
     "precision": str,

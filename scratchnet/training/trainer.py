@@ -111,10 +111,11 @@ class Trainer:
         self.device_epochs: DeviceEpochs | None = None
         on_gpu = net.backend.name == "cupy" and net.dtype == "float32"
         on_gpu = on_gpu and self.loss.class_weights is None  # which the kernel of the loss does not know
-        # The steps of SGD are kernels of one graph; those of others are made one by one.
-        on_gpu = on_gpu and isinstance(optimizer, SGD) and clip_norm is None
+        # The steps of SGD are kernels of one graph; those of others are made one by one, and so are those of
+        # many processes.
         self.parallel = parallel or Alone()
-        if isinstance(self.engine, Plans) and on_gpu and type(self.parallel) is Alone:
+        on_gpu = on_gpu and clip_norm is None and type(self.parallel) is Alone
+        if isinstance(self.engine, Plans) and isinstance(optimizer, SGD) and on_gpu:
             self.device_epochs = DeviceEpochs(net, optimizer, self.loss, train, self.engine.precision)
         self.log: list[dict[str, float]] = []
         self.best_accuracy = -1.0
