@@ -79,8 +79,13 @@ class Lock:
         waiting: Callable[[str], object] | None = None,
     ):
         self.path, self._process = Path(path), os.getpid()
+        looks = 10
         while not self._take():
-            sentence = f"{what or self.path.parent} is in use by {_owner(self.path)}"
+            whose, looks = _owner(self.path), looks - 1
+            if not whose and looks:  # it has just been taken, or let go
+                time.sleep(0.05)
+                continue
+            sentence = f"{what or self.path.parent} is in use by {whose or 'another process'}"
             if waiting is None:
                 raise InUse(sentence)
             if waiting is not _wait_silently:
@@ -166,14 +171,14 @@ def _description() -> bytes:
 
 
 def _owner(path: Path) -> str:
-    """Say whose a lock is, as far as its file tells."""
+    """Say whose a lock is; nothing if its file does not tell."""
     try:
         with open(path, "rb") as file:
             whose = json.loads(file.read(1 << 12))
         words = f"process {whose['process']} on {whose['host']} since {whose['since']}"
         return "".join(letter if letter.isprintable() else "?" for letter in words)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "another process"  # which has locked it and not yet written who it is
+        return ""
 
 
 def _close_in_child() -> None:
