@@ -40,6 +40,8 @@ def anchor(heading):
 def test_python_in_readmes_runs(page, code, tmp_path, monkeypatch):
     if "torchvision" in code:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
+    if "distributed" in code:
+        pytest.importorskip("mpi4py", reason="mpi4py is not installed")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, page, "exec"), {"__name__": "readme"})
 
