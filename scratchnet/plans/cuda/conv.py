@@ -67,6 +67,7 @@ class Convolution(Kernel):
     code: Buffer | None = None  # which pixel of each window won
     dz: Buffer | None = None  # the gradient of the product; None: it is that of the output
     partial: Buffer | None = None  # sums of the bias's gradient, those of all chunks one after the other
+    padded: Array | None = None  # the weight with rows of zeros below it, where the columns are padded
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -109,8 +110,8 @@ class Convolution(Kernel):
             self.partial = arena.reserve("partial", shape, np.float32, backward, backward)
 
     def prepare(self) -> None:  # noqa: D102
-        if self.width != self.row:
-            self.padded: Array = self.context.xp.zeros((self.width, self.O), self.context.operand)
+        if self.width != self.row and self.padded is None:  # once: recorded graphs read it
+            self.padded = self.context.xp.zeros((self.width, self.O), self.context.operand)
 
     def leave_out_bias(self) -> Parameter | None:  # noqa: D102
         if self.relu or self.pools or self.norm is not None:
@@ -126,7 +127,7 @@ class Convolution(Kernel):
             norm_fold(norm.weight.data, norm.running_mean, norm.running_var, bias, **affine, eps=norm.eps)
             shift = norm.bias.data
         weight = self.matrix(self.conv.weight)  # (KH*KW*C, O)
-        if self.width != self.row:
+        if self.padded is not None:
             cast_operands(self.conv.weight.data, self.padded[: self.row])
             weight = self.padded  # (width, O)
         for images, _ in self.chunks:

@@ -92,6 +92,14 @@ def test_padding_is_zero_whatever_the_weights_become(device):
         assert np.isfinite(device.to_numpy(plan.maps[1].data)).all()
 
 
+def test_a_plan_that_moves_keeps_what_recorded_graphs_read(stand_in):
+    net = Sequential(Conv2d(3, 8), Flatten()).to("cupy").eval()
+    plan = plans.compile(net, SHAPE)
+    before = plan.kernels[0].padded
+    plan.bind()
+    assert plan.kernels[0].padded is before
+
+
 def test_a_matrix_may_be_the_first_columns_of_a_wider_one(device):
     a, b = batch(64, 32, seed=1), batch(64, 16, seed=2)
     out = device.xp.empty((27, 16), "float32")
