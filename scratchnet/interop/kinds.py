@@ -43,7 +43,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         raise FormatError(f"{path} {KERAS}", KERAS_ADVICE.format(path=os.fspath(path)))
     if torch_file.is_torch_file(path):
         return "torch"
-    # A safetensors file begins with the length of its header, and with the brace of that header's JSON; an ONNX
+    # A safetensors file begins with the length of its header and the brace of that header's JSON, an ONNX
     # file with the version of its format. Of anything else the reader of safetensors says that it is none.
     is_onnx = start[8:9] != b"{" and (start[:1] == b"\x08" or os.fspath(path).endswith(".onnx"))
     return "onnx" if is_onnx else "safetensors"
