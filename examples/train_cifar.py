@@ -1,6 +1,6 @@
 """Train a VGG on CIFAR-10, from first principles.
 
-python examples/train_cifar.py --help shows all options; --demo runs in about a minute and needs no data.
+python examples/train_cifar.py --help-all shows all options; --demo runs in about a minute and needs no data.
 
 ``trainer.train_epoch`` below is this loop; it computes with a compiled plan, and tells how it goes::
 

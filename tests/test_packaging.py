@@ -3,7 +3,13 @@
 import configparser
 import importlib
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 SETUP = configparser.ConfigParser()
@@ -42,3 +48,22 @@ def test_no_message_advises_the_name_on_pypi_that_belongs_to_another_project():
             if path.suffix in (".py", ".md", ".ipynb"):
                 text = path.read_text(encoding="utf-8")
                 assert not re.search(r"scratchnet\[|pip install [\"']?scratchnet\b", text), path
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_every_file_of_the_repository(tmp_path):
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no repository: this is an unpacked sdist")
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    copied = tmp_path / "copy"
+    for name in listed.stdout.split("\n")[:-1]:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copied / name)
+    code = "import setuptools.build_meta as build; print(build.build_sdist('dist'))"
+    built = subprocess.run(
+        [sys.executable, "-c", code], cwd=copied, capture_output=True, text=True, check=True
+    )
+    with tarfile.open(copied / "dist" / built.stdout.splitlines()[-1]) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*listed.stdout.split("\n")[:-1]} - packed == set()

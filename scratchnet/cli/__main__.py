@@ -18,7 +18,7 @@ COMMANDS = {
 USAGE = "\n".join(
     ["usage: scratchnet COMMAND [options]", ""]
     + [f"  {name.ljust(9)} {text}" for name, text in COMMANDS.items()]
-    + ["", "scratchnet COMMAND --help lists its options."]
+    + ["", "scratchnet COMMAND --help says how it is used, --help-all lists its options."]
 )
 
 

@@ -43,6 +43,15 @@ from scratchnet.training.engine import ENGINES, Layers, Plans
 from scratchnet.training.evaluation import VIEWS, confusion_table
 from scratchnet.untrusted import printable
 
+ESSENTIALS = {  # what --help shows
+    "MODEL": "a file of weights: safetensors, PyTorch's or ONNX",
+    "[IMAGE ...]": "image files, folders, or http(s) addresses",
+    "--top K": "print the K likeliest classes with probabilities",
+    "--data NAME": "measure on the test images of cifar10, cifar100 or shapes10",
+    "--views N": "look at 2 or 10 views of each image",
+    "--classes NAMES": "the classes, joined by commas, or a file of them",
+}
+
 Decoded = tuple[str | PathLike[str], np.ndarray | DataError]  # an image, and its pixels or why there are none
 
 
@@ -68,7 +77,7 @@ def main() -> int:
 
 
 def _parse() -> Namespace:
-    parser = Parser(description="Say what is in an image, or how good a model is.")
+    parser = Parser(ESSENTIALS, description="Say what is in an image, or how good a model is.")
     add = parser.add_argument
     add("model", metavar="MODEL", type=expanduser, help=MODEL)
     images = "image files, folders (measured, if they have one for each class), or http(s) addresses"

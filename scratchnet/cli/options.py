@@ -59,6 +59,28 @@ MAY_CHANGE = {"backend", "engine", "data_dir", "data_memory", "epochs", "run_dir
 MAY_CHANGE |= {"diagnose", "views", "no_test", "on_nan", "save_minutes", "distributed"}
 
 
+# What --help shows; --help-all shows the rest.
+ESSENTIALS = {
+    "--demo": "a small network on the built-in images, in about a minute",
+    "--data DATA": "cifar10, cifar100, shapes10, or a FOLDER of one per class",
+    "--data-dir DIR": "where CIFAR lies, or is to be downloaded to",
+    "--arch NAME": f"{', '.join(ARCHITECTURES)}",
+    "--batch-norm": "batch normalisation after every convolution",
+    "--image-size S": "resize the images to S pixels",
+    "--epochs N": "how many times to go through the images",
+    "--batch-size N": "images per step",
+    "--optimizer NAME": "sgd or adamw",
+    "--lr RATE": "the highest learning rate",
+    "--recipe NAME": f"the settings of a full run: {', '.join(RECIPES)}",
+    "--init-from FILE": "begin with all weights of a file that fit",
+    "--freeze PATHS": "do not train these layers, as in: features",
+    "--run-dir DIR": "where weights, log and state are left",
+    "--resume": "go on with a run, that of --run-dir or the newest",
+    "--dry-run": "print what memory and time it will take, and stop",
+    "--diagnose": "say how each layer does, and what is wrong",
+}
+
+
 def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
     """Read the options of a training, named as in ``DEFAULTS``; with ``--resume``, of the run to resume.
 
@@ -86,6 +108,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> SimpleNamespace:
 def _training_parser() -> Parser:
     parser = Parser(
         description="Train a VGG on CIFAR-10, in NumPy or CuPy, with every gradient written by hand.",
+        essentials=ESSENTIALS,
         argument_default=argparse.SUPPRESS,  # so that what was given can be told from what was not
     )
 

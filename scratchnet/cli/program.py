@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from scratchnet import checks, cuda_errors, data
 from scratchnet.backend import Backend, BackendError
 from scratchnet.checkpoint import FormatError
 from scratchnet.distributed import started_by_mpirun
+from scratchnet.tables import aligned
 from scratchnet.training import NotFinite, RunError
 from scratchnet.training.engine import choose_engine
 from scratchnet.training.options import DEFAULTS
@@ -29,15 +30,47 @@ failing: Callable[[BaseException, int, str], NoReturn] | None = None  # how thos
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one sentence what is wrong, as everything else here does."""
+    """A parser that says in one sentence what is wrong, as everything else here does.
+
+    ``--help`` fits one screen: where there are ``essentials``, what is written on the command line with a few
+    words each, it shows these, and ``--help-all`` shows everything.
+    """
+
+    def __init__(self, essentials: Mapping[str, str] | None = None, **keywords: Any):
+        super().__init__(add_help=False, **keywords)
+        self.essentials = dict(essentials or {})
+        self.add_argument("-h", "--help", action=_Help, help="show this and exit")
+        if self.essentials:
+            self.add_argument("--help-all", action=_Help, help="show all options and exit")
+
+    def format_essentials(self) -> str:
+        """Return the help that fits one screen."""
+        rows = [*self.essentials.items(), ("--help-all", "all options, and their defaults")]
+        given = " ".join(name for name in self.essentials if not name.startswith("-"))
+        lines = aligned(rows, left=2, gap="  ")
+        first = f"usage: {self.prog} {given} [options]".replace("  ", " ")
+        return "\n".join([first, "", self.description or "", "", *(f"  {line}" for line in lines), ""])
 
     def error(self, message: str) -> NoReturn:
         """Leave with status 2."""
         message = message.removeprefix("argument ")
+        listing = "--help-all" if self.essentials else "--help"
         first = started_by_mpirun()[1] == 0  # of processes with the same arguments one says so
-        self.exit(
-            2, printable(f"{self.prog}: {message} (--help lists all options)") + "\n" if first else None
-        )
+        shown = printable(f"{self.prog}: {message} ({listing} lists all options)") + "\n"
+        self.exit(2, shown if first else None)
+
+
+class _Help(argparse.Action):
+    """Prints a parser's help, all of it or what is essential, and ends the program."""
+
+    def __init__(self, option_strings: list[str], **keywords: Any):
+        keywords |= {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0}
+        super().__init__(option_strings, **keywords)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        short = parser.essentials and option_string != "--help-all"
+        print(parser.format_essentials() if short else parser.format_help(), end="")
+        parser.exit()
 
 
 def positive(kind: type) -> Callable[[str], Any]:

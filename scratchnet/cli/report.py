@@ -35,7 +35,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        command = 'python -m pip install --editable ".[plot]"'
+        command = "python -m pip install matplotlib"
         raise ValueError(f"drawing needs matplotlib, which is not installed: {command}") from None
     print(printable(str(report.output)))
 

@@ -1,7 +1,7 @@
 """What a run prints: the article's log on standard output, progress on standard error.
 
-On a terminal progress is a bar; where the output goes to a file it is a plain line per minute, so that the
-file stays readable. Every line is flushed, so that ``tail -f`` shows it at once.
+On a terminal and in a notebook progress is a bar; where the output goes to a file it is a plain line per
+minute, so that the file stays readable. Every line is flushed, so that ``tail -f`` shows it at once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Progress(AbstractContextManager):
         self.done = self.done_before = done
         self.start = self.last_line = clock()
         self.bar: tqdm | None = None
-        if self.file.isatty():
+        if self.file.isatty() or (file is None and _in_notebook()):
             # With no width or height at all tqdm would show nothing.
             size = {"dynamic_ncols": True} if _columns(self.file) else {"ncols": 80, "nrows": 24}
             shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images{postfix}, "
@@ -176,6 +176,12 @@ class Console(Observer):
         if self._progress is not None:
             self._progress.close()
         self._progress = progress
+
+
+def _in_notebook() -> bool:
+    """Tell whether this runs in a notebook, which shows what is written over a line as a terminal does."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _columns(file: TextIO) -> int:

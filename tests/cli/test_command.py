@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_without_a_command_it_lists_them(command):
 def test_an_unknown_command_is_one_sentence_and_status_2(command):
     status, out, err = command("paint")
     assert (status, out) == (2, "") and err.startswith("scratchnet: there is no command 'paint': say train,")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_fits_one_screen(command, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = command(f"{name} --help")
+    lines = out.splitlines()
+    assert status == 0 and len(lines) <= 30 and max(map(len, lines)) <= 80
+    if "--help-all" in out:
+        shown = command(f"{name} --help-all")[1]
+        assert all(option in shown for option in re.findall(r"^  (--[a-z-]+)", out, re.M))
+        assert len(command(f"{name} --help-all")[1].splitlines()) > len(lines)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -92,12 +92,12 @@ def test_the_demo_is_a_set_of_options_that_others_override():
 def test_an_option_that_is_not_understood_is_refused_in_one_line(capsys, text, sentence):
     line = refusal(capsys, text)
     assert line.startswith(sentence)
-    assert line.endswith("(--help lists all options)")
+    assert line.endswith("(--help-all lists all options)")
 
 
 def test_help_lists_every_option_and_its_default(capsys):
     with pytest.raises(SystemExit) as caught:
-        parse("--help")
+        parse("--help-all")
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     for name, default in DEFAULTS.items():

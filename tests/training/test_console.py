@@ -7,6 +7,7 @@ import select
 import struct
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,3 +110,16 @@ def test_every_line_of_the_log_is_flushed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     training_console.say("Epoch 1/15")
     assert out.seen == "Epoch 1/15\n"
+
+
+def test_in_a_notebook_progress_is_a_bar(monkeypatch):
+    """A notebook is told by its shell, which has a kernel; its standard error is no terminal."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with Progress("epoch 1/2", 1000) as progress:
+        progress.update(100)
+    assert "epoch 1/2" in out.getvalue() and "images" in out.getvalue()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert Progress("epoch 1/2", 1000).bar is None
