@@ -117,7 +117,10 @@ class TrainingSteps:
         # generator, which a checkpoint saves.
         dropouts = [layer.rng.integers(2**62) for layer in dropping_layers(self.net)]
         self.counters = self._upload(self.counters, np.array([0, *dropouts], np.int64) + first)
-        self.totals_on_device = self._upload(self.totals_on_device, np.array(totals, np.float64))
+        if any(totals):
+            self.totals_on_device = self._upload(self.totals_on_device, np.array(totals, np.float64))
+        else:
+            self.totals_on_device.fill(0)
 
     def step(self, count: int, x: Array | None = None, labels: Array | None = None) -> None:
         """Make a step with the next ``count`` images, and do not wait for it.
