@@ -24,7 +24,7 @@ from scratchnet.backend import Array
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
-INSTALL = "pip install 'scratchnet-numpy[mpi]', and an MPI library, as pip install mpich brings"
+INSTALL = "pip install mpi4py, and an MPI library, as pip install mpich brings"
 POLL_SECONDS = 1e-3
 # What launchers tell the processes that they start: how many there are, and which one this is.
 LAUNCHERS = {
