@@ -7,6 +7,7 @@ sizes are in the same proportion. Mean and standard deviation are those of torch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -26,6 +27,17 @@ def class_names() -> list[str]:
     """
     text = files("scratchnet.interop").joinpath("imagenet_classes.txt").read_text("utf-8")
     return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def normalisation_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mean and deviation for weights that name a thousand classes; for others nothing.
+
+    >>> import numpy as np
+    >>> sorted(normalisation_of({"head.fc.bias": np.zeros(1000)})), normalisation_of({"bias": np.zeros(10)})
+    (['mean', 'std'], {})
+    """
+    named = any(tensor.shape == (CLASSES,) for tensor in tensors.values())  # the last layer's bias
+    return {"mean": [*MEAN], "std": [*STD]} if named else {}
 
 
 def header_for(net: Layer) -> dict[str, Any]:

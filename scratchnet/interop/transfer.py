@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchnet import checkpoint
 from scratchnet.backend import Array
-from scratchnet.interop import onnx_read, torch_file, torch_names
+from scratchnet.interop import imagenet, onnx_read, torch_file, torch_names
 from scratchnet.interop.kinds import kind_of
 from scratchnet.layers import Conv2d, Layer, Linear, assemble, leaves
 from scratchnet.rebuild import shapes
@@ -157,14 +157,15 @@ def _tensors_for(net: Layer, path: str | os.PathLike[str]) -> tuple[dict[str, Ar
     kind = kind_of(path)
     if kind == "torch":
         names = torch_names.as_torchvision(torch_file.read(path))
-        return _turned(net, TensorsInMemory(path, names)), {}
+        return _turned(net, TensorsInMemory(path, names)), imagenet.normalisation_of(names)
     if kind == "onnx":
         read = onnx_read.read(path)
         return _by_position(read.net, net), read.metadata
     with open_tensors(path) as file:
         info = checkpoint.read_header(file)
         if "chain" not in info:
-            return _turned(net, file), info
+            tensors = _turned(net, file)
+            return tensors, info if "mean" in info else info | imagenet.normalisation_of(tensors)
         return _by_position(checkpoint.network_in(file), net), info
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from scratchnet import checkpoint, interop, models
 from scratchnet.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
@@ -193,3 +194,18 @@ def test_the_convolutions_of_a_tumour_network_become_those_of_vgg16(size, head):
     assert result.missed.keys() == {"classifier.0", "classifier.3", "classifier.6"}
     assert net.features[0].weight.data[0, 0, 2, 0] == np.float32(0.42947057)
     assert net.features[0].bias.data[0] == np.float32(0.73429835)
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_weights_of_a_thousand_classes_bring_imagenets_normalisation(kind, tmp_path):
+    tensors = {
+        "features.0.weight": np.zeros((8, 3, 3, 3), np.float32),
+        "classifier.6.bias": np.zeros(1000, np.float32),
+    }
+    if kind == "torch":
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, tmp_path / "a")
+    else:
+        save_file(tensors, tmp_path / "a")
+    info = interop.initialise(vgg(), tmp_path / "a").info
+    assert info["mean"] == [0.485, 0.456, 0.406] and info["std"] == [0.229, 0.224, 0.225]
