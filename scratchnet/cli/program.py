@@ -130,6 +130,13 @@ def command(*arguments: str) -> str:
     )
 
 
+def goes_on(run_dir: str) -> str:
+    """Return the command line that resumes a run."""
+    if failing is None:
+        return command("--resume", "--run-dir", run_dir)
+    return f"mpirun -n {started_by_mpirun()[0]} {command('--distributed', '--resume', '--run-dir', run_dir)}"
+
+
 def complain(sentence: str) -> None:
     """Print a sentence on standard error, on one line, whatever a file in it may be called."""
     if not quiet:
@@ -184,7 +191,7 @@ def run(main: Callable[[], int | None], memory_advice: str = "") -> NoReturn:
         if isinstance(error, Stopped):
             status, message = 128 + error.signal, f"stopped {error.done}"
             if error.run is not None:
-                message += f"; go on with: {command('--resume', '--run-dir', str(error.run))}"
+                message += f"; go on with: {goes_on(str(error.run))}"
     except Exception as error:
         if failing is None:
             raise

@@ -30,7 +30,7 @@ def environment(**more):
 def start(ranks, *arguments, **more):
     """Start a Python program on so many ranks."""
     command = [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": more.pop("stdout", subprocess.PIPE), "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=more.pop("cwd", ROOT), env=environment(**more), **pipes)
 
 

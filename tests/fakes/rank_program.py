@@ -130,7 +130,7 @@ def train_with_fault(fault):
     if fault == "slow":  # long enough to be killed
 
         def on_step(self, trainer, step):
-            time.sleep(0.05)
+            time.sleep(0.1)
 
         training.Console.on_step = on_step
     if fault == "interrupt":
