@@ -347,6 +347,8 @@ class RunDirectory:
                 continue  # the next epoch writes it
             with open_tensors(path) as file:
                 info = json.loads(file.metadata.get(HEADER, "{}"))
+                if not isinstance(info, dict):
+                    raise file.error("has a damaged header: not a JSON object")
                 if header.get("run") != info.get("run", header.get("run")):
                     raise RunError(f"{path} is of another run than {self.state.name}")
                 if path.name in named and file.metadata.get(DIGEST) != named[path.name]:

@@ -30,7 +30,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 import scratchnet
-from scratchnet import workers
+from scratchnet import checks, workers
 from scratchnet.backend import to_numpy
 from scratchnet.digests import Bytes, digest
 from scratchnet.training.observers import EpochTotals
@@ -174,6 +174,10 @@ def check(snapshot: Snapshot, trainer: Trainer, where: object) -> list[str]:
 
 
 def _check_header(header: dict[str, Any], trainer: Trainer) -> None:
+    for key in ("settings", "files", "described", "machine"):
+        if not isinstance(header.get(key, {}), dict):
+            raise ValueError(f"{key} is no JSON object")
+    checks.whole(0, batch=header["batch"], rollbacks=header["learning_rate"]["rollbacks"])
     log = header["log"]
     for k, row in enumerate(log):
         if row["epoch"] != k + 1 or not all(isfinite(row[name]) for name in COLUMNS):
