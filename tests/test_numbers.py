@@ -190,7 +190,7 @@ def test_epochs_are_a_whole_number(wrong):
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, "0.1", None])
 def test_a_schedule_that_gives_no_rate_is_named(wrong):
-    with pytest.raises((ValueError, TypeError), match=r"\blr\b"):
+    with pytest.raises((ValueError, TypeError), match="schedule"):
         trainer(lambda step: wrong).fit(1)
 
 

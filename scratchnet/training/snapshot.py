@@ -177,7 +177,6 @@ def _check_header(header: dict[str, Any], trainer: Trainer) -> None:
     for key in ("settings", "files", "described", "machine"):
         if not isinstance(header.get(key, {}), dict):
             raise ValueError(f"{key} is no JSON object")
-    checks.whole(0, batch=header["batch"], rollbacks=header["learning_rate"]["rollbacks"])
     log = header["log"]
     for k, row in enumerate(log):
         if row["epoch"] != k + 1 or not all(isfinite(row[name]) for name in COLUMNS):
@@ -197,6 +196,7 @@ def _check_header(header: dict[str, Any], trainer: Trainer) -> None:
         0 < rate["factor"] <= 1 and rate["rollbacks"] >= 0 and rate["last"] >= 0 and isfinite(rate["last"])
     ):
         raise ValueError(f"its learning rate is {rate}")
+    checks.whole(0, batch=batch, rollbacks=rate["rollbacks"])
     have, wanted = header["generators"], trainer.net.generators()
     if have.keys() != wanted.keys():
         raise ValueError(
