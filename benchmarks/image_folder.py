@@ -97,9 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scratchnet-") as folder:
         size = write(Path(folder), options.files)
         print(f"{options.files:,} files, {size / 1e6:,.0f} MB; resized to {SIZE} pixels\n")
-        print(
-            "| images | read and checked | an epoch of loading | peak memory | more time for a training step |"
-        )
+        print("| images | read and checked | an epoch of loading | peak memory | more time per step |")
         print("| --- | ---: | ---: | ---: | ---: |")
         for name, memory in (("kept in memory", 10**12), ("read in each epoch", 0)):
             command = [sys.executable, __file__, "--measure", folder, str(memory)]

@@ -8,7 +8,7 @@ from importlib import import_module
 from scratchnet.cli.program import run
 
 COMMANDS = {
-    "train": "train a VGG on CIFAR-10, or on the built-in images",
+    "train": "train a VGG on CIFAR, on a folder of your images, or on built-in ones",
     "evaluate": "name what is in images, or measure a model",
     "report": "show how a run went, as one page",
     "export": "write a network as an ONNX file",
