@@ -205,6 +205,8 @@ def prepare(folder, diagnosing, engine=None, epochs=2, lr=0.02, batch_norm=True)
 def left_behind(folder):
     tensors, header = read_tensors(folder / "state.safetensors")
     progress = json.loads(header)
+    for of_this_run in ("run", "seconds"):  # its identity, and how long it has taken
+        progress.pop(of_this_run)
     log = [{k: v for k, v in row.items() if "second" not in k} for row in progress.pop("log")]
     return {name: array.tobytes() for name, array in tensors.items()}, progress, log
 
