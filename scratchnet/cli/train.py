@@ -54,7 +54,7 @@ def make_loaders(images: ImageData, options: SimpleNamespace) -> tuple[Loader, L
     inputs, labels, seed = images.train_images, images.train_labels, options.seed
     learn, validate = divide(images, options.validation, options.subset, seed)
     say(f"Data: {printable(images.name)}, {len(learn):,} images to train on, {len(validate):,} to validate")
-    if options.data not in ("auto", *NAMES):  # somebody's own
+    if options.data not in ("auto", *NAMES):  # a folder of the user's
         say(describe_classes(images, learn, validate))
         read_again = isinstance(inputs, ImageFiles)
         how_kept = "read in each epoch" if read_again else "kept in memory"

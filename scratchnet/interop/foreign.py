@@ -1,4 +1,4 @@
-"""A network from tensors that somebody else named: a VGG, or as much of one as there is."""
+"""A network from tensors with names of others: a VGG, or as much of one as there is."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class RunDirectory:
         except FileNotFoundError:
             named = {}
         except (FormatError, ValueError, AttributeError, RecursionError):
-            return  # whoever resumes is told
+            return  # it is said on resuming
         for path in (self.best, self.last):
             pending = _pending(path)
             if (found := digest_of(pending)) and found == named.get(path.name):
