@@ -46,6 +46,8 @@ class Elsewhere(DistributedError):
 def started_by_mpirun() -> tuple[int, int]:
     """Return how many processes a launcher has started, and which of them this is; (1, 0) without one.
 
+    Examples
+    --------
     >>> started_by_mpirun()
     (1, 0)
     """
@@ -104,6 +106,12 @@ class Communicator:
     ----------
     rank, size : int
         Which rank this is, of how many.
+
+    Examples
+    --------
+    >>> with join() as ranks:  # doctest: +SKIP
+    ...     ranks.gather({"rank": ranks.rank})
+    [{'rank': 0}, {'rank': 1}]
     """
 
     def __init__(self, comm: Any, mpi: Any):
