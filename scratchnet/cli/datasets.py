@@ -53,7 +53,7 @@ def load_data(
 
 def _draw() -> data.ImageData:
     with Progress("drawing shapes10", 10_000):  # some seconds
-        return data.shapes10()
+        return data.named.load("shapes10")
 
 
 def _read(

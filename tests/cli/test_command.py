@@ -23,7 +23,7 @@ def command(tmp_path, monkeypatch, capsys):
     """Run ``scratchnet ...`` in an empty folder; return status, output and errors."""
     monkeypatch.chdir(tmp_path)
     shapes = data.shapes10(n_train=200, n_test=20)
-    monkeypatch.setattr(data, "shapes10", lambda: shapes)
+    monkeypatch.setattr(data.named, "shapes10", lambda: shapes)
 
     def call(text):
         monkeypatch.setattr(sys, "argv", ["/somewhere/scratchnet", *text.split()])

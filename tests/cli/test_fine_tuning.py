@@ -27,7 +27,7 @@ def images():
 def command(tmp_path, monkeypatch, capsys, images):
     """Run a command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "shapes10", lambda: images)
+    monkeypatch.setattr(data.named, "shapes10", lambda: images)
 
     def call(text):
         monkeypatch.setattr(sys, "argv", ["scratchnet", *text.split()])

@@ -349,7 +349,7 @@ def test_a_batch_too_large_is_warned_of_and_tried_all_the_same(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     limited(1e6)
     images = data.shapes10(n_train=100, n_test=20)
-    monkeypatch.setattr(data, "shapes10", lambda: images)
+    monkeypatch.setattr(data.named, "shapes10", lambda: images)
     status, out, err = program(
         f"{TINY} --data shapes10 --subset 32 --validation 32 --epochs 1 --run-dir run", monkeypatch, capsys
     )

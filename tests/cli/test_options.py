@@ -316,7 +316,7 @@ def test_auto_says_in_three_lines_that_it_trains_on_something_else(monkeypatch, 
         raise data.MissingDataError(f"{folder} has no CIFAR-10")
 
     monkeypatch.setattr(data, "cifar10", missing)
-    monkeypatch.setattr(data, "shapes10", lambda: "the built-in set")
+    monkeypatch.setattr(data.named, "shapes10", lambda: "the built-in set")
     assert cli.load_data("auto", "D") == "the built-in set"
     out, err = capsys.readouterr()
     lines = err.splitlines()

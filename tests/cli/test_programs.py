@@ -44,7 +44,7 @@ def images():
 def program(tmp_path, monkeypatch, capsys, images):
     """Run a program in this process, in an empty folder: ``program("evaluate.py MODEL cat.png")``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "shapes10", lambda: images)
+    monkeypatch.setattr(data.named, "shapes10", lambda: images)
 
     def call(text):
         name, *arguments = text.split()

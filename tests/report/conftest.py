@@ -16,14 +16,14 @@ def few_images():
 
 @pytest.fixture(autouse=True)
 def builtin_images_are_few(few_images, monkeypatch):
-    monkeypatch.setattr(data, "shapes10", lambda: few_images)
+    monkeypatch.setattr(data.named, "shapes10", lambda: few_images)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, few_images):
     """The run's folder, which no test may change."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "shapes10", lambda: few_images)
+        patch.setattr(data.named, "shapes10", lambda: few_images)
         return train(tmp_path_factory.mktemp("runs") / "tiny", "--batch-norm --lr 0.05 --epochs 2")
 
 
@@ -31,7 +31,7 @@ def trained(tmp_path_factory, few_images):
 def shown(trained, few_images, tmp_path_factory):
     """Its page."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "shapes10", lambda: few_images)
+        patch.setattr(data.named, "shapes10", lambda: few_images)
         return written(trained, output=tmp_path_factory.mktemp("page") / "page.html")
 
 

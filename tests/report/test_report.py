@@ -123,7 +123,7 @@ def test_a_run_that_is_missing_or_broken_is_named_in_a_sentence(run, capsys, spo
         ("image_size", 0, "image_size is 0, and should be a whole number of at least 1"),
         ("seed", True, "seed is true, and should be a whole number of at least 0"),
         ("validation", "x", 'validation is "x", and should be a whole number of at least 1'),
-        ("lr", float("nan"), "lr is NaN, and should be a number of at least 0"),
+        ("lr", float("nan"), "lr is NaN, and should be a finite number of at least 0"),
         ("batch_norm", [], "batch_norm is [], and should be true or false"),
     ],
 )
