@@ -2,10 +2,12 @@
 
 from types import ModuleType
 
-import torch
-from torch import nn
+import pytest
 
 from scratchnet.models import ARCHITECTURES
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+nn = torch.nn
 
 
 class VGG(nn.Module):
