@@ -72,7 +72,8 @@ def safetensors(tally: Tally) -> None:
 def any_weights(tally: Tally) -> None:
     """Whatever may be given as MODEL."""
     seeds = saved(tally) + torch_files() + onnx_files(tally)
-    besiege(tally, Target("net", seeds, interop.load, (FormatError,), [with_another_header]))
+    refusals = (FormatError, ImportError)  # a mutant may look like ONNX where onnx is not installed
+    besiege(tally, Target("net", seeds, interop.load, refusals, [with_another_header]))
 
 
 def torch_files() -> list[bytes]:
