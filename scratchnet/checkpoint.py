@@ -170,6 +170,7 @@ def load_weights(path: str | os.PathLike[str], net: Layer) -> None:
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> net, other = Linear(3, 2), Linear(3, 2, rng=np.random.default_rng(1))
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = os.path.join(folder.name, "net.safetensors")

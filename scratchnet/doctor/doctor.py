@@ -157,7 +157,7 @@ class Doctor(Observer):
     >>> how = {"normalisation": data.Normalisation.of(shapes.train_images)}
     >>> train = data.Loader(shapes.train_images, shapes.train_labels, 32, shuffle=True, **how)
     >>> net = vgg11(num_classes=10, image_size=32, width=0.125, classifier_width=16)
-    >>> optimizer, doctor = SGD(net.parameters(), lr=0.01), Doctor()
+    >>> optimizer, doctor = optim.SGD(net.parameters(), lr=0.01), Doctor()
     >>> trainer = Trainer(net, optimizer, optim.Constant(0.01), train, train, observers=[doctor])
     >>> doctor.examine(trainer, step=0)  # doctest: +ELLIPSIS
     Diagnosis at step 0: loss ..., 9.4 % of 64 images right
