@@ -98,6 +98,7 @@ class Parameter:
         """The values, a view into the network's buffer: write into it, or assign an array to copy it in."""
         if not self.buffer.filled:
             self.buffer.fill()
+        self.buffer.handed_out += 1
         return self.view(self.buffer.allocate())
 
     @data.setter
@@ -176,6 +177,9 @@ class FlatBuffer:
         Grows whenever values change through ``SGD.step``, loading, ``to`` or assignment, and when batch
         normalisation tracks its statistics, so that whatever was derived from them (a plan's transformed
         weights) can tell that it is stale.
+    handed_out : int
+        How often ``Parameter.data`` gave an array to be read or written. What follows from the values is
+        derived again after that, too: so ``p.data[...] *= 0.5`` is noticed.
     derived : dict
         What others derive from the values, and keep as long as these; copies begin without.
     observer : callable or None
@@ -201,7 +205,7 @@ class FlatBuffer:
         self.filled = False
         self.derived: dict[Any, Any] = {}
         self.observer: Callable[[Parameter], None] | None = None
-        self.version = 0
+        self.version = self.handed_out = 0
         self.size = 0
         moved = [p for p in self.parameters if hasattr(p, "buffer")]  # all but a new one, alone in its first
         self.backend: backends.Backend = moved[0].buffer.backend if moved else backends.get("numpy")
@@ -225,6 +229,11 @@ class FlatBuffer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "derived": {}}
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """What differs once values have changed, or may have."""
+        return self.version, self.handed_out
 
     @classmethod
     def gather(cls, parameters: list[Parameter]) -> FlatBuffer:

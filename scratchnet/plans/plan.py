@@ -139,7 +139,7 @@ class Plan:
         """Take (or move to) the network's block of memory."""
         with self.workspace.lock:  # no plan of this network runs meanwhile
             self._block: Any = None  # until all is done: whatever interrupts this, it will be done again
-            self._derived_from: int | None = None
+            self._derived_from: tuple[int, int] | None = None
             self._last_forward = 0
             self.workspace.reserve(self.arena.size, self.net.backend.xp)
             self.arena.bind(self.workspace.block)
@@ -189,11 +189,11 @@ class Plan:
                 self.bind()
             self._last_forward = 0
             mine = self.workspace.take()
-            version = self._buffer.version if self._buffer is not None else 0
-            derive = self.training or self._derived_from != version or self._statistics_changed()
+            state = self._state_of_values()
+            derive = self.training or self._derived_from != state or self._statistics_changed()
             self._derived_from = None
             y = self._run_forward(x, derive)
-            self._derived_from = version
+            self._derived_from = self._state_of_values()  # layers within it have only read their own
             self.clock.count("forward")
             self._last_forward = mine
             return y
@@ -257,12 +257,16 @@ class Plan:
     def refresh(self) -> None:
         """Derive everything again that follows from the parameters.
 
-        Call it after writing into a parameter's ``.data`` by hand, on one plan of the network, for all of
-        them; steps of an optimizer, loading and assignment are noticed.
+        Call it after writing into an array that ``.data`` gave before the last forward pass, on one plan of
+        the network, for all of them. All else is noticed: steps of an optimizer, loading, assignment, and
+        ``parameter.data[...] *= 0.5``.
         """
         self._derived_from = None
         if self._buffer is not None:
             self._buffer.version += 1
+
+    def _state_of_values(self) -> tuple[int, int]:
+        return (0, 0) if self._buffer is None else self._buffer.state
 
     # How it runs: each device's own
 

@@ -68,7 +68,7 @@ class Plans:
         return plan.forward(x)
 
     def refresh(self) -> None:
-        """Call it after writing into a parameter's ``.data`` by hand: see ``Plan.refresh``."""
+        """Call it after writing into an array that ``.data`` gave before: see ``Plan.refresh``."""
         for plan in self.plans.values():
             plan.refresh()
 

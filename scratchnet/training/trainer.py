@@ -142,7 +142,7 @@ class Trainer:
         self._tell("on_resume")
 
     def refresh(self) -> None:
-        """Call it after writing into a parameter's ``.data`` by hand, so that its engine's plans notice."""
+        """Call it after writing into an array that ``.data`` gave before: see ``Plan.refresh``."""
         self.engine.refresh()
 
     def fit(self, epochs: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchnet import layers, plans
-from scratchnet.layers import Conv2d, ReLU, Sequential
+from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
 from tests.fakes.comparing import (
     assert_close,
     batch,
@@ -100,7 +100,6 @@ def test_an_inference_plan_notices_new_weights(width):
     assert_close(plan.forward(x), net.forward(x), 1e-5)
     for parameter in net.parameters().values():
         parameter.data[...] *= np.float32(1.1)
-    plan.refresh()
     after = plan.forward(x)
     assert_close(after, net.forward(x), 1e-5)
     assert np.abs(after - before).max() > 0.1 * np.abs(before).max()
@@ -158,3 +157,18 @@ def test_a_plan_notices_another_setting_of_a_layer(change, reason):
     change(net)
     with pytest.raises(RuntimeError, match=f"stale.*{reason}"):
         plan.forward(batch(2, 8, 8, 3))
+
+
+def test_weights_are_derived_once_where_layers_without_a_kernel_read_theirs(monkeypatch):
+    class Own(Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    net = Sequential(Conv2d(3, 8), ReLU(), Flatten(), Own(8 * 8 * 8, 4)).eval()
+    with pytest.warns(UserWarning, match="Own"):
+        plan = plans.compile(net, (1, 8, 8, 3))
+    x, derived, run = batch(1, 8, 8, 3), [], plan._run_forward
+    monkeypatch.setattr(plan, "_run_forward", lambda x, derive: (derived.append(derive), run(x, derive))[1])
+    for _ in range(3):
+        plan.forward(x)
+    assert derived == [True, False, False]

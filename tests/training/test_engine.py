@@ -174,15 +174,20 @@ def test_the_first_line_of_a_program_says_so(gpu):
     assert device_line(backend.get("numpy")) == f"Device: {backend.get('numpy')}"
 
 
-def test_refresh_reaches_all_plans_of_an_engine_after_writing_by_hand():
+@pytest.mark.parametrize("held", [False, True])
+def test_all_plans_of_an_engine_follow_what_is_written_by_hand(held):
     net = vgg11(10, 32, width=0.0625, classifier_width=16).eval()
     engine, x = make_engine(net), np.ones((2, 32, 32, 3), "float32")
-    sizes = [x[:1], x]
+    sizes, arrays = [x[:1], x], [p.data for p in net.parameters().values()]
     for images in sizes:
         engine.forward(images)
-    for p in net.parameters().values():
-        p.data[...] *= 0.5
-    engine.refresh()
+    if held:  # since before the forward pass: nothing tells that they are written to
+        for array in arrays:
+            array *= 0.5
+        engine.refresh()
+    else:
+        for p in net.parameters().values():
+            p.data[...] *= 0.5
     for images in sizes:
         assert np.allclose(engine.forward(images), net.forward(images), rtol=1e-4, atol=1e-6)
     make_engine(net, "layers").refresh()

@@ -110,6 +110,8 @@ class CudaPlan(Plan):
         for i, kernel in enumerate(self.kernels):
             with explained(self._where(i, "forward")):
                 kernel.forward()
+        if self.weights is not None and self._buffer is not None:
+            self.weights.state = self._buffer.state  # what was launched has only read parameters
 
     def launch_backward(self, need_input_gradient: bool = False) -> None:
         """Launch everything between the last map's gradient and the lowest layer that is trained.
@@ -181,7 +183,7 @@ class CudaPlan(Plan):
     def refresh(self) -> None:  # noqa: D102  (see Plan)
         super().refresh()
         if self.weights is not None:
-            self.weights.version = None
+            self.weights.state = None
 
     # Telling
 

@@ -188,7 +188,7 @@ class _Step:
             self.labels[...] = steps.net.backend.asarray(labels)
         self.run()
         steps.buffer.version += 1
-        self.weights.version = steps.buffer.version  # SGD has written both
+        self.weights.state = steps.buffer.state  # SGD has written both
 
     def launch(self) -> None:
         steps, plan, data = self.steps, self.plan, self.steps.data

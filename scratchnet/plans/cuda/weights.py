@@ -20,7 +20,7 @@ class LowPrecisionWeights:
     """
 
     def __init__(self, buffer: FlatBuffer, dtype: DTypeLike):
-        self.version: int | None = None  # the buffer's, from which they were derived
+        self.state: tuple[int, int] | None = None  # the buffer's, from which they were derived
         self.separate = np.dtype(dtype) != buffer.dtype  # whether ``flat`` is a copy
         self.flat: Array = buffer.backend.xp.empty(buffer.size, dtype) if self.separate else buffer.allocate()
 
@@ -30,9 +30,9 @@ class LowPrecisionWeights:
 
     def derive(self, buffer: FlatBuffer) -> None:
         """Bring them up to date, unless they are; ``buffer`` is the one that they were made for."""
-        if self.version != buffer.version and self.separate:
+        if self.state != buffer.state and self.separate:
             cast(buffer.allocate(), self.flat)
-        self.version = buffer.version
+        self.state = buffer.state
 
 
 def low_precision_weights(buffer: FlatBuffer, dtype: DTypeLike) -> LowPrecisionWeights:
