@@ -10,6 +10,7 @@ from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
+from scratchnet import checks
 from scratchnet.tables import aligned
 from scratchnet.training.rundir import DIAGNOSES, RunError
 
@@ -41,6 +42,9 @@ class Row:
     dead: float | None = None
     gradient: float | None = None
     update: float | None = None
+
+
+OPTIONAL = ("dead", "gradient", "update")  # of a row: None where there is nothing to measure
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,13 @@ class Diagnosis:
     def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
         """Return the diagnosis that ``as_dict`` wrote."""
         values = _converted(values, _from_json)
+        checks.whole(0, **{name: values[name] for name in ("step", "images", "classes")})
+        for name in ("loss", "accuracy"):
+            _check_number(name, values[name])
+        for row in values["rows"]:
+            for name, value in row.items():
+                if name not in ("layer", "kind", *OPTIONAL) or (name in OPTIONAL and value is not None):
+                    _check_number(name, value)
         rows, verdicts = [Row(**row) for row in values["rows"]], [Verdict(**v) for v in values["verdicts"]]
         return cls(**{**values, "rows": rows, "verdicts": verdicts})
 
@@ -164,6 +175,12 @@ def _converted(value: Any, convert: Callable[[Any], Any]) -> Any:
     if isinstance(value, list):
         return [_converted(item, convert) for item in value]
     return convert(value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Refuse what is no number; NaN and infinities are, since a diagnosis may well be of those."""
+    if not isinstance(value, float):
+        checks.real(-checks.MOST, checks.MOST, **{name: value})
 
 
 def _for_json(leaf: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
+
+from scratchnet.report.page import escape
 
 # Colours that matplotlib draws with, and the theme's colours that replace them.
 INK, FAINT, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from html import escape
 
 import numpy as np
 from PIL import Image
+
+from scratchnet.untrusted import printable
 
 STYLE = """
 :root {
@@ -88,6 +90,15 @@ td.text, #settings td { text-align: left; }
 }
 @media print { nav { display: none; } }
 """.strip()
+
+
+def escape(text: str) -> str:
+    r"""Return text as HTML that shows it, whatever it holds; what a terminal would obey is spelt out.
+
+    >>> escape("<b>\x1b")
+    '&lt;b&gt;\\x1b'
+    """
+    return html.escape(printable(text))
 
 
 def page(title: str, body: str, refresh: int | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from scratchnet.layers import Chain
 from scratchnet.losses import SoftmaxCrossEntropy
 from scratchnet.report import page, sections
 from scratchnet.report.output import writable_path
+from scratchnet.report.page import escape
 from scratchnet.report.sections import Section, TracedImage
 from scratchnet.training import RunDirectory, RunError, make_engine, predict
 from scratchnet.training.console import Progress, duration
@@ -144,7 +144,11 @@ class RunReport:
         }
 
     def _sections(self, rows: list[dict[str, float]], weights: Path) -> Iterator[Section]:
-        yield sections.curves(rows, self.options, len(self.class_names))
+        try:
+            drawn = sections.curves(rows, self.options, len(self.class_names))
+        except (OverflowError, ValueError) as error:  # matplotlib takes no number of 300 digits
+            raise RunError(f"{self.run.log} is damaged: it cannot be drawn: {error}") from error
+        yield drawn
         if weights.exists():
             net = self._load_net(weights)
             self._load_images()

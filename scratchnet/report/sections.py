@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from scratchnet import inspection
 from scratchnet.doctor import Diagnosis
 from scratchnet.layers import Layer, leaves
 from scratchnet.report import charts, page
+from scratchnet.report.page import escape
 from scratchnet.training import confusion_matrix, predict
 from scratchnet.training.options import DEFAULTS
 
@@ -81,7 +81,8 @@ def curves(rows: Sequence[Mapping[str, float]], options: Mapping[str, Any], clas
 def diagnosis(found: Diagnosis, when: str) -> Section:
     """Show a diagnosis as a table with its verdicts."""
     measured = [asdict(row) for row in found.rows]
-    columns = [name for name in measured[0] if any(row[name] is not None for row in measured)]
+    names = measured[0] if measured else []
+    columns = [name for name in names if any(row[name] is not None for row in measured)]
     cells = [[_short(row[name]) for name in columns] for row in measured]
     verdicts = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in found.verdicts)
     meanings = {
@@ -104,9 +105,9 @@ def diagnosis(found: Diagnosis, when: str) -> Section:
 
 
 def confusions(
-    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], logged: float | None
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], logged: Any
 ) -> Section:
-    """Show the confusion matrix of the validation images; ``logged`` is the accuracy in the log."""
+    """Show the confusion matrix of the validation images; ``logged`` is the accuracy in the weights' file."""
     predicted = probabilities.argmax(axis=1)
     accuracy = (predicted == labels).mean()
     matrix = confusion_matrix(labels, predicted, len(class_names))
@@ -121,7 +122,7 @@ def confusions(
     )
     if pairs:
         explanation += f"<p>Most often it mistakes {escape(', '.join(pairs))}.</p>"
-    if logged is not None and abs(accuracy - logged) > 0.002:  # more than rounding explains
+    if isinstance(logged, float) and abs(accuracy - logged) > 0.002:  # more than rounding explains
         explanation += page.missing(
             f"The log says {100 * logged:.2f} % for these weights: these are not the images that the run "
             "was validated on."

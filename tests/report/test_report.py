@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scratchnet import checkpoint
 from scratchnet.cli import parse_training
 from scratchnet.report import RunReport
-from scratchnet.training.rundir import COLUMNS
+from scratchnet.training.rundir import COLUMNS, RunDirectory, RunError
+from scratchnet.untrusted import printable
 from tests.fakes.pages import Page, change_config, refused, report, written
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plot)")
@@ -41,18 +43,62 @@ def test_without_weights_a_run_still_has_curves_and_settings(run):
     assert "there is no" in shown.section("weights")
 
 
-def test_what_files_say_is_text_and_never_html(run, tmp_path):
-    evil = "<script>alert(1)</script>&\"'"
+FOUND = {"step": 1, "loss": 1.0, "accuracy": 0.5, "images": 8, "classes": 10, "rows": [], "verdicts": []}
+EVIL = {
+    "a script": "<script>alert(1)</script>",
+    "an attribute": '"\' onerror=\'alert(1)\' onload="alert(1)" x="',
+    "an image": 'x"><img src=x onerror=alert(1)>',
+    "the end of everything": "</title></style></svg></table></td></p></pre>-->]]><b>",
+    "entities": "&lt;script&gt; &#60;b&#62; &quot;",
+    "controls": "\x1b[2J\x07\r\n\x00\x9b\u2028\u202ecba",
+    "a surrogate": "\udcff",
+}
+
+
+@pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL)
+def test_what_files_say_is_text_and_never_html(run, shown, tmp_path, evil):
+    of_files = evil.translate(dict.fromkeys(map(ord, "/\0")))
     names = json.loads((run / "config.json").read_text())["class_names"]
-    change_config(
-        run, class_names=[evil, *names[1:]], device=evil, command=evil, data=evil, versions={evil: evil}
-    )
-    change_config(run, options={"arch": evil, "schedule": evil})
-    named = run.rename(tmp_path / "<b>run")
-    shown = written(named)
-    assert not shown.all("script") and not shown.all("b", **{"class": "run"})
-    assert shown.all("h1")[0].text == "<b>run" and evil in shown.all("header")[0].text
-    assert sum(evil in e.text for e in shown.all("th")) >= 2
+    change_config(run, class_names=[f"{evil}{k}" for k in range(len(names))])
+    change_config(run, device=evil, command=evil, data=evil, date=evil, versions={evil: evil})
+    change_config(run, options={"arch": evil, "schedule": evil, "augment": evil})
+    rows = [{"layer": evil, "kind": evil, "std": 1.0, "signal": 1.0}]
+    verdicts = [dict.fromkeys(("name", "where", "reason", "advice"), evil)]
+    (run / "diagnosis.json").write_text(json.dumps([FOUND | {"rows": rows, "verdicts": verdicts}]))
+    Image.new("RGB", (32, 32), "red").save(image := tmp_path / f"{of_files}.png")
+    written_page = written(run.rename(tmp_path / f"{of_files}run"), image=image)
+    assert [c for c in written_page.source if not c.isprintable() and c not in "\n\u00a0"] == []
+    assert {e.tag for e in written_page.elements} <= {e.tag for e in shown.elements} | {"li"}
+    attributes = {(e.tag, name) for e in shown.elements for name in e.attributes}
+    assert {(e.tag, name) for e in written_page.elements for name in e.attributes} <= attributes
+    assert all(e.attributes["href"].startswith(("#", "data:")) for e in written_page.all("a"))
+    seen, named = (printable(text).encode("utf-8", "replace").decode() for text in (evil, of_files))
+    assert written_page.all("h1")[0].text == f"{named}run" and seen in written_page.all("header")[0].text
+    assert sum(seen in e.text for e in written_page.all("th")) > 10
+
+
+@pytest.mark.parametrize(
+    "spoil", [{"loss": []}, {"step": "one"}, {"rows": [{"layer": "", "kind": "", "std": "x", "signal": 1}]}]
+)
+def test_a_diagnosis_of_other_things_than_numbers_is_damaged(run, spoil):
+    (run / "diagnosis.json").write_text(json.dumps([FOUND | spoil]))
+    with pytest.raises(RunError, match="diagnosis.json is damaged: .* must be a"):
+        written(run)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_log_that_cannot_be_drawn_is_damaged(run):
+    rows = [dict.fromkeys(COLUMNS, 1e308) | {"epoch": epoch} for epoch in (1, 10**300)]
+    RunDirectory(run).write_log(rows)
+    with pytest.raises(RunError, match="log.csv is damaged: it cannot be drawn"):
+        written(run)
+
+
+@pytest.mark.parametrize("logged", ["high", [], 10**400, True])
+def test_weights_may_say_anything_of_their_accuracy(run, logged):
+    net = checkpoint.load(run / "best.safetensors")
+    checkpoint.save(run / "best.safetensors", net, **{**net.info, "val_accuracy": logged})
+    assert "The log says" not in written(run).section("confusions")
 
 
 def test_the_program_writes_the_page_and_says_where(trained, tmp_path, capsys):
