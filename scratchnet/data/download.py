@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 import shutil
@@ -21,6 +22,7 @@ ATTEMPTS = 3
 PAUSE = 2.0  # seconds between the first two attempts; then twice as long
 MAX_BYTES = 4 << 30  # of a file: a server may send without end
 MAX_MEMBER = 400 << 20  # bytes of a file in an archive whose size is not known beforehand
+MAX_REST = 1 << 20  # bytes of an archive besides the files that are wanted of it
 SUMS = "SHA256SUMS"  # of the files that were unpacked
 _BLOCK = 1 << 18  # bytes read at once
 _BAR: dict[str, Any] = {"unit": "B", "unit_scale": True}  # tqdm's, on stderr
@@ -107,19 +109,41 @@ def _transfer(url: str, path: Path) -> None:
         raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
+class _Within:
+    """A file that unpacks to no more than so many bytes, neither to be read nor to be skipped."""
+
+    def __init__(self, file: gzip.GzipFile):
+        self.file, self.end, self.tell = file, MAX_REST, file.tell
+
+    def read(self, size: int) -> bytes:
+        self._check(self.tell() + size)
+        return self.file.read(size)
+
+    def seek(self, place: int) -> int:
+        self._check(place)
+        return self.file.seek(place)
+
+    def _check(self, place: int) -> None:
+        if place > self.end:
+            raise ValueError(f"it holds more than {self.end:,} bytes")
+
+
 def unpack(archive: Path, folder: Path, sizes: dict[str, int | None], most: int = 1 << 20) -> None:
     """Unpack the wanted files of a gzipped tar archive, which is not trusted: all of them, or nothing.
 
     The folder is created at once, by renaming a temporary one beside it. Only members ``<name of
     folder>/<file>`` that are regular files and are named in `sizes` (in bytes; None: up to ``most``) are
     written; paths that lead elsewhere, links and devices are never looked at. Beside them lies their SHA-256,
-    as ``sha256sum`` writes it, which ``recorded_digest`` returns.
+    as ``sha256sum`` writes it, which ``recorded_digest`` returns. What the archive holds besides, headers
+    among it, may be no more than ``MAX_REST``: gzip makes a thousand times its own size of a bomb.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         missing = dict(sizes)
         try:
-            with tarfile.open(archive, "r:gz") as tar:
+            with gzip.open(archive) as file:
+                within: Any = _Within(file)  # not all of what a binary file has
+                tar = tarfile.open(fileobj=within, mode="r:")
                 for member in tar:
                     parent, _, name = member.name.removeprefix("./").rpartition("/")
                     if parent != folder.name or name not in missing or not member.isfile():
@@ -128,10 +152,11 @@ def unpack(archive: Path, folder: Path, sizes: dict[str, int | None], most: int 
                     if member.size != size if size is not None else member.size > most:
                         found = f"{member.name} has {member.size:,} bytes"
                         raise DataError(f"{archive}: {found}, not {size or 'a few'}")
+                    within.end += member.size
                     source = tar.extractfile(member)  # not None, since it is a regular file
                     with open(temporary / name, "wb") as target:
                         shutil.copyfileobj(source, target)  # type: ignore[arg-type]
-                while tar.fileobj is not None and tar.fileobj.read(_BLOCK):
+                while within.read(tarfile.RECORDSIZE):
                     pass  # at the very end gzip compares its checksum
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             raise DataError(f"{archive} cannot be unpacked: {error}") from error

@@ -88,14 +88,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Array]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return _tensors(*_open_zip(archive), os.path.getsize(path))
+                size = os.path.getsize(path)
+                return _tensors(*_open_zip(archive, size), size)
         with open(path, "rb") as file:
             return _tensors(*_open_legacy(file), os.path.getsize(path))
     except _DAMAGED as error:
         raise FormatError(f"{path} is no file of weights that can be read: {error}") from error
 
 
-def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Storages]:
+def _open_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, Storages]:
     members = {info.filename: info for info in archive.infolist()}
     names = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(names) != 1:
@@ -114,6 +115,8 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Storages]:
         if members[name].file_size != length * dtype.itemsize:
             raise PickleError(f"storage {key!r} should have {length:,} numbers of {dtype}")
         if name not in read:  # once, however many tensors are views of it
+            if sum(map(len, read.values())) + members[name].file_size > size:  # members may overlap
+                raise PickleError("its storages are larger than the file")
             read[name] = archive.read(name)
         return np.frombuffer(read[name], np.dtype((">" if byte_order == b"big" else "<") + dtype.str[1:]))
 

@@ -1,10 +1,12 @@
 """Downloads from servers of every sort, and archives that are not to be trusted."""
 
+import gzip
 import hashlib
 import importlib
 import io
 import tarfile
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -248,6 +250,40 @@ def test_a_bad_archive_leaves_no_folder(tmp_path, serve, content, message):
         cifar10(tmp_path)
     assert "cifar-10-batches-bin" not in left_in(tmp_path)
     assert not [name for name in left_in(tmp_path) if name.startswith(".")]
+
+
+def bomb(kind, megabytes=100):
+    """A thousandth as large as what a member that nobody wants, or a header of this kind, unpacks to."""
+    stream, unwanted, wanted = io.BytesIO(), tarfile.TarInfo("set/x"), tarfile.TarInfo("set/a.bin")
+    unwanted.type, unwanted.size, wanted.size = kind, megabytes << 20, 1000
+    with gzip.GzipFile(fileobj=stream, mode="wb") as file:
+        file.write(unwanted.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(megabytes):
+            file.write(b"0\n" * (1 << 19))
+        file.write(wanted.tobuf(tarfile.GNU_FORMAT) + bytes(3 * 1024))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", [b"0", b"L", b"K", b"x", b"g", b"S"])
+def test_an_archive_may_not_unpack_to_more_than_is_wanted(tmp_path, kind):
+    (tmp_path / "set.tar.gz").write_bytes(bomb(kind))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            DataError, match=r"set.tar.gz cannot be unpacked: it holds more than 1,\d+,\d+ bytes"
+        ):
+            network.unpack(tmp_path / "set.tar.gz", tmp_path / "set", {"a.bin": 1000})
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert left_in(tmp_path) == ["set.tar.gz"]
+
+
+def test_an_archive_may_not_go_on_after_its_end(tmp_path):
+    whole = gzip.decompress(GOOD)
+    (tmp_path / "set.tar.gz").write_bytes(gzip.compress(whole + bytes(8 << 20)))
+    with pytest.raises(DataError, match="holds more than"):
+        network.unpack(tmp_path / "set.tar.gz", tmp_path / "cifar-10-batches-bin", {"test_batch.bin": None})
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, serve):

@@ -2,7 +2,9 @@
 
 import pickle
 import struct
+import tracemalloc
 import zipfile
+import zlib
 from collections import OrderedDict
 from io import BytesIO
 
@@ -138,6 +140,57 @@ def test_tensors_that_share_numbers_cannot_fill_the_memory(tmp_path):
     torch.save({str(k): base.t() for k in range(30)}, tmp_path / "a.pth")
     with pytest.raises(FormatError, match="4 times as large as the file"):
         torch_file.read(tmp_path / "a.pth")
+
+
+def zip_of_members_within_members(count, size):
+    """Return an archive of PyTorch in which the numbers of each storage are the rest of the file."""
+
+    class Tensor:
+        def __init__(self, k, length):
+            self.storage = "storage", torch.ByteStorage, str(k), "cpu", length
+
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (self.storage, 0, (1,), (1,), False, OrderedDict())
+
+    def local(name, content):
+        info = zipfile.ZipInfo(name)
+        info.file_size = info.compress_size = len(content)
+        info.CRC = zlib.crc32(content)
+        return info, info.FileHeader()
+
+    rest, members, tensors = bytes(size), [], {}
+    for k in reversed(range(count)):
+        info, header = local(f"archive/data/{k}", rest)
+        tensors[str(k)] = Tensor(k, len(rest))
+        rest = header + rest
+        members.append((info, len(rest)))
+    Pickler(pickled := BytesIO(), 2).dump(tensors)
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled.getvalue())
+        start = archive.fp.tell()
+        archive.fp.write(rest)
+        for info, place in members:
+            info.header_offset = start + len(rest) - place
+            archive.filelist.append(info)
+            archive.NameToInfo[info.filename] = info
+        archive.start_dir = archive.fp.tell()
+        archive._didModify = True
+    return file.getvalue()
+
+
+def test_members_that_hold_each_other_cannot_fill_the_memory(tmp_path):
+    (tmp_path / "a.pth").write_bytes(zip_of_members_within_members(1, 1 << 20))
+    assert len(torch_file.read(tmp_path / "a.pth")) == 1
+    (tmp_path / "a.pth").write_bytes(content := zip_of_members_within_members(100, 1 << 20))
+    tracemalloc.start()
+    try:
+        # Python 3.11.8 and later find that members overlap before anything is read.
+        with pytest.raises(FormatError, match="its storages are larger than the file|Overlapped"):
+            torch_file.read(tmp_path / "a.pth")
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(content)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
