@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from scratchnet.distributed.nccl import with_gpus
 from scratchnet.training.alone import Alone
 
 WARMUP_EPOCHS = 5  # Goyal et al. 2017, sec. 2.2
+SECONDS_TO_SAY = 5.0
 MAY_DIFFER = {"run_dir", "data_dir", "data_memory"}  # from one host to another
 
 _ranks: Communicator | None = None
@@ -32,7 +34,11 @@ def options_of_all(
     """
     global _ranks
     if not distributed:
-        if (size := started_by_mpirun()[0]) > 1:
+        size, rank = started_by_mpirun()
+        if size > 1:
+            if rank:  # the first one says it; an earlier end of another might end it before it has
+                time.sleep(SECONDS_TO_SAY)
+                raise SystemExit(2)
             raise ValueError(f"{size} processes were started, and each would train alone: add --distributed")
         return resolve()
     _ranks = join()
