@@ -23,6 +23,7 @@ from scratchnet.data import DataError, cifar
 from tests.attack.files import BOUND, Target, besiege
 from tests.attack.mutating import LIMIT, mutant
 from tests.attack.registry import Tally, attack
+from tests.fakes.bombs import KINDS, bomb
 
 # Pickles
 
@@ -116,7 +117,9 @@ def besiege_pickles(tally: Tally, name: str) -> None:
 
 
 def archived(rng: random.Random, content: bytes) -> bytes:
-    """Return an archive with members of all kinds and names, or a mutant of what a good one holds."""
+    """Return an archive with members of all kinds and names, a mutant of what a good one holds, or a bomb."""
+    if rng.random() < 0.02:
+        return bomb(rng.choice(KINDS), megabytes=rng.choice([2, 100]))
     if rng.random() < 0.5:
         try:
             return gzip.compress(mutant(rng, gzip.decompress(content)), 1)

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from scratchnet.data import DataError, MissingDataError, cifar10
+from tests.fakes.bombs import KINDS, bomb
 from tests.fakes.cifar_files import binary_files, check, module, small_files  # noqa: F401
 
 network = importlib.import_module("scratchnet.data.download")
@@ -252,19 +253,7 @@ def test_a_bad_archive_leaves_no_folder(tmp_path, serve, content, message):
     assert not [name for name in left_in(tmp_path) if name.startswith(".")]
 
 
-def bomb(kind, megabytes=100):
-    """A thousandth as large as what a member that nobody wants, or a header of this kind, unpacks to."""
-    stream, unwanted, wanted = io.BytesIO(), tarfile.TarInfo("set/x"), tarfile.TarInfo("set/a.bin")
-    unwanted.type, unwanted.size, wanted.size = kind, megabytes << 20, 1000
-    with gzip.GzipFile(fileobj=stream, mode="wb") as file:
-        file.write(unwanted.tobuf(tarfile.GNU_FORMAT))
-        for _ in range(megabytes):
-            file.write(b"0\n" * (1 << 19))
-        file.write(wanted.tobuf(tarfile.GNU_FORMAT) + bytes(3 * 1024))
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize("kind", [b"0", b"L", b"K", b"x", b"g", b"S"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_may_not_unpack_to_more_than_is_wanted(tmp_path, kind):
     (tmp_path / "set.tar.gz").write_bytes(bomb(kind))
     tracemalloc.start()
