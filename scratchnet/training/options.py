@@ -79,6 +79,8 @@ def read_options(run: RunDirectory) -> dict[str, Any]:
         if wanted := _kind_missed(name, options[name]):
             shown = f"{name} is {json.dumps(options[name])}, and should be {wanted}"
             raise RunError(f"{run.config} is damaged: its option {shown}")
+    if (options["mean"] is None) != (options["std"] is None):
+        raise RunError(f"{run.config} is damaged: its options mean and std go together")
     return options
 
 

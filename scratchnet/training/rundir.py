@@ -21,6 +21,7 @@ renames what the state names (``RunDirectory.settle``).
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -237,15 +238,20 @@ class RunDirectory:
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``, unless another process has the folder."""
         with self.locked():
-            _write_json(self.config, config, indent=2)
+            _write_json(self.config, config | {DIGEST: _digest_of_json(config)}, indent=2)
 
     def read_config(self) -> dict[str, Any]:
         """Return what ``config.json`` holds."""
+        return self._read_config()[0]
+
+    def _read_config(self) -> tuple[dict[str, Any], bool]:
+        """Return what ``config.json`` holds, and whether it is as it was written, as far as it says."""
         try:
             config = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
                 raise ValueError("not a JSON object")
-            return config
+            written = config.pop(DIGEST, None)
+            return config, written in (None, _digest_of_json(config))
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run: it has no {self.config.name}") from None
         except (ValueError, RecursionError) as error:
@@ -332,6 +338,12 @@ class RunDirectory:
             raise RunError(f"{self.state} is damaged: {error}") from error
         return tensors, header
 
+    def what_was_edited(self) -> list[str]:
+        """Return a sentence if ``config.json``, which people may edit, is not as it was written."""
+        if not self.config.exists() or self._read_config()[1]:
+            return []
+        return [f"{self.config} is not as the run wrote it: it was edited, or is damaged"]
+
     def check_files(self, header: dict[str, Any]) -> None:
         """Raise an error unless config, log and weights are those that belong to a state with this header."""
         config = self.read_config() if self.config.exists() else {}
@@ -369,6 +381,12 @@ class RunDirectory:
 def _pending(path: Path) -> Path:
     """Return the name that new weights have until the state that belongs to them is on the disk."""
     return path.with_name(f".{path.name}.pending")
+
+
+def _digest_of_json(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON has it, however it is written."""
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_json(path: Path, value: Any, **how: Any) -> None:

@@ -44,8 +44,9 @@ class Saving:
         if run is None:
             raise RunError("this trainer has no run directory to resume from: give it one as run")
         with run.locked():
+            edited = run.what_was_edited()
             if not run.has_state and run.is_begun:
-                return {}, [f"{run.path} has saved nothing yet: it begins at epoch 1"]
+                return {}, [f"{run.path} has saved nothing yet: it begins at epoch 1", *edited]
             taken = snapshot.Snapshot(*run.read_state())
             sentences = snapshot.check(taken, trainer, run.state)
             run.check_files(taken.header)
@@ -55,7 +56,7 @@ class Saving:
             snapshot.put(taken, trainer)
             run.write_log(trainer.log)  # which may be one row behind
             self._version, self._saved, self.whole = run.version, self._place(), True
-        return taken.header, sentences
+        return taken.header, [*sentences, *edited]
 
     @contextmanager
     def running(self, epochs: int) -> Iterator[None]:

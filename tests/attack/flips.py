@@ -15,7 +15,7 @@ import numpy as np
 from scratchnet import checkpoint, interop
 from scratchnet.data import DataError
 from scratchnet.tensorfile import FormatError
-from scratchnet.training import RunError
+from scratchnet.training import Observer, RunError
 from scratchnet.training.options import read_options
 from tests.attack.files_of_weights import onnx_files, small_vgg, torch_files
 from tests.attack.registry import Tally, attack
@@ -31,12 +31,21 @@ def contents(net: Any) -> list[bytes]:
     return [info.encode(), repr(net).encode(), *(np.ascontiguousarray(array).tobytes() for array in arrays)]
 
 
+class Notices(Observer):
+    """Takes it for a refusal where a resumed run says that something is not as it was."""
+
+    def on_notice(self, trainer: Any, sentence: str) -> None:
+        raise RunError(sentence)
+
+
 def resumed(trainer: Any) -> list[Any]:
     again = prepare(None, n=16)
-    again.observers, again.run = (), trainer.run
+    again.observers, again.run = (Notices(),), trainer.run
+    again.schedule = trainer.schedule
+    config, rows = read_options(trainer.run), trainer.run.read_log()
     again.resume()
     log = [{**row, "seconds": 0, "images_per_second": 0} for row in again.log]
-    return [*contents(again.net), log, again.best_accuracy, repr(again.optimizer.state())]
+    return [config, rows, *contents(again.net), log, again.best_accuracy, repr(again.optimizer.state())]
 
 
 @attack("bit flips", "0 unnoticed where there is a digest or a checksum; 0 tracebacks elsewhere", 2_000, 3.0)
@@ -52,8 +61,8 @@ def flips(tally: Tally) -> None:
         (trainer.run.best, lambda path: contents(checkpoint.load(path)), True),
         (trainer.run.last, lambda path: contents(checkpoint.load(path)), True),
         (trainer.run.state, lambda path: resumed(trainer), True),
-        (trainer.run.config, lambda path: read_options(trainer.run), False),
-        (trainer.run.log, lambda path: trainer.run.read_log(), False),
+        (trainer.run.config, lambda path: resumed(trainer), True),
+        (trainer.run.log, lambda path: resumed(trainer), True),
     ]
     for name, found, guarded in (
         ("net.pth", torch_files()[:1], True),

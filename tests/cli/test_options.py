@@ -411,3 +411,12 @@ def test_precision_is_asked_for_by_name(capsys):
     with pytest.raises(SystemExit):
         cli.parse_training(["--precision", "fp8"])
     assert "fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_configuration_with_half_a_normalisation_is_damaged(name):
+    run = begun("r")
+    config = run.read_config()
+    run.write_config(config | {"options": config["options"] | {name: [0.5] * 3}})
+    with pytest.raises(RunError, match="config.json is damaged: its options mean and std go together"):
+        parse("--resume --run-dir r")

@@ -284,3 +284,21 @@ def test_options_that_were_edited_are_refused(tmp_path):
         words = rf"config.json does not belong to state.safetensors: its option {name} is {value}, and was "
         refused(tmp_path, words, trainer=made(**{name: value}))
     assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_configuration_that_was_changed_is_named(run, saved):
+    written = RunDirectory(run).read_config() | {"epochs": 15, "rates": [0.1, 1e-9], "classes": {"1": "é"}}
+    RunDirectory(run).write_config(written)
+    assert RunDirectory(run).read_config() == written
+    if not saved:
+        for name in FILES - {"config.json"}:
+            (run / name).unlink()
+    assert not any("config.json" in said for said in notices_of(run))
+    text = (run / "config.json").read_text(encoding="utf-8")
+    (run / "config.json").write_text(text.replace("15", "16"), encoding="utf-8")
+    said = notices_of(run)[-1]
+    assert said == f"{run / 'config.json'} is not as the run wrote it: it was edited, or is damaged"
+    del (changed := json.loads(text))["digest"]  # as an older version wrote it
+    (run / "config.json").write_text(json.dumps(changed))
+    assert not any("config.json" in said for said in notices_of(run))
