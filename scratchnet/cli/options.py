@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -12,9 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-import scratchnet
 from scratchnet.cli import together
 from scratchnet.cli.program import Parser, at_least_zero, command, positive
 from scratchnet.data import named as data_sets
@@ -24,11 +20,13 @@ from scratchnet.layers import Layer
 from scratchnet.models import ARCHITECTURES
 from scratchnet.models.vgg import HEADS
 from scratchnet.optim import SCHEDULES
-from scratchnet.training import RunDirectory, RunError
+from scratchnet.training import RunDirectory, RunError, Trainer
 from scratchnet.training.arguments import ON_NAN
+from scratchnet.training.config import circumstances
 from scratchnet.training.engine import ENGINES, PRECISIONS
 from scratchnet.training.evaluation import VIEWS
 from scratchnet.training.options import DEFAULTS, read_options
+from scratchnet.training.snapshot import described
 
 # A small network on the built-in images: about a minute on two cores.
 DEMO: dict[str, Any] = {
@@ -236,6 +234,7 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
         raise RunError(f"there is no run to resume: {run_dir} is no folder")
     run = RunDirectory(run_dir, read_only=True)
     options = read_options(run)
+    refuse_what_only_python_has(run)
     if not run.has_state and not run.is_begun:
         raise RunError(f"{run_dir} has no {run.state.name} to resume from: begin a new run in another folder")
     for name, value in given.items():
@@ -249,6 +248,23 @@ def _options_of_run(run_dir: str | None, given: dict[str, Any]) -> dict[str, Any
     changed = {name: given[name] for name in MAY_CHANGE & set(given)}
     changed["no_test"] = given.get("no_test", False)  # is said each time, since nothing could take it back
     return options | changed | {"run_dir": run_dir, "resume": True}
+
+
+def refuse_what_only_python_has(run: RunDirectory, trainer: Trainer | None = None) -> None:
+    """Raise a RunError if a run was made in Python as no options say, or otherwise than this trainer."""
+    config = run.read_config()
+    obstacles = config.get("python")
+    if obstacles is None:
+        return
+    if not isinstance(obstacles, list) or not isinstance(config.get("described", {}), dict):
+        raise RunError(f"{run.config} is damaged: what it says of Python is no list")
+    if not obstacles and trainer is not None:
+        here, before = described(trainer), config.get("described", {})
+        differ = [name for name in here if before.get(name) != here[name]]
+        obstacles = [f"its {name} are not those of its options" for name in differ]
+    if obstacles:
+        advice = "make the same Trainer in Python and call its resume()"
+        raise RunError(f"the run in {run.path} was made in Python, and {obstacles[0]}: {advice}")
 
 
 def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any]) -> RunDirectory:
@@ -299,14 +315,10 @@ def describe_run(
     options: SimpleNamespace, device: str, header: dict[str, Any], identity: str
 ) -> dict[str, Any]:
     """Return what ``config.json`` reports of a run: its options, what it ran on, and the command given."""
-    versions = {"scratchnet": scratchnet.__version__, "numpy": np.__version__}
-    versions["python"] = platform.python_version()
     return {
         "options": _kept(options, header),
         "run": identity,
         **header,
-        "device": device,
         "command": command(*sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "versions": versions,
+        **circumstances(device),
     }

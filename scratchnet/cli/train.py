@@ -11,7 +11,12 @@ from scratchnet import backend, checkpoint
 from scratchnet.cli import together
 from scratchnet.cli.datasets import describe_classes, describe_test, load_data, write_images
 from scratchnet.cli.forecast import forecast
-from scratchnet.cli.options import describe_run, open_run, parse_training
+from scratchnet.cli.options import (
+    describe_run,
+    open_run,
+    parse_training,
+    refuse_what_only_python_has,
+)
 from scratchnet.cli.program import complain, device_line
 from scratchnet.data import Augmentation, ImageData, ImageFiles, Loader, Normalisation, divide, local_file
 from scratchnet.data.named import NAMES
@@ -164,6 +169,7 @@ def make_trainer(
     rate = together.scaled(rate, options, len(train))
     trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers, **safety)
     if options.resume:
+        parallel.on_writer(lambda: refuse_what_only_python_has(run, trainer) if run is not None else None)
         trainer.resume(options.epochs)
 
     def describe() -> None:

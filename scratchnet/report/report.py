@@ -17,7 +17,7 @@ from scratchnet.report import page, sections
 from scratchnet.report.output import writable_path
 from scratchnet.report.page import escape
 from scratchnet.report.sections import Section, TracedImage
-from scratchnet.training import RunDirectory, RunError, make_engine, predict
+from scratchnet.training import RunDirectory, RunError, make_engine, predict, snapshot
 from scratchnet.training.console import Progress, duration
 from scratchnet.training.options import read_options
 
@@ -76,6 +76,7 @@ class RunReport:
         for name in ("class_names", "mean", "std"):
             if not isinstance(self.config.get(name), list):
                 raise RunError(f"{damaged}: it does not hold the {name} of a run")
+        self.in_python = "python" in self.config  # made there: its options are those that its trainer knew
         self.epochs, self.class_names = self.options["epochs"], self.config["class_names"]
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise RunError(f"{damaged}: its class_names are no names")
@@ -134,7 +135,7 @@ class RunReport:
     def _summary(self, rows: list[dict[str, float]], weights: str) -> dict[str, Any]:
         best = max(rows, key=lambda row: row["val_accuracy"])
         return {
-            "network": self.options["arch"] + " with batch normalisation" * bool(self.options["batch_norm"]),
+            "network": self.config.get("network") or _network(self.options),
             "data": self.config.get("data", self.options["data"]),
             "epochs done": f"{len(rows)} of {self.epochs}",
             "best validation accuracy": f"{100 * best['val_accuracy']:.2f} % (epoch {best['epoch']})",
@@ -158,15 +159,16 @@ class RunReport:
             yield from self._inside(net)
         else:
             yield sections.absent("weights", "Weights", f"there is no {weights}")
-        yield sections.settings(self.config, self.options)
+        known = self.config["options"] if self.in_python else self.options
+        yield sections.settings(self.config, known)
 
     def _load_net(self, weights: Path) -> Chain:
         """Return the network, if it is the one in the configuration."""
         net, config = checkpoint.load(weights), self.run.config
         classes, size = (net.settings().get(name) for name in ("num_classes", "image_size"))
-        if classes != len(self.class_names):
+        if classes not in (None, len(self.class_names)):  # None: a network that is no VGG
             differ = f"has {classes} classes and {config} {len(self.class_names)}"
-        elif size != self.options["image_size"]:
+        elif size not in (None, self.options["image_size"]):
             differ = f"takes images of {size} pixels and {config} says {self.options['image_size']}"
         else:
             return net
@@ -220,6 +222,10 @@ class RunReport:
         """Load the data set, once; without it the page has fewer sections."""
         if self.images is not None or self.no_images:
             return
+        if self.in_python and "data" not in self.config["options"]:
+            self.no_images = "this run was made in Python and does not name its data set"
+            self.say(self.no_images)
+            return
         self.say("reading the data")
         try:
             chosen, size = self.options["data"], self.options["image_size"]
@@ -231,9 +237,28 @@ class RunReport:
             return
         try:
             self.images = RunImages(dataset, self.options, self.normalisation)
+            if self.in_python:
+                self._check_images(self.images)
         except ValueError as error:
+            if self.in_python:
+                self.images = None
+                self.no_images = "this run was made in Python, and its images cannot be told from its options"
+                self.say(self.no_images)
+                return
             config = self.run.config
             raise RunError(f"{config} is damaged: its options do not fit {dataset.name}: {error}") from error
+
+    def _check_images(self, images: RunImages) -> None:
+        """Raise a ValueError unless these are the images that a trainer in Python had."""
+        known = self.config.get("described")
+        for name, indices in {"training": images.training, "validation": images.validation}.items():
+            of_run = known.get(f"{name} images") if isinstance(known, dict) else None
+            if snapshot.images(images.loader(indices)) != of_run:
+                raise ValueError(f"its {name} images are others")
+
+
+def _network(options: dict[str, Any]) -> str:
+    return options["arch"] + " with batch normalisation" * bool(options["batch_norm"])
 
 
 class RunImages:

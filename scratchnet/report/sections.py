@@ -235,6 +235,12 @@ def settings(config: Mapping[str, Any], options: Mapping[str, Any]) -> Section:
     third = -(-len(rows) // 3)
     columns = (rows[i : i + third] for i in range(0, len(rows), third))
     tables = (page.wide(page.table(["option", "value"], column, changed)) for column in columns)
+    if "python" in config:
+        text = (
+            "<p>This run was made in Python. Below is what its trainer knew, as options of the command line; "
+            "settings in bold differ from the defaults.</p>"
+        )
+        return Section("settings", "Settings", text + page.facts(facts), page.tiles(tables, "15rem"))
     return Section(
         "settings",
         "Settings",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scratchnet.training import snapshot
+from scratchnet.training import config, snapshot
 from scratchnet.training.finite import NotFinite
 from scratchnet.training.rundir import RunError
 from scratchnet.training.stopping import Stop, Stopped
@@ -74,9 +74,15 @@ class Saving:
                 raise RunError(
                     f"{run.path} holds another run than this trainer's: {advice}, or choose another folder"
                 )
-            config = run.read_config() if run.config.exists() else {}
-            if config.get("run", trainer.identity) != trainer.identity:  # which the first step would change
+            begun = run.config.exists()
+            was = run.read_config() if begun else {}
+            ours = not begun or "python" in was  # else the program that trains has written it
+            # The identity is asked for here, since the first step would change it.
+            if was.get("run", trainer.identity) != trainer.identity and (run.has_results or not ours):
                 raise RunError(f"{run.config} is of another run: choose another folder")
+            run.header = config.header_of(trainer) | run.header
+            if ours:
+                run.write_config(config.config_of(trainer, epochs))
             self._last = time.monotonic()
             with self._stop.heeded(trainer.parallel.rank == 0):
                 yield

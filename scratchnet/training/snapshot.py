@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_info
 import scratchnet
 from scratchnet import checks, workers
 from scratchnet.backend import to_numpy
+from scratchnet.data import Augmentation
 from scratchnet.digests import Bytes, digest
 from scratchnet.training.observers import EpochTotals
 from scratchnet.training.rundir import COLUMNS, RunError
@@ -110,26 +111,30 @@ def described(trainer: Trainer) -> dict[str, Any]:
         named = [f"{name}={v}" for name, v in kept.items() if name != "lr" and not name.startswith("_")]
         return f"{type(value).__name__}({', '.join(named)})"
 
-    def images(loader: Any) -> str:
-        indices = getattr(loader, "indices", None)
-        if indices is None:
-            return f"{loader.n_samples}"
-        chosen = np.asarray(indices, np.int64), np.asarray(loader.labels)[indices]
-        return f"{loader.n_samples} ({sha256(b''.join(a.tobytes() for a in chosen)).hexdigest()[:12]})"
-
     order = {"shuffle": getattr(train, "shuffle", None), "seed": getattr(train, "seed", None)}
     return {
         "batch size": getattr(train, "batch_size", None),
         "order": ", ".join(f"{name} {value}" for name, value in order.items()),
         "training images": images(train),
         "validation images": images(trainer.validation),
-        "image size": getattr(train, "image_size", None),
-        "augmentation": str(getattr(train, "augmentation", None)),
+        "image size": getattr(train, "image_size", None)
+        or getattr(train, "images", np.empty((0, 0))).shape[1],
+        "augmentation": str(getattr(train, "augmentation", None) or Augmentation()),
+        "normalisation": str(getattr(train, "normalisation", "")),
         "optimizer": settings_of(optimizer),
         "loss": settings_of(trainer.loss),
         "clip norm": trainer.clip_norm,
         "schedule": f"{type(schedule).__name__} of {schedule.lr}" if hasattr(schedule, "lr") else "",
     }
+
+
+def images(loader: Any) -> str:
+    """Return how many images a loader has, and a digest that tells which they are."""
+    indices = getattr(loader, "indices", None)
+    if indices is None:
+        return f"{loader.n_samples}"
+    chosen = np.asarray(indices, np.int64), np.asarray(loader.labels)[indices]
+    return f"{loader.n_samples} ({sha256(b''.join(a.tobytes() for a in chosen)).hexdigest()[:12]})"
 
 
 def machine(trainer: Trainer) -> dict[str, Any]:
