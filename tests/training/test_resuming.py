@@ -128,7 +128,9 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(uninterrupte
         pytest.skip("needs POSIX signals")
     seconds = "60" if how == "SIGKILL" else "0.5"  # a step that is being made is finished
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), str(tmp_path / "run"), seconds]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (ignored in the background)
+    with subprocess.Popen(command, **pipes, preexec_fn=default) as child:
         for line in child.stdout:
             if line.startswith("in the middle"):
                 break
