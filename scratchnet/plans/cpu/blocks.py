@@ -17,9 +17,8 @@ makes all of them::
         m  |    |    |    |
            +----+----+----+
 
-K is never cut, so every number of the result is still one inner product. How large M * N * K may be, and how
-many columns a block has, is measured, see ``measuring.py``: with a BLAS without such kernels products stay
-whole.
+K is never cut, so every number of the result is still one inner product. With a BLAS that has no such kernels
+products stay whole; how many columns a block has is measured, see ``measuring.py``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Measured choices: whether small blocks are faster on this machine, and which block shape is.
+"""Measured choices: which block shape of a matrix product is fastest on this machine.
 
-One short measurement per process and per shape of matrices. It hardly ever changes a result: it chooses among
-shapes that gave the same bits on a sample, or one way has to win by so much that two runs on one machine
-agree.
+One short measurement per process and per shape of matrices. It changes no result: it chooses among shapes
+that give the same bits, so two runs on one machine agree, however busy it is.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ ARCHITECTURES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 # algorithm has) or fewer, of STACK multiply-adds together, which take a few milliseconds.
 LONGEST, LARGEST_STACK, STACK = 512, 36, 100_000_000
 LEAST_GAIN = 0.05  # deviate from the default shape only for a gain that repeated measurements agree on
-# By which factor blocks must be faster than whole products. It is large, since here the choice shows in the
-# last bits of results, and two runs on one machine must make the same.
-BLOCKS_PAY = 1.2
 
 
 def choose_block_shape(a: np.ndarray, b: np.ndarray, limit: int) -> BlockShape:
@@ -37,18 +33,19 @@ def choose_block_shape(a: np.ndarray, b: np.ndarray, limit: int) -> BlockShape:
     """
     if not limit:
         return WHOLE
-    M, K, N = min(a.shape[-2], LONGEST), a.shape[-1], min(b.shape[-1], LONGEST)
+    M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
     by_columns = a.strides[-2] < a.strides[-1], b.strides[-2] < b.strides[-1]
-    return _fastest_block_shape(M, K, N, by_columns, a.dtype, limit)
+    fits = max(M, N) <= LONGEST  # else the sample says nothing of the bits of the whole product
+    return _fastest_block_shape(min(M, LONGEST), K, min(N, LONGEST), by_columns, a.dtype, limit, fits)
 
 
 @functools.cache
 def _fastest_block_shape(
-    M: int, K: int, N: int, by_columns: tuple[bool, bool], dtype: np.dtype, limit: int
+    M: int, K: int, N: int, by_columns: tuple[bool, bool], dtype: np.dtype, limit: int, fits: bool
 ) -> BlockShape:
     """Measure the shapes that give the same bits as the default, and return the fastest."""
     default = BlockShape(limit)
-    others = BlockShape(limit, 32), BlockShape(limit, 16), BlockShape(limit // 2), WHOLE
+    others = [BlockShape(limit, 32), BlockShape(limit, 16), BlockShape(limit // 2)] + [WHOLE] * fits
     stack = max(1, min(LARGEST_STACK, STACK // (M * K * N)))
     draw = np.random.default_rng(0).standard_normal
     a, b = draw((stack, M, K)).astype(dtype), draw((stack, K, N)).astype(dtype)
@@ -76,20 +73,14 @@ def _fastest_block_shape(
 
 @functools.cache
 def block_limit() -> int:
-    """Return the largest M * N * K of a block in a stack of small products, 0 where whole ones are faster.
+    """Return the largest M * N * K of a block in a stack of small products, 0 where products stay whole.
 
-    Known for OpenBLAS on processors with AVX-512; otherwise measured on a typical product of Winograd's
-    algorithm. Blocks must win by BLOCKS_PAY: they round differently.
+    That follows from the processor for which OpenBLAS has chosen its kernels, and from no measurement: blocks
+    round differently, and two runs on one machine must compute the same.
     """
-    with one_blas_thread():
-        libraries = [i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]]
-        if any(i.get("architecture") in ARCHITECTURES_WITH_SMALL_KERNELS for i in libraries):
-            return SMALL
-        a, b, out = (np.ones((6, 256, 256), np.float32) for _ in range(3))
-        product(blocks := Calls(), a, b, out=out, block_shape=BlockShape(SMALL))
-        product(whole := Calls(), a, b, out=out, block_shape=WHOLE)
-        seconds = [min(_seconds(do) for _ in range(5)) for do in (blocks, whole)]
-        return SMALL if BLOCKS_PAY * seconds[0] < seconds[1] else 0
+    libraries = [i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]]
+    has_small_kernels = any(i.get("architecture") in ARCHITECTURES_WITH_SMALL_KERNELS for i in libraries)
+    return SMALL if has_small_kernels else 0
 
 
 def _seconds(do: Calls) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scratchnet.plans.cpu import blocks
+from scratchnet import plans
+from scratchnet.layers import Conv2d, Flatten, Linear, ReLU, Sequential
+from scratchnet.plans.cpu import blocks, measuring
 from scratchnet.plans.cpu.calls import Calls
 
 
@@ -44,3 +46,38 @@ def test_combine_is_a_product_with_long_runs(run):
     blocks.small_matmul(do, matrix, x, out=out)
     do.run()
     np.testing.assert_allclose(out, matrix @ x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("limit", [0, blocks.SMALL])
+def test_no_measurement_shows_in_a_bit(monkeypatch, limit):
+    """Whatever a busy machine makes of it: two runs must compute the same."""
+    monkeypatch.setattr(measuring, "block_limit", lambda: limit)
+    x = np.random.default_rng(0).standard_normal((4, 20, 20, 8)).astype("float32")
+    results = []
+    for seed in range(6):
+        measuring._fastest_block_shape.cache_clear()
+        seconds = np.random.default_rng(seed)
+        monkeypatch.setattr(measuring, "_seconds", lambda do, seconds=seconds: seconds.random())
+        rng = np.random.default_rng(1)
+        layers = [
+            Conv2d(8, 40, rng=rng),
+            ReLU(),
+            Conv2d(40, 16, rng=rng),
+            Flatten(),
+            Linear(6400, 70, rng=rng),
+        ]
+        net = Sequential(*layers)
+        plan = plans.compile(net, x.shape, training=True)
+        y = plan.forward(x)
+        plan.backward(y)
+        results.append([y.tobytes(), *(p.grad.tobytes() for p in net.parameters().values())])
+    measuring._fastest_block_shape.cache_clear()
+    assert all(result == results[0] for result in results)
+
+
+def test_whether_blocks_are_small_is_measured_by_nothing(monkeypatch):
+    def measured(do):
+        raise AssertionError("a measurement would show in the bits")
+
+    monkeypatch.setattr(measuring, "_seconds", measured)
+    assert measuring.block_limit.__wrapped__() in (0, blocks.SMALL)
