@@ -11,6 +11,7 @@ import numpy as np
 from scratchnet import data
 from scratchnet.cli.program import complain
 from scratchnet.tables import aligned
+from scratchnet.training import RunError
 from scratchnet.training.console import Progress
 from scratchnet.untrusted import printable
 
@@ -86,6 +87,25 @@ def describe_classes(images: data.ImageData, learn: np.ndarray, validate: np.nda
         return f"Classes: {len(names):,}, with {least:,} to {most:,} images each to train on"
     rows = [[printable(name), *map("{:,}".format, row)] for name, row in zip(names, counts, strict=True)]
     return "\n".join(aligned([["class", "train", "validate", "test"], *rows]))
+
+
+def refuse_other_files(images: data.ImageData, before: object, where: object) -> None:
+    """Raise a RunError if the files of a folder are not those of before, as ``config.json`` holds them."""
+    if images.contents is None or not isinstance(before, dict) or images.contents == before:
+        return
+    name = min(
+        name
+        for name in images.contents.keys() | before.keys()
+        if images.contents.get(name) != before.get(name)
+    )
+    (now, then) = (str(of.get(name, 0)).partition(" ")[0] for of in (images.contents, before))
+    differ = (
+        f"{now} images of {name}, where it had {then}"
+        if now != then
+        else f"other files, or changed ones, of {name} than"
+    )
+    changed = f"the folder {images.name} has {differ} when the run began"
+    raise RunError(f"{where} cannot go on: {changed}: put them back, or begin a new run")
 
 
 def describe_test(images: data.ImageData) -> str:

@@ -229,6 +229,7 @@ def measure(net: Chain, engine: Layers | Plans, normalisation: Normalisation, op
     if trained_on != images.name:
         complain(f"note: trained on {trained_on}, measured on {images.name}")
     how: dict[str, Any] = {"normalisation": normalisation, "image_size": size, "dtype": net.dtype}
+    how["crop"] = net.info.get("crop", 1.0)
     test = Loader(images.test_images, images.test_labels, batch_size(size), shuffle=False, **how)
     with Progress(images.name, test.n_samples) as progress:
         result = evaluate(net, test, engine, options.views, progress.update)

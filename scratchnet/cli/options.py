@@ -267,7 +267,7 @@ def refuse_what_only_python_has(run: RunDirectory, trainer: Trainer | None = Non
         raise RunError(f"the run in {run.path} was made in Python, and {obstacles[0]}: {advice}")
 
 
-def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any]) -> RunDirectory:
+def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any], kept: int = 1) -> RunDirectory:
     """Return the run directory, and refuse one that another run has used; the demo may overwrite a demo.
 
     Without ``--run-dir`` it is a new folder in ``runs``, whose name is then ``options.run_dir``. ``header``
@@ -284,7 +284,7 @@ def open_run(options: SimpleNamespace, net: Layer, header: dict[str, Any]) -> Ru
     run.settings = {name: value for name, value in _kept(options, header).items() if name not in MAY_CHANGE}
     run.lock()
     try:
-        run.require_space(net)
+        run.require_space(net, kept)
         if not options.resume and options.demo and _holds_demo(run):
             run.clear()
         elif not options.resume and run.has_results:

@@ -9,7 +9,13 @@ from typing import Any
 
 from scratchnet import backend, checkpoint
 from scratchnet.cli import together
-from scratchnet.cli.datasets import describe_classes, describe_test, load_data, write_images
+from scratchnet.cli.datasets import (
+    describe_classes,
+    describe_test,
+    load_data,
+    refuse_other_files,
+    write_images,
+)
 from scratchnet.cli.forecast import forecast
 from scratchnet.cli.options import (
     describe_run,
@@ -160,7 +166,7 @@ def make_trainer(
         factor = rescale_layers(net, net.backend.asarray(images_of_one_step[:32]), new_head=True)
         say(f"Rescaled: the new head sees features {factor:.3g} times smaller than those of the file")
     parallel, opened = together.parallel(options), []
-    parallel.on_writer(lambda: opened.append(open_run(options, net, header)))
+    parallel.on_writer(lambda: opened.append(open_run(options, net, header, len(optimizer.keeps))))
     run = opened[0] if opened else None  # one process has it
     engine = make_engine(net, chosen.name, chosen.precision)
     observers = [Doctor(), Console()] if options.diagnose else [Console()]
@@ -168,13 +174,20 @@ def make_trainer(
     safety["parallel"] = parallel
     rate = together.scaled(rate, options, len(train))
     trainer = Trainer(net, optimizer, rate, train, validation, run, loss, engine, observers, **safety)
+
+    def refuse() -> None:
+        if run is not None:
+            refuse_what_only_python_has(run, trainer)
+            refuse_other_files(images, run.read_config().get("contents"), run.path)
+
     if options.resume:
-        parallel.on_writer(lambda: refuse_what_only_python_has(run, trainer) if run is not None else None)
+        parallel.on_writer(refuse)
         trainer.resume(options.epochs)
 
     def describe() -> None:
         if run is not None:
-            run.write_config(describe_run(options, net.backend.device, header, trainer.identity))
+            config = describe_run(options, net.backend.device, header, trainer.identity)
+            run.write_config(config | ({"contents": images.contents} if images.contents else {}))
 
     parallel.on_writer(describe)
     return trainer

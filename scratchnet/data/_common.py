@@ -49,6 +49,8 @@ class ImageData(NamedTuple):
         Which of the training images the data set itself sets aside for validation.
     left_out : tuple of (path, reason)
         What was found and is not used.
+    contents : dict of str to str, optional
+        Of a folder: what tells the files of a split and class from others, by their names and sizes.
 
     Examples
     --------
@@ -65,6 +67,7 @@ class ImageData(NamedTuple):
     name: str = "images"
     validation: np.ndarray | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    contents: dict[str, str] | None = None
 
 
 def image_indices(indices: ArrayLike | None, n: int) -> np.ndarray:

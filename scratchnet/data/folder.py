@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from math import inf
 from typing import Any, NamedTuple
 
@@ -255,7 +257,25 @@ def image_folder(
         _text(os.path.basename(os.path.realpath(path))) or "images",
         np.flatnonzero(learn >= first_val) if parts[1] else None,
         tuple(left_out),
+        _contents(os.fsdecode(path), names, parts, good),
     )
+
+
+def _contents(
+    root: str, names: Sequence[str], parts: Sequence[Sequence[tuple[str, int]]], good: Sequence[int]
+) -> dict[str, str]:
+    """Return how many files each class of each split has, and a digest of their names and sizes."""
+    used, place = set(good), itertools.count()
+    lines: dict[str, list[str]] = {}
+    for split, part in zip(("train", "val", "test"), parts, strict=True):
+        for file, label in part:
+            if next(place) in used:
+                line = f"{os.path.relpath(file, root)} {os.path.getsize(file)}"
+                lines.setdefault(f"{names[label]} in {split}", []).append(line)
+    return {
+        name: f"{len(of)} ({sha256(os.fsencode(chr(10).join(sorted(of)))).hexdigest()[:12]})"
+        for name, of in lines.items()
+    }
 
 
 def describe_left_out(left_out: Sequence[LeftOut], most: int = 20) -> list[str]:

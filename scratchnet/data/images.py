@@ -164,26 +164,17 @@ def image_to_array(image: Image.Image, size: int, crop: float = 1.0) -> np.ndarr
     """
     checks.whole(1, size=size)
     checks.real(0.1, 1.0, crop=crop)
-    image = _to_rgb(image)
-    if crop == 1:
-        return np.array(_centre_square(image, size))
-    shorter, least = int(size / crop), min(image.size)
-    square = []  # in the image's own pixels, so that nothing is resized that is cut off
-    for side in image.size:
-        resized = int(shorter * side / least)
-        start = round((resized - size) / 2)
-        square.append((start * side / resized, (start + size) * side / resized))
-    (left, right), (top, bottom) = square
-    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
+    return np.array(_centre_square(_to_rgb(image), size, crop))
 
 
-def resize_and_crop(images: np.ndarray, size: int) -> np.ndarray:
+def resize_and_crop(images: np.ndarray, size: int, crop: float = 1.0) -> np.ndarray:
     """Do with a batch what ``image_to_array`` does with an image; of the right size it is handed out itself.
 
     Parameters
     ----------
     images : ndarray of uint8 or floats, shape (N, H, W, C)
     size : int
+    crop : float
 
     Returns
     -------
@@ -196,29 +187,37 @@ def resize_and_crop(images: np.ndarray, size: int) -> np.ndarray:
     (2, 14, 14, 1)
     """
     checks.whole(1, size=size)
+    checks.real(0.1, 1.0, crop=crop)
     N, H, W, C = images.shape
-    if (H, W) == (size, size):
+    if (H, W) == (size, size) and crop == 1:
         return images
     result = np.empty((N, size, size, C), images.dtype)
     together = C == 3 and images.dtype == np.uint8  # Pillow knows no other pixels of several channels
     for image, out in zip(images, result, strict=True):
         if together:
-            out[...] = _centre_square(Image.fromarray(image), size)
+            out[...] = _centre_square(Image.fromarray(image), size, crop)
             continue
         for channel in range(C):
             plane = image[..., channel]
             plane = plane if images.dtype == np.uint8 else plane.astype(np.float32)
-            out[..., channel] = _centre_square(Image.fromarray(plane), size)
+            out[..., channel] = _centre_square(Image.fromarray(plane), size, crop)
     return result
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize an image, its shorter side to ``size``, and cut off what is beyond the centred square."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+def _centre_square(image: Image.Image, size: int, crop: float = 1.0) -> Image.Image:
+    """Resize an image, its shorter side to ``size / crop``, and cut off what is beyond the centred square."""
+    least = min(image.size)
+    if crop == 1:
+        square = [((side - least) // 2, (side - least) // 2 + least) for side in image.size]
+    else:
+        square, shorter = [], int(size / crop)
+        for side in image.size:
+            resized = int(shorter * side / least)
+            start = round((resized - size) / 2)
+            # in the image's own pixels, so that nothing is resized that is cut off
+            square.append((start * side / resized, (start + size) * side / resized))
+    (left, right), (top, bottom) = square
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
 
 def decode_ahead(

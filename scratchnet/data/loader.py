@@ -55,6 +55,8 @@ class Loader:
         Resize each image, its shorter side to this, and cut out the centre square (``resize_and_crop``).
     indices : array of int, or of bool (N,), optional
         Use only these images, or those where a mask is true. `images` is neither copied nor changed.
+    crop : float
+        The part of the shorter side that is seen where images are resized, see ``image_to_array``.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class Loader:
         dtype: DTypeLike = "float32",
         image_size: int | None = None,
         indices: ArrayLike | None = None,
+        crop: float = 1.0,
     ):
         images = as_images(images)
         labels = _check_labels(labels, len(images))
@@ -98,7 +101,8 @@ class Loader:
             found = f"of {len(self.normalisation.mean)} channels, but the images have {C}"
             raise ValueError(f"normalisation {found}")
         self.augmentation = augmentation
-        self.dtype, self.image_size = np.dtype(dtype), image_size
+        checks.real(0.1, 1.0, crop=crop)
+        self.dtype, self.image_size, self.crop = np.dtype(dtype), image_size, crop
         self._shard = 0, 1
 
     def __len__(self) -> int:
@@ -222,7 +226,7 @@ class Loader:
                 everything = augmentation.apply(self.images[whole], generator, fill=fill)
                 images = everything[rows.start : rows.stop]
         if self.image_size is not None and len(images):
-            images = resize_and_crop(images, self.image_size)
+            images = resize_and_crop(images, self.image_size, self.crop)
         return self.normalisation.apply(images, dtype=self.dtype), self.labels[chosen]
 
 

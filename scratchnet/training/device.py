@@ -44,7 +44,7 @@ class DeviceEpochs:
         resized = side is not None and size != (side, side)
         images = loader.images
         colours = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[3] == 3
-        resizable = not resized or size[0] == size[1]
+        resizable = loader.crop == 1 and (not resized or size[0] == size[1])
         self.resident = colours and resizable and images.nbytes <= RESIDENT_BYTES
         data = None
         if self.resident:

@@ -222,11 +222,16 @@ class RunDirectory:
             for partial in self.path.glob(f".{path.name}.*{PARTIAL}"):
                 partial.unlink(missing_ok=True)
 
-    def require_space(self, net: Layer) -> None:
-        """Raise RunError unless the disk has room for what a run of this network writes."""
-        bytes_of_weights = sum(p.size * p.dtype.itemsize for p in net.parameters().values())
-        # best, last, and state with momentum (2), all of them twice until the new ones replace the old
-        needed = 8 * bytes_of_weights
+    def require_space(self, net: Layer, kept: int = 1) -> None:
+        """Raise RunError unless the disk has room for what a run of this network writes.
+
+        ``kept`` says how many numbers the optimizer keeps for each that is trained.
+        """
+        parameters = net.parameters().values()
+        bytes_of_weights = sum(p.size * p.dtype.itemsize for p in parameters)
+        bytes_kept = kept * sum(p.size * p.dtype.itemsize for p in parameters if p.trainable)
+        # best, last, and state, all of them twice until the new ones replace the old
+        needed = 2 * (3 * bytes_of_weights + bytes_kept)
         needed -= sum(path.stat().st_size for path in (self.best, self.last, self.state) if path.exists())
         free = shutil.disk_usage(self.path).free
         if free < needed:

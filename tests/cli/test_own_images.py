@@ -69,6 +69,34 @@ def test_a_folder_is_trained_resumed_reported_and_measured(program, pets):  # no
     assert "notes.txt is no image" in measured.err and "broken.png is not an image" in measured.err
 
 
+@pytest.mark.parametrize(
+    "change, differs",
+    [
+        (lambda pets: (pets / "dark/0/2.webp").unlink(), "11 images of dark in train, where it had 12"),
+        (
+            lambda pets: (pets / "bright/0/0.jpg").rename(pets / "bright/0/new.jpg"),
+            "other files, or changed ones, of bright in train",
+        ),
+        (
+            lambda pets: Image.new("RGB", (9, 9)).save(pets / "dark/0/2.webp"),
+            "other files, or changed ones, of dark in train",
+        ),
+        (
+            lambda pets: pets.joinpath("dark").rename(pets / "cats"),
+            "12 images of cats in train, where it had 0",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_files(program, pets, change, differs):  # noqa: F811
+    assert train(program).status == 0
+    before = Path("run/state.safetensors").read_bytes()
+    change(pets)
+    resumed = program("train_cifar.py --run-dir run --resume --epochs 2")
+    assert resumed.status == 2
+    assert f"the folder pets has {differs}" in resumed.err.splitlines()[-1]
+    assert Path("run/state.safetensors").read_bytes() == before
+
+
 def run_images():
     from scratchnet.data import Normalisation, load
     from scratchnet.training import RunDirectory

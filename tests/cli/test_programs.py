@@ -425,6 +425,18 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(program, trained, image
     assert result.err == f"Device: {backend.get('numpy')}\n"
 
 
+def test_a_named_data_set_is_cropped_as_image_files_are(program, images, tmp_path):
+    net = vgg11(10, 32, width=0.0625, classifier_width=16)
+    about = {"class_names": images.class_names, "mean": [0.5] * 3, "std": [0.2] * 3, "crop": 0.5}
+    checkpoint.save("model", net, **about)
+    for k, (pixels, label) in enumerate(zip(images.test_images, images.test_labels, strict=True)):
+        folder = tmp_path / "files" / images.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    by_name = program("evaluate.py model --data shapes10").out.splitlines()[1:]
+    assert by_name == program("evaluate.py model files").out.splitlines()[1:]
+
+
 def test_evaluate_notes_that_a_model_was_trained_on_other_images(program, images):
     net = vgg11(10, 32, width=0.0625, classifier_width=16)
     about = {"class_names": images.class_names, "mean": [0] * 3, "std": [1] * 3}

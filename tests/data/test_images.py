@@ -19,6 +19,7 @@ from PIL import Image
 from scratchnet.data import DataError, image_to_array, images_in, load_image
 from scratchnet.data import _decoding as decoding
 from scratchnet.data import images as module
+from scratchnet.data.images import resize_and_crop
 
 
 def encoded(image, format_="PNG", **options):
@@ -418,3 +419,13 @@ def test_images_are_decoded_ahead_in_order_and_errors_stay_in_their_place(tmp_pa
     assert [int(pixels[0, 0, 0]) for name, pixels in rest if name != names[5]] == [
         20 * k for k in range(12) if k != 5
     ]
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_a_batch_is_resized_and_cut_as_an_image_is(crop):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 52, 3), np.uint8)
+    one_by_one = [image_to_array(Image.fromarray(image), 32, crop) for image in pixels]
+    assert (resize_and_crop(pixels, 32, crop) == np.stack(one_by_one)).all()
+    square = pixels[:, :32, :32]
+    unchanged = (resize_and_crop(square, 32, crop) == square).all()
+    assert unchanged == (crop == 1)

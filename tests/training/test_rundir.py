@@ -72,6 +72,18 @@ def test_a_disk_without_room_is_refused_before_training(tmp_path, monkeypatch):
         RunDirectory(tmp_path).require_space(prepare().net)
 
 
+def test_the_room_that_a_disk_needs_is_that_of_all_that_the_optimizer_keeps(tmp_path, monkeypatch):
+    trainer = prepare(tmp_path)
+    weights = sum(p.size * 4 for p in trainer.net.parameters().values())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=9 * weights))
+    trainer.run.require_space(trainer.net, kept=1)
+    with pytest.raises(RunError, match="MB left and a run of this network needs"):
+        trainer.run.require_space(trainer.net, kept=2)
+    trainer.net.freeze("features")  # nothing is kept for what is not trained
+    trainer.net.freeze("classifier.0")
+    trainer.run.require_space(trainer.net, kept=2)
+
+
 def test_going_on_needs_only_the_room_that_the_run_does_not_take_already(tmp_path, monkeypatch):
     trainer = fit(tmp_path, 1)
     weights = sum(p.size * 4 for p in trainer.net.parameters().values())
