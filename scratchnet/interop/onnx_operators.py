@@ -52,7 +52,7 @@ class Operators:
         self.value = ""
         self.shape: tuple[int, ...] = ()
         self.axes: tuple[int, ...] = CHANNELS_FIRST
-        self.order: Array | None = None
+        self.order: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self.layers: list[Layer] = []
         self.left_out: list[str] = []
         self.affine: tuple[Array, Array] | None = None
@@ -125,7 +125,7 @@ class Operators:
     def _normalise(self, scale: Array, shift: Array, mean: Array, var: Array, eps: float) -> None:
         kind = BatchNorm2d if len(self.shape) == 4 else BatchNorm1d
         layer = kind(len(scale), eps=float(eps))
-        ours = slice(None) if self.order is None else self.order
+        ours = self._features(len(scale))
         layer.weight.data, layer.bias.data = scale.astype(np.float32)[ours], shift.astype(np.float32)[ours]
         layer.running_mean[...], layer.running_var[...] = mean[ours], var[ours]
         self._append(layer, self.shape)
@@ -197,12 +197,20 @@ class Operators:
         if self.layers and isinstance(self.layers[-1], GlobalAvgPool2d):
             self.shape, self.axes = wanted, (0, 3)
             return
-        # Number the features in the file's order, and look where each is in ours.
-        numbers = np.arange(wanted[1]).reshape(self.shape[1:])
-        ours = numbers.transpose([self.axes[1:].index(axis) for axis in (1, 2, 3)]).reshape(-1)
-        self.order = None if (ours[:-1] < ours[1:]).all() else ours
+        shape, ours = self.shape[1:], tuple(self.axes[1:].index(axis) for axis in (1, 2, 3))
+        moved = [k for k in ours if shape[k] > 1]
+        self.order = None if moved == sorted(moved) else (shape, ours)
         self.axes = (0, 3)
         self._append(Flatten(), wanted)
+
+    def _features(self, n: int) -> Array | slice:
+        """Return where each of the n features for which there are weights is in the file's order."""
+        if self.order is None:
+            return slice(None)
+        shape, ours = self.order
+        if prod(shape) != n:  # which is bounded by the file's size, and what it says of its images is not
+            raise Unfit(f"it has {n} weights for vectors of {prod(shape)} features")
+        return np.arange(n).reshape(shape).transpose(ours).reshape(-1)
 
     def _on_gemm(self, node: Any, attributes: dict[str, Any]) -> None:
         weight, bias = self._weight(node, 1), self._weight(node, 2)
@@ -221,7 +229,7 @@ class Operators:
         if len(self.shape) != 2 or weight.ndim != 2 or weight.shape[0] != self.shape[1]:
             raise Unfit(f"{told(node)} takes {self.shape} and has a weight {weight.shape}")
         layer = Linear(*weight.shape)
-        ours = weight if self.order is None else weight[self.order]
+        ours = weight[self._features(len(weight))]
         layer.weight.data = np.ascontiguousarray(ours, np.float32)
         flat = np.zeros(weight.shape[1]) if bias is None else np.broadcast_to(bias, (1, weight.shape[1]))[0]
         _set_bias(layer, flat)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from scratchnet.tensorfile import FormatError
 IMAGE_SIZE = 224  # where the file leaves the size open
 # What numbers that contradict each other raise, in NumPy, in onnx, or where a layer is made of them.
 DAMAGED = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+SHAPES = 64  # as many numbers or fewer may be a shape
+LEFT, MOST_COPIES = 1 << 20, 4
 SAMPLE = 7  # images in the batch that shapes are computed for, where the file leaves their number open
 
 
@@ -105,6 +108,7 @@ class _Reader(Operators):
     def __init__(self, onnx: Any, model: Any):
         super().__init__(onnx, model.graph.output[0].name if model.graph.output else "")
         self.model, self.graph = model, model.graph
+        self.left = LEFT + MOST_COPIES * model.ByteSize()  # numbers that may be computed of constants
         self.constants = {
             tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in self.graph.initializer
         }
@@ -156,7 +160,8 @@ class _Reader(Operators):
             self._fold(node, {name: self.constants[name] for name in node.input if name})
             return
         if node.op_type in ("Shape", "Size") and node.input[0] in self.shapes:  # of any value on the way
-            self._fold(node, {node.input[0]: np.empty(self.shapes[node.input[0]], np.bool_)})
+            shape = self.shapes[node.input[0]]
+            self._fold(node, {node.input[0]: np.broadcast_to(np.False_, shape)})  # which takes no memory
             return
         others = [name for name in node.input if name and name != self.value]
         if self.value not in node.input or any(name not in self.constants for name in others):
@@ -170,6 +175,31 @@ class _Reader(Operators):
         self.value = node.output[0]
         self.shapes[self.value] = self.shape
 
+    def _check_size(self, node: Any, model: Any, inputs: dict[str, Array]) -> None:
+        """Refuse a node of constants that would make too many numbers, or run for as long as it likes."""
+        if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
+            raise Unfit(f"{told(node)} has a graph of its own")
+        known = self.onnx.ModelProto()
+        known.CopyFrom(model)
+        for name, array in inputs.items():
+            if array.size <= SHAPES:  # which may be the shape of the result
+                known.graph.initializer.append(self.onnx.numpy_helper.from_array(array.copy(), name))
+        try:
+            inferred = self.onnx.shape_inference.infer_shapes(known, data_prop=True).graph.output
+        except Exception as error:  # whatever it does not know
+            raise Unfit(f"{told(node)} cannot be computed: {error}") from error
+        for output in inferred:
+            shape = output.type.tensor_type.shape if output.type.HasField("tensor_type") else None
+            if (
+                shape is None
+                or not output.type.tensor_type.HasField("shape")
+                or not all(d.HasField("dim_value") for d in shape.dim)
+            ):
+                raise Unfit(f"{told(node)} makes something of an unknown size")
+            self.left -= prod(d.dim_value for d in shape.dim)
+            if self.left < 0:
+                raise Unfit(f"{told(node)} makes more numbers than the file has")
+
     def _fold(self, node: Any, inputs: dict[str, Array]) -> None:
         """Compute a node whose inputs are all known, by onnx's own reference."""
         helper = self.onnx.helper
@@ -180,6 +210,7 @@ class _Reader(Operators):
         outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = helper.make_graph([node], "constants", typed, outputs)
         model = helper.make_model(graph, opset_imports=self.model.opset_import)
+        self._check_size(node, model, inputs)
         try:
             results = self.onnx.reference.ReferenceEvaluator(model).run(None, inputs)
         except Exception as error:  # whatever the reference does not know

@@ -237,6 +237,56 @@ def test_what_is_no_chain_of_our_layers_is_refused_by_its_node(tmp_path, name):
         onnx_read.read(tmp_path / "a.onnx")
 
 
+def endless():
+    """A loop of 2**62 rounds, of constants alone."""
+    inputs = [helper.make_tensor_value_info(n, t, ()) for n, t in (("i", INT), ("go", BOOL), ("v", INT))]
+    outputs = [helper.make_tensor_value_info(n, t, ()) for n, t in (("gone", BOOL), ("u", INT))]
+    turn = [node("Identity", "go", out="gone"), node("Identity", "v", out="u")]
+    return node("Loop", "many", "yes", "many", out="c", body=helper.make_graph(turn, "body", inputs, outputs))
+
+
+INT, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
+LARGE = {
+    "zeros": [node("ConstantOfShape", "large", out="c")],
+    "copies": [node("Expand", "one", "large", out="c")],
+    "tiles": [node("Tile", "twice", "large", out="c")],
+    "a range": [node("Range", "nought", "many", "unit", out="c")],
+    "an outer product": [node("Mul", "row", "column", out="c")],
+    "a loop": [endless()],
+    "doubling": [node("Concat", f"c{k}", f"c{k}", out=f"c{k + 1}", axis=0) for k in range(40)],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_constants_are_not_computed_without_bound(tmp_path, name):
+    weights = {
+        "large": [1 << 16, 1 << 16],
+        "one": [[1]],
+        "twice": [[1, 2]],
+        "nought": 0,
+        "many": 1 << 62,
+        "unit": 1,
+    }
+    weights |= {"yes": True, "c0": [1] * 64, "row": np.ones((1, 4000)), "column": np.ones((4000, 1)), "w": W}
+    nodes = [*LARGE[name], node("Conv", "x", "w", out="y", pads=[1, 1, 1, 1])]
+    named = {k: v for k, v in weights.items() if any(k in n.input for n in nodes)}
+    write(tmp_path / "a.onnx", nodes, named, y=("N", 4, 8, 8))
+    with pytest.raises(
+        FormatError, match="makes more numbers than the file has|has a graph of its own|unknown size"
+    ):
+        onnx_read.read(tmp_path / "a.onnx")
+
+
+def test_the_size_that_a_file_says_of_its_images_takes_no_memory(tmp_path):
+    nodes = [node("Flatten", "x", out="a"), node("MatMul", "a", "f", out="y")]
+    write(tmp_path / "a.onnx", nodes, {"f": F}, x=(1, 3, 1 << 20, 1 << 20), y=(1, 5))
+    with pytest.raises(FormatError, match="it has|takes"):
+        onnx_read.read(tmp_path / "a.onnx")
+    nodes = [node("Shape", "x", out="s"), node("Gather", "s", "i", out="n"), node("Conv", "x", "w", out="y")]
+    write(tmp_path / "a.onnx", nodes, {"i": [0], "w": W}, x=(1, 3, 1 << 20, 1 << 20), y=(1, 4, None, None))
+    assert onnx_read.read(tmp_path / "a.onnx").input_shape == (1 << 20, 1 << 20, 3)
+
+
 def test_damaged_files_are_refused(tmp_path):
     onnx_write.save(tmp_path / "a.onnx", VGGS["vgg11-gap"]().eval(), (32, 32, 3))
     content = (tmp_path / "a.onnx").read_bytes()
