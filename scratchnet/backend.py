@@ -142,11 +142,18 @@ def array_module(x: Any) -> ModuleType:
     ----------
     x : array or anything else
 
+    Raises
+    ------
+    ValueError
+        If it is a masked array: nothing here heeds masks.
+
     Examples
     --------
     >>> array_module(np.zeros(3)).__name__
     'numpy'
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError("a mask would be ignored: x.filled(0) puts a value in its place")
     cupy = sys.modules.get("cupy")
     return cupy if cupy is not None and isinstance(x, getattr(cupy, "ndarray", ())) else np
 

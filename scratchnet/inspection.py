@@ -214,6 +214,7 @@ def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int
     >>> confident_mistakes(np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]]), np.array([1, 1, 1]))
     array([2, 0])
     """
+    probabilities, labels = to_numpy(probabilities), to_numpy(labels)
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
 
@@ -245,6 +246,7 @@ def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
            [255, 255,   0,   0,   0],
            [255, 255,   0,   0,   0]], dtype=uint8)
     """
+    images = to_numpy(images)
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
     N, H, W, _ = images.shape

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from scratchnet import checks
 from scratchnet import functional as F
-from scratchnet.backend import Array, array_module
+from scratchnet.backend import Array, array_module, to_numpy
 
 
 def balanced_class_weights(labels: ArrayLike, num_classes: int) -> np.ndarray:
@@ -33,7 +33,7 @@ def balanced_class_weights(labels: ArrayLike, num_classes: int) -> np.ndarray:
     [0.667, 2.0]
     """
     checks.whole(num_classes=num_classes)
-    counts = np.bincount(np.asarray(labels, np.int64), minlength=num_classes)  # (K,)
+    counts = np.bincount(to_numpy(labels).astype(np.int64), minlength=num_classes)  # (K,)
     return np.where(counts > 0, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0)
 
 
@@ -65,7 +65,7 @@ class SoftmaxCrossEntropy:
         self.label_smoothing = label_smoothing
         self.class_weights: np.ndarray | None = None
         if class_weights is not None:
-            self.class_weights = np.array(class_weights, np.float64)
+            self.class_weights = to_numpy(class_weights).astype(np.float64)
             weights = self.class_weights
             if weights.ndim != 1 or not (np.isfinite(weights).all() and (weights > 0).all()):
                 raise ValueError("class_weights must be finite numbers above zero, one for each class")

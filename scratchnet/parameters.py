@@ -70,7 +70,7 @@ class Parameter:
         fill: Fill = zeros,
     ):
         if data is not None:
-            values = np.array(data, dtype=dtype)
+            values = np.array(backends.to_numpy(data), dtype=dtype)
             if dtype is None and values.dtype.kind in "biu":
                 values = values.astype(np.float32)  # nobody means whole numbers: a step would change nothing
             shape, dtype, fill = values.shape, values.dtype, partial(np.copyto, src=values)

@@ -119,6 +119,10 @@ def _decode(content: bytes, name: str, held: ExitStack) -> Image.Image:
             held.enter_context(
                 MEMORY.taken(pixels * (BYTES_PER_PIXEL if plain else BYTES_PER_ODD_PIXEL), name)
             )
+            clear = image.info.get("transparency")
+            if [tile[3] for tile in image.tile] == ["RGB;16B"] and isinstance(clear, tuple):
+                # Pillow keeps the upper bytes of such pixels, and would compare them with a whole colour.
+                image.info["transparency"] = tuple(value >> 8 for value in clear)
             image.load()
             return _to_rgb(_upright(image))
     except DataError:

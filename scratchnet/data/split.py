@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet import checks
-from scratchnet.backend import Array
+from scratchnet.backend import Array, to_numpy
 from scratchnet.data._common import ImageData, image_indices
 
 
@@ -44,7 +44,7 @@ def split_validation(labels: ArrayLike, n_validation: int = 5000, seed: int = 0)
     """
     checks.whole(0, n_validation=n_validation)
     checks.seed(seed)
-    labels = np.asarray(labels)
+    labels = to_numpy(labels)
     if not 0 <= n_validation < max(len(labels), 1):
         which = f"{n_validation} of {len(labels)} training images for validation"
         raise ValueError(f"cannot set aside {which}: at least one must be left to train on")
@@ -122,7 +122,7 @@ def subset(labels: ArrayLike, indices: ArrayLike, n: int, seed: int = 0) -> np.n
     """
     checks.whole(0, n=n)
     checks.seed(seed)
-    labels = np.asarray(labels)
+    labels = to_numpy(labels)
     among = image_indices(indices, len(labels))
     if not 1 <= n <= len(among):
         raise ValueError(f"cannot draw a subset of {n} from {len(among)} images: say 1 to {len(among)}")

@@ -19,12 +19,13 @@ def check_input(layer: Layer, x: Array, *axes: str | int) -> None:
         check_shape(layer, x.shape, *axes)
     if 0 in x.shape:
         raise ValueError(f"{layer.label}: the input is empty, {tuple(x.shape)}")
+    library = array_module(x)
     parameter = next((value for value in vars(layer).values() if isinstance(value, Parameter)), None)
     if parameter is not None:
         if x.dtype != layer.dtype:
             raise ValueError(f"{layer.label}: expected {layer.dtype}, got {x.dtype}")
         backend = parameter.buffer.backend
-        if array_module(x) is not backend.xp:
+        if library is not backend.xp:
             where = f"the network is on {backend.name}, the input is not"
             raise ValueError(f"{layer.label}: {where}: use net.backend.asarray(x)")
 
@@ -66,6 +67,7 @@ def check_gradient(layer: Layer, saved: tuple[Any, tuple[int, ...]] | None, dy: 
             reason += "part of a network as it is by freeze(path)"
         raise RuntimeError(f"{layer.label}: backward without a forward before it: {reason}")
     cache, shape = saved
+    array_module(dy)  # refuses masks
     if not hasattr(dy, "shape"):
         raise ValueError(f"{layer.label}: expected an array {shape}, got {type(dy).__name__}")
     if tuple(dy.shape) != shape:

@@ -238,6 +238,7 @@ class Plan:
                     "another plan of this network has run since this one's forward, in the same memory, or a "
                     "larger one was compiled: call forward again, directly before backward"
                 )
+            array_module(dy)  # refuses masks
             if tuple(getattr(dy, "shape", ())) != self.output_shape:
                 given = getattr(dy, "shape", type(dy).__name__)
                 raise ValueError(f"the output was {self.output_shape}, its gradient is {given}")

@@ -98,6 +98,26 @@ def test_sixteen_bits_are_scaled_not_clipped(saved, format_):
     assert found[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("clear", [(0x1234, 0x5678, 0x9ABC), (0x12, 0x56, 0x9A), (0x34FF, 0, 0)])
+def test_the_transparent_colour_of_sixteen_bits_becomes_white(tmp_path, clear):
+    pixels = [(0x1234, 0x5678, 0x9ABC), (0x12, 0x56, 0x9A), (0x3400, 0, 0), (0x56, 0x1200, 0x9A00)]
+    header = struct.pack(">IIBBBBB", len(pixels), 1, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" + b"".join(struct.pack(">3H", *pixel) for pixel in pixels))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (
+        (b"IHDR", header),
+        (b"tRNS", struct.pack(">3H", *clear)),
+        (b"IDAT", rows),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "a.png").write_bytes(content)
+    found = np.asarray(load_image(tmp_path / "a.png"))[0].tolist()
+    shown = [[value >> 8 for value in pixel] for pixel in pixels]  # Pillow keeps the upper bytes
+    white = shown.index([value >> 8 for value in clear])
+    assert found == [*shown[:white], [255] * 3, *shown[white + 1 :]]
+
+
 def test_the_transparent_shade_of_sixteen_bits_becomes_white(saved):
     values = np.array([[0, 4660, 65535]], np.uint16)
     found = np.asarray(load_image(saved(Image.fromarray(values), transparency=4660)))
