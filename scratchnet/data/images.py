@@ -211,6 +211,7 @@ def resize_and_crop(images: np.ndarray, size: int, crop: float = 1.0) -> np.ndar
 def _centre_square(image: Image.Image, size: int, crop: float = 1.0) -> Image.Image:
     """Resize an image, its shorter side to ``size / crop``, and cut off what is beyond the centred square."""
     least = min(image.size)
+    square: list[tuple[float, float]]
     if crop == 1:
         square = [((side - least) // 2, (side - least) // 2 + least) for side in image.size]
     else:

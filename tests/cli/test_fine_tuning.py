@@ -1,5 +1,6 @@
 """``scratchnet train --init-from``: weights to begin with, frozen parts, learning rates apart, resuming."""
 
+import hashlib
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from scratchnet import checkpoint, data
 from scratchnet.cli.__main__ import main
 from scratchnet.models import vgg11
 from scratchnet.tensorfile import read_tensors
+from tests.data.test_download import serve  # noqa: F401
 
 TINY = "--backend numpy --data shapes10 --subset 64 --validation 64 --arch vgg11 --width 0.0625"
 SMALL = f"{TINY} --batch-norm --classifier-width 16 --epochs 1"
@@ -53,6 +55,23 @@ def source(tmp_path):
 def state(run, pattern=BODY):
     tensors, _ = read_tensors(f"{run}/state.safetensors")
     return {name: array for name, array in tensors.items() if pattern.match(name)}
+
+
+def test_the_file_may_be_an_address_with_its_checksum(command, source, serve, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("SCRATCHNET_CACHE", str(tmp_path / "cache"))
+    content = (tmp_path / "a.safetensors").read_bytes()
+    server, digest = serve(content), hashlib.sha256(content).hexdigest()
+    some = f"train {SMALL} --freeze features --new-head --no-test"
+    assert command(f"{some} --run-dir file --init-from a.safetensors").status == 0
+    assert command(f"{some} --run-dir address --init-from {server.url}#sha256={digest}").status == 0
+    of_file, of_address = state("file", re.compile("")), state("address", re.compile(""))
+    assert of_file.keys() == of_address.keys()
+    assert all(np.array_equal(of_file[name], of_address[name]) for name in of_file)
+    assert len(server.requests) == 1
+
+    other = command(f"{some} --run-dir other --init-from {server.url}#sha256={'0' * 64}")
+    assert other.status == 2 and f"what arrived has not the SHA256 {'0' * 64}" in other.err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("engine", ["plan", "layers"])
