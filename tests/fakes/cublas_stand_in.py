@@ -45,7 +45,7 @@ class Library:
         assert self.workspace is not None, "without a workspace cuBLAS would allocate while it is recorded"
         assert atype == btype and ctype == 0 and algorithm == -1
         assert compute in (COMPUTE_32F, COMPUTE_32F_FAST_TF32) and alpha._obj.value == 1.0
-        rounded = tf32 if compute == COMPUTE_32F_FAST_TF32 else np.float64
+        rounded = tf32 if compute == COMPUTE_32F_FAST_TF32 else double
         add = beta._obj.value
         assert add in (0.0, 1.0)
 
@@ -79,6 +79,11 @@ def columns_first(address, shape, leading, kind):
 def bfloat16(bits):
     """Return the float32 numbers that bfloat16's bits stand for."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def double(x):
+    """Return the array in float64; ``np.float64(x)`` is a number where the array has one element."""
+    return x.astype(np.float64)
 
 
 def tf32(x):

@@ -7,10 +7,11 @@ calls that make, name, fill, sync or remove files and folders, in Python, as eve
 import builtins
 import io
 import os
+import pathlib
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 # How many paths each call has as its first arguments
@@ -24,6 +25,7 @@ CALLS = {
     "chmod": 1,
     "truncate": 1,
 }
+ACCESSOR = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10's pathlib keeps these calls for itself
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -110,8 +112,11 @@ def watched(hook):
         return call
 
     functions = {name: calling(name, paths) for name, paths in CALLS.items()}
+    own = {name: function for name, function in functions.items() if hasattr(ACCESSOR, name)}
+    own = {name: staticmethod(function) for name, function in own.items()}
     functions |= {"open": os_opened, "fsync": synced, "write": written}
     with (
+        mock.patch.multiple(ACCESSOR, open=staticmethod(opened), **own) if ACCESSOR else nullcontext(),
         mock.patch.multiple(os, **functions),
         mock.patch.object(builtins, "open", opened),
         mock.patch.object(io, "open", opened),  # pathlib's
