@@ -34,7 +34,7 @@ FLOORS = [
     ["interop"],
     ["training"],
     ["distributed"],
-    ["report", "explain", "doctor"],
+    ["report", "explain", "doctor", "lessons"],
     ["cli"],
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -15,7 +15,7 @@ import scratchnet
 INTERNAL = re.compile(
     r"scratchnet\.(layers\.(checking|summary)|gradcheck\.(conduct|measure|report)|initialise|state|workers|checks|"
     r"tables|untrusted|pickles|header|rebuild|recognise|tensorfile|plans\..*|cli(\..*)?|explain\..*|report\..*|doctor\.(context|rules)|"
-    r"interop\.((onnx|torch)_.*|imagenet|foreign)|distributed\.(agreement|nccl)|optim\.base|"
+    r"interop\.((onnx|torch)_.*|imagenet|foreign)|distributed\.(agreement|nccl)|lessons\.answers(\..*)?|optim\.base|"
     r"training\.(arguments|config|console|device|engine|evaluation|finite|options|saving|snapshot|stopping)|data\.(download|web|_.*))"
 )
 

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from PIL import Image
@@ -26,7 +27,7 @@ METADATA = {
 
 
 def execute(notebook: Any, small: bool = False) -> Any:
-    """Run all cells in a fresh kernel whose folder is that of the lessons; return the same notebook.
+    """Run all cells in a fresh kernel, in an empty folder; return the same notebook.
 
     Parameters
     ----------
@@ -41,16 +42,17 @@ def execute(notebook: Any, small: bool = False) -> Any:
     """
     from nbclient import NotebookClient
 
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=600,
-        record_timing=False,
-        extra_arguments=["--log-level=ERROR"],
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(HERE)}},
-    )
-    client.execute(env=os.environ | {"SCRATCHNET_LESSONS": "small" if small else ""})
+    with TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            timeout=600,
+            record_timing=False,
+            extra_arguments=["--log-level=ERROR"],
+            coalesce_streams=True,
+            resources={"metadata": {"path": folder}},
+        )
+        client.execute(env=os.environ | {"SCRATCHNET_LESSONS": "small" if small else ""})
     return notebook
 
 

@@ -6,6 +6,7 @@ Running them needs the extra ``lessons``; the rest needs nothing.
 import doctest
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scratchnet import lessons
 from scratchnet.layers import Layer, Parameter
+from scratchnet.lessons import answers
 
 FOLDER = Path(__file__).parents[2] / "examples" / "lessons"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def lessons_folder():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-
-
-@pytest.fixture
-def lesson():
-    import lesson
-
-    return lesson
 
 
 def cells(path):
@@ -49,14 +38,14 @@ def solution(cell):
     return found[1]
 
 
-# Takes the place of ``lesson.check``: hand in, for every mistake that an exercise knows, that mistake.
+# Takes the place of ``lessons.check``: hand in, for every mistake that an exercise knows, that mistake.
 MAKE_EACH_MISTAKE = """
-import lesson
+from scratchnet import lessons
 
 def check(answer, *right, **options):
     for sentence, mistaken in (options.get("mistakes") or {}).items():
         print("MISTAKE", sentence)
-        lesson.check(mistaken, *right, **options)
+        lessons.check(mistaken, *right, **options)
 """
 
 
@@ -123,7 +112,7 @@ def test_a_lesson_runs_reports_what_is_not_solved_and_its_solutions_are_right(pa
     for needed in ("nbclient", "ipykernel", "matplotlib"):
         pytest.importorskip(needed, reason=f'{needed} is not installed: pip install --editable ".[lessons]"')
     import nbformat
-    from execute import execute
+    execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
 
     notebook = nbformat.read(path, as_version=4)
     # A student's afternoon: once through with nothing solved, then the exercises, in the same kernel. At last
@@ -164,8 +153,8 @@ def test_executing_a_lesson_that_is_not_there_is_refused_in_one_sentence():
 # What an exercise says
 
 
-def test_the_examples_in_the_lessons_own_module_are_true(lesson):
-    assert doctest.testmod(lesson) == (0, 3)
+def test_the_examples_in_the_lessons_own_module_are_true():
+    assert doctest.testmod(lessons).failed == 0
 
 
 def add(x, y):
@@ -175,8 +164,8 @@ def add(x, y):
 CASES = [(np.ones((2, 3)), np.arange(3.0)), (np.zeros((2, 3)), np.arange(3.0))]
 
 
-def said(capsys, lesson, answer, right=add, inputs=CASES, **more):
-    solved = lesson.check(answer, right, inputs, **more)
+def said(capsys, answer, right=add, inputs=CASES, **more):
+    solved = lessons.check(answer, right, inputs, **more)
     text = capsys.readouterr().out
     assert solved == text.startswith("Right: ")
     return text
@@ -189,33 +178,33 @@ def unwritten(x, y):
 @pytest.mark.parametrize(
     "answer", [lambda x, y: ..., lambda x, y: None, lambda x, y: (..., x), unwritten, ..., None]
 )
-def test_an_exercise_that_nobody_has_solved_is_reported(lesson, capsys, answer):
-    assert said(capsys, lesson, answer).startswith("Not solved yet: ")
+def test_an_exercise_that_nobody_has_solved_is_reported(capsys, answer):
+    assert said(capsys, answer).startswith("Not solved yet: ")
 
 
-def test_a_right_answer_is_said_to_be_right(lesson, capsys):
-    assert said(capsys, lesson, lambda x, y: y + x, name="sum") == (
+def test_a_right_answer_is_said_to_be_right(capsys):
+    assert said(capsys, lambda x, y: y + x, name="sum") == (
         "Right: sum does what it should in all 2 cases.\n"
     )
 
 
-def test_a_wrong_answer_is_told_the_case_how_many_where_and_by_how_much(lesson, capsys):
+def test_a_wrong_answer_is_told_the_case_how_many_where_and_by_how_much(capsys):
     def mine(x, y):
         return x + np.minimum(y, 1.5)
 
-    assert said(capsys, lesson, mine) == (
+    assert said(capsys, mine) == (
         "Not right yet: mine, case 1 of 2: 2 of 6 numbers are wrong. "
         "The furthest off is at [0, 2]: yours is 2.5, right is 3.\n"
     )
 
 
-def test_a_usual_mistake_is_named(lesson, capsys):
+def test_a_usual_mistake_is_named(capsys):
     mistakes = {"This subtracts.": lambda x, y: x - y, "This multiplies.": lambda x, y: x * y}
-    assert said(capsys, lesson, lambda x, y: x * y, mistakes=mistakes).endswith("Hint: This multiplies.\n")
+    assert said(capsys, lambda x, y: x * y, mistakes=mistakes).endswith("Hint: This multiplies.\n")
 
 
-def test_nan_is_the_furthest_off_of_all(lesson, capsys):
-    text = said(capsys, lesson, lambda x, y: np.where(y == 1, np.nan, x + y + 9))
+def test_nan_is_the_furthest_off_of_all(capsys):
+    text = said(capsys, lambda x, y: np.where(y == 1, np.nan, x + y + 9))
     assert "6 of 6 numbers are wrong. The furthest off is at [0, 1]: yours is nan" in text
 
 
@@ -232,37 +221,37 @@ def test_nan_is_the_furthest_off_of_all(lesson, capsys):
         (lambda x: x, "raises TypeError"),
     ],
 )
-def test_other_mistakes_are_named_and_none_raises(lesson, capsys, answer, sentence):
-    text = said(capsys, lesson, answer)
+def test_other_mistakes_are_named_and_none_raises(capsys, answer, sentence):
+    text = said(capsys, answer)
     assert text.startswith("Not right yet: ") and sentence in text
 
 
-def test_an_error_comes_with_the_line_of_the_answer_that_it_stands_in(lesson, capsys):
+def test_an_error_comes_with_the_line_of_the_answer_that_it_stands_in(capsys):
     def mine(x, y):
         return np.concatenate([x, y])
 
-    assert "return np.concatenate([x, y]))\n" in said(capsys, lesson, mine)
+    assert "return np.concatenate([x, y]))\n" in said(capsys, mine)
 
 
-def test_the_inputs_are_as_before_for_every_case(lesson):
+def test_the_inputs_are_as_before_for_every_case():
     before = [np.copy(a) for case in CASES for a in case]
-    lesson.check(lambda x, y: np.add(x, y, out=x), add, CASES)
+    lessons.check(lambda x, y: np.add(x, y, out=x), add, CASES)
     assert all(np.array_equal(a, b) for a, b in zip(before, [a for case in CASES for a in case], strict=True))
 
 
-def test_several_results_are_named(lesson, capsys):
+def test_several_results_are_named(capsys):
     def right(x, y):
         return x, y
 
-    text = said(capsys, lesson, lambda x, y: (x, 2 * y), right, results=("dx", "dy"))
+    text = said(capsys, lambda x, y: (x, 2 * y), right, results=("dx", "dy"))
     assert "dy: 2 of 3 numbers are wrong" in text
-    text = said(capsys, lesson, lambda x, y: x, right, results=("dx", "dy"))
+    text = said(capsys, lambda x, y: x, right, results=("dx", "dy"))
     assert "it should return 2 results (dx, dy), and returns one ndarray." in text
 
 
-def test_a_number_is_checked_and_not_given_away(lesson, capsys):
-    assert lesson.check(9216, 9216, name="bytes") and not lesson.check(..., 9216, name="bytes")
-    assert not lesson.check(1024, 9216, name="bytes", mistakes={"A float32 has four bytes.": 1024})
+def test_a_number_is_checked_and_not_given_away(capsys):
+    assert lessons.check(9216, 9216, name="bytes") and not lessons.check(..., 9216, name="bytes")
+    assert not lessons.check(1024, 9216, name="bytes", mistakes={"A float32 has four bytes.": 1024})
     assert capsys.readouterr().out == (
         "Right: bytes is 9,216.\n"
         "Not solved yet: bytes. Fill in the dots in the cell above, run it, and run this cell again.\n"
@@ -387,19 +376,17 @@ class NoWeightGradient(Slope):
         (lambda: 1 / 0, "Not right yet: the layer.__init__ raises ZeroDivisionError", ""),
     ],
 )
-def test_a_layer_is_told_what_is_wrong_with_it(lesson, capsys, layer, begins, contains):
+def test_a_layer_is_told_what_is_wrong_with_it(capsys, layer, begins, contains):
     x = np.random.default_rng(0).standard_normal((2, 4, 4, 3))
     mistakes = {"It is a sum.": lambda x, dy, w: np.where(x > 0, 0, dy * x).mean(axis=(0, 1, 2))}
-    right = lesson.check_layer(layer, lambda x, w: np.where(x > 0, x, w * x), x, mistakes=mistakes)
+    right = lessons.check_layer(layer, lambda x, w: np.where(x > 0, x, w * x), x, mistakes=mistakes)
     text = capsys.readouterr().out
     assert text.startswith(begins) and contains in text
     assert right == begins.startswith("Right")
 
 
 @pytest.mark.parametrize("n, exercise", [(1, "leaky_relu"), (2, "prelu"), (3, "avg_pool")])
-def test_the_usual_mistakes_of_lesson_9_are_named(lesson, capsys, n, exercise):
-    import answers
-
+def test_the_usual_mistakes_of_lesson_9_are_named(capsys, n, exercise):
     arguments = getattr(answers, exercise)
     scope = {"np": np, "Layer": Layer, "Parameter": Parameter}
     before = set(scope)
@@ -422,5 +409,5 @@ def test_the_usual_mistakes_of_lesson_9_are_named(lesson, capsys, n, exercise):
                 parameters[0].grad = gradient
                 return dx
 
-        assert not lesson.check_layer(lambda: Mistaken(3) if n == 2 else Mistaken(), **arguments)  # noqa: B023
+        assert not lessons.check_layer(lambda: Mistaken(3) if n == 2 else Mistaken(), **arguments)  # noqa: B023
         assert f"Hint: {sentence}\n" in capsys.readouterr().out

@@ -25,6 +25,10 @@ BLUE, ORANGE, GREEN, YELLOW, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E
 def size(full: T, small: T) -> T:
     """Return ``full``, or ``small`` in a small run.
 
+    Parameters
+    ----------
+    full, small : any
+
     Examples
     --------
     >>> n_images = size(full=4000, small=200)
@@ -33,7 +37,12 @@ def size(full: T, small: T) -> T:
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, with the look of the lessons: small files, quiet axes."""
+    """Return matplotlib's pyplot, with the look of the lessons: small files, quiet axes.
+
+    Examples
+    --------
+    >>> plt = pyplot()  # doctest: +SKIP
+    """
     from cycler import cycler
     from matplotlib import pyplot as plt
 
@@ -54,7 +63,21 @@ def pyplot() -> Any:
 
 
 def show(panel: Any, image: Any, title: str = "", **options: Any) -> Any:
-    """Draw an image (H, W) or (H, W, 3) into a panel, without axes; return what ``imshow`` returns."""
+    """Draw an image into a panel, without axes; return what ``imshow`` returns.
+
+    Parameters
+    ----------
+    panel : matplotlib.axes.Axes
+    image : array (H, W) or (H, W, 3)
+    title : str
+    **options
+        Of ``imshow``.
+
+    Examples
+    --------
+    >>> fig, panel = pyplot().subplots()  # doctest: +SKIP
+    >>> drawn = show(panel, image, "a star")  # doctest: +SKIP
+    """
     drawn = panel.imshow(image, **options)
     panel.set_title(title)
     panel.set_xticks([])
@@ -167,6 +190,13 @@ def check_layer(
     -------
     bool
         Whether it is right.
+
+    Examples
+    --------
+    >>> from scratchnet.layers import ReLU
+    >>> check_layer(ReLU, lambda x: np.maximum(x, 0), np.array([[1.0, -2.0]]))
+    Right: ReLU: all 2 gradients are what small steps measure.
+    True
     """
     rng = np.random.default_rng(12345)  # a separate stream: lessons draw x with small seeds
     x, layer, name, stage = np.asarray(x, dtype="float32"), None, "the layer", "__init__"

@@ -1,0 +1,67 @@
+"""The right answers to the exercises. Solve them first, then look.
+
+Each is a dict of arguments for ``lessons.check`` or ``lessons.check_layer``: the right answer, the inputs,
+and the common mistakes, each as a function that makes it.
+"""
+
+from scratchnet.lessons.answers.learning import (
+    first_loss,
+    fold,
+    my_col2im,
+    my_im2col,
+    my_pool_backward,
+    neuron_gradient,
+    normalise,
+    normalise_backward,
+    output_size,
+    product_backward,
+    shift,
+    verdicts,
+    weight_std,
+    with_weight_decay,
+)
+from scratchnet.lessons.answers.running import (
+    avg_pool,
+    bytes_up,
+    fool,
+    gradient,
+    leaky_relu,
+    my_grad_cam,
+    my_occlusion,
+    occlusion,
+    operations_per_byte,
+    prelu,
+    saving,
+    share_of_direct,
+    winograd_convolution,
+)
+
+__all__ = [
+    "avg_pool",
+    "bytes_up",
+    "first_loss",
+    "fold",
+    "fool",
+    "gradient",
+    "leaky_relu",
+    "my_col2im",
+    "my_grad_cam",
+    "my_im2col",
+    "my_occlusion",
+    "my_pool_backward",
+    "neuron_gradient",
+    "normalise",
+    "normalise_backward",
+    "occlusion",
+    "operations_per_byte",
+    "output_size",
+    "prelu",
+    "product_backward",
+    "saving",
+    "share_of_direct",
+    "shift",
+    "verdicts",
+    "weight_std",
+    "winograd_convolution",
+    "with_weight_decay",
+]
