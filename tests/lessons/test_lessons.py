@@ -112,6 +112,7 @@ def test_a_lesson_runs_reports_what_is_not_solved_and_its_solutions_are_right(pa
     for needed in ("nbclient", "ipykernel", "matplotlib"):
         pytest.importorskip(needed, reason=f'{needed} is not installed: pip install --editable ".[lessons]"')
     import nbformat
+
     execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
 
     notebook = nbformat.read(path, as_version=4)
