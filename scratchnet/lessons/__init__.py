@@ -43,7 +43,6 @@ def pyplot() -> Any:
     --------
     >>> plt = pyplot()  # doctest: +SKIP
     """
-    from cycler import cycler
     from matplotlib import pyplot as plt
 
     plt.rcParams |= {
@@ -54,7 +53,7 @@ def pyplot() -> Any:
         "axes.titlesize": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, YELLOW, PURPLE, GREY]),
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, YELLOW, PURPLE, GREY]),
         "image.cmap": "gray",
         "image.interpolation": "nearest",
         "legend.frameon": False,
