@@ -57,10 +57,12 @@ def execute(notebook: Any, small: bool = False) -> Any:
 
 
 def tidy(notebook: Any) -> Any:
-    """Remove metadata that differs between machines and helps no reader; return the same notebook."""
+    """Remove what differs between machines and helps no reader; return the same notebook."""
     notebook.metadata = METADATA
     for cell in notebook.cells:
         cell.metadata = {}
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not is_erased(output)]
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 output.metadata = {}
@@ -68,6 +70,12 @@ def tidy(notebook: Any) -> Any:
             if "image/png" in data:  # the other entry is only <Figure size 640x480>
                 output.data = {"image/png": _in_256_colours(data["image/png"])}
     return notebook
+
+
+def is_erased(output: Any) -> bool:
+    """Tell whether an output is a progress bar that has erased itself."""
+    lines = output.get("text", "").split("\n")
+    return output.get("name") == "stderr" and not any(line.split("\r")[-1].strip() for line in lines)
 
 
 def _in_256_colours(png: str) -> str:
