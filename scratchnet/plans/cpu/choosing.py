@@ -9,7 +9,7 @@ a convolution                                is computed by
 not 3 x 3, stride 1, padding 1, in float32   ``im2col``
 of an image of 2 x 2 pixels                  ``toeplitz``
 the first one, of at most four channels      ``first_conv``, if not pooled and what follows reads tiles
-of at least 3 x 3 pixels and four channels   ``winograd4`` or ``winograd6``, whichever multiplies less; not
+of at least 3 x 3 pixels and four channels   ``winograd4`` or ``winograd6``, whichever takes less time; not
                                              for inference with only a few tiles
 any other                                    ``im2col``
 ===========================================  =============================================================

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scratchnet import layers, plans
+from scratchnet.plans.cpu import blocks, measuring
 from scratchnet.plans.kernel import Group, PlanContext
 from scratchnet.plans.registry import kernel_for, kernels_for
 
@@ -68,11 +69,13 @@ def test_a_single_small_image_is_not_worth_winograds_larger_weights():
     ],
 )
 @pytest.mark.parametrize("algorithm", ["auto", "winograd"])
-def test_tiles_of_six_where_they_save(shape, expected, algorithm):
+@pytest.mark.parametrize("fast", [False, True], ids=["", "with fast small products"])
+def test_tiles_of_six_where_they_save(monkeypatch, shape, expected, algorithm, fast):
+    monkeypatch.setattr(measuring, "block_limit", lambda: blocks.SMALL * fast)
     group = Group(conv := layers.Conv2d(shape[3], shape[3]), [conv], ["0"], shape, shape)
     group.kernels = kernels_for(conv, "cpu")
     context = PlanContext(True, np.dtype("float32"), algorithm)
-    assert kernel_for([group], 0, context).algorithm == expected
+    assert kernel_for([group], 0, context).algorithm == ("winograd4" if fast else expected)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ tiles. The 36 matrices do not lie one straight after the other, see ``planes.py`
 **Size of tiles.** F(6x6, 3x3) is the same with tiles of 6 x 6 outputs and windows of 8 x 8: 64
 multiplications for 36 outputs, a fifth fewer for each. Its error is larger, the last tiles of a row reach
 further beyond the image (at 224 px by 4 %, at 32 px by as much as is saved), and the weights, 64 for each
-nine, are moved more. So ``cheapest`` counts all that, and small maps keep tiles of four.
+nine, are moved more. So ``cheapest`` counts all that, and small maps keep tiles of four; on processors with
+AVX-512, whose products are the fastest, all do.
 
 **Order of work.** A batch is divided into chunks (of n images), a chunk into parts (of R rows of tiles), and
 the 36 products into blocks of columns of U. Either each part goes through all steps, or each step is made for
@@ -49,6 +50,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from scratchnet.plans.cpu import measuring
 from scratchnet.plans.cpu.winograd.base import WinogradBase
 from scratchnet.plans.cpu.winograd.by_phases import ByPhases
 from scratchnet.plans.cpu.winograd.by_rows import ByRows
@@ -114,7 +116,12 @@ class Winograd6(Winograd):
 
 
 def cheapest(group: Group) -> int:
-    """Return the size of the tiles that take the least time: 6 only where they save LEAST_SAVED."""
+    """Return the size of the tiles that take the least time: 6 only where they save LEAST_SAVED.
+
+    Never where OpenBLAS has kernels for small matrices: there a multiplication costs too little to be saved.
+    """
+    if measuring.block_limit():
+        return 4
     cost = {size: (size + 2) ** 2 * (_tiles(group, size) + WEIGHTS_IN_TILES) for size in POINTS}
     return 6 if cost[6] <= (1 - LEAST_SAVED) * cost[4] else 4
 
